@@ -1,0 +1,38 @@
+# Each dependency and the room that needs it: docs in CONTRIBUTING.md.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(hwy REQUIRED)
+find_package(nlohmann_json 3.10 REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
+pkg_check_modules(crypto REQUIRED IMPORTED_TARGET libcrypto)
+if(KRAIT_ONEDNN)
+  find_package(dnnl REQUIRED)
+endif()
+if(KRAIT_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+if(KRAIT_BENCH)
+  find_package(benchmark REQUIRED)
+endif()
+
+# Flags of everything that is ours.
+add_library(krait_flags INTERFACE)
+target_compile_options(krait_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+                       -Wnon-virtual-dtor -Wold-style-cast -Werror)
+# GCC 12 and 13 report false positives of these two from inlined library code at -O3.
+target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow>)
+target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
+target_link_libraries(krait_flags INTERFACE OpenMP::OpenMP_CXX)
+
+# Highway: SSE4, AVX2, AVX-512 (or NEON, SVE) and a portable baseline from each SIMD source.
+add_library(krait_simd INTERFACE)
+target_link_libraries(krait_simd INTERFACE hwy::hwy)
+if(KRAIT_FEW_TARGETS)
+  target_compile_definitions(krait_simd INTERFACE
+    "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL)")
+else()
+  target_compile_definitions(krait_simd INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_AVX3_DL)")
+endif()

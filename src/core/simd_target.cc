@@ -1,0 +1,16 @@
+#include <hwy/targets.h>
+
+#include <bit>
+#include <cstdint>
+
+#include "krait/core/context.h"
+
+namespace krait {
+
+std::string_view simd_target() {
+  // Highway numbers better targets lower: the lowest set bit is the one that dispatch takes.
+  const auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets());
+  return hwy::TargetName(static_cast<std::int64_t>(targets & (~targets + 1)));
+}
+
+}  // namespace krait

@@ -1,0 +1,65 @@
+#include "krait/core/context.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <numeric>
+
+#include "core/parallel.h"
+#include "krait/core/error.h"
+
+namespace krait {
+namespace {
+
+TEST(Context, PoolReusesBlocks) {
+  Context ctx;
+  const void* first = nullptr;
+  {
+    const Tensor t = ctx.empty({1000});
+    first = t.raw();
+  }
+  const std::size_t held = ctx.pool_bytes();
+  const Tensor again = ctx.empty({990});
+  EXPECT_EQ(again.raw(), first);
+  EXPECT_EQ(ctx.pool_bytes(), held);
+}
+
+TEST(Context, TensorsOutliveTheirContext) {
+  Tensor t;
+  {
+    Context ctx;
+    t = ctx.zeros({16});
+  }
+  EXPECT_EQ(t.data<float>()[15], 0.0F);
+}
+
+TEST(Context, OutOfMemoryIsAnError) {
+  Context ctx;
+  EXPECT_THROW((void)ctx.empty({std::int64_t{1} << 59}), Error);
+  EXPECT_THROW((void)ctx.empty({std::int64_t{1} << 61}, DType::f64), Error);
+  EXPECT_EQ(ctx.pool_bytes(), 0U);
+}
+
+TEST(Context, RejectsWhatItCannotDo) {
+  EXPECT_THROW(Context(ContextOptions{.threads = -1}), Error);
+  EXPECT_THROW(Context(ContextOptions{.device = {Device::Kind::cuda, 0}}), Error);
+}
+
+TEST(Context, KnowsItsInstructionSet) { EXPECT_FALSE(simd_target().empty()); }
+
+TEST(ParallelFor, CoversEveryIndexOnce) {
+  for (const int threads : {1, 2, 5}) {
+    const Context ctx(ContextOptions{.threads = threads});
+    for (const std::int64_t count : {0, 1, 3, 17, 1000}) {
+      std::vector<std::atomic<int>> seen(static_cast<std::size_t>(count));
+      parallel_for(ctx, count, 4, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) ++seen[static_cast<std::size_t>(i)];
+      });
+      parallel_for_dynamic(ctx, count, [&](std::int64_t i) { ++seen[static_cast<std::size_t>(i)]; });
+      for (const auto& n : seen) EXPECT_EQ(n, 2);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace krait
