@@ -21,7 +21,9 @@ endif()
 # Flags of everything that is ours.
 add_library(krait_flags INTERFACE)
 target_compile_options(krait_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-                       -Wnon-virtual-dtor -Wold-style-cast -Werror)
+                       -Wnon-virtual-dtor -Wold-style-cast
+                       -Wno-missing-field-initializers  # designated initialisers leave out what is not given
+                       -Werror)
 # GCC 12 and 13 report false positives of these two from inlined library code at -O3.
 target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow>)
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
