@@ -1,0 +1,63 @@
+// causal_conv1d: a short depthwise convolution over time, as in the Mamba blocks (Gu and Dao 2023,
+// section 3.4).
+//   out_t = act(bias + sum_k weight_k x_{t-K+1+k}),  x_{<0} from initial_states, or 0
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+enum class Activation : std::uint8_t { none, silu };
+enum class ConvPath : std::uint8_t { automatic, reference, simd };
+
+struct CausalConv1dArgs {
+  Tensor x;               // (B, D, L), any strides (channel-last and channel-first alike)
+  Tensor weight;          // (D, K), K >= 1
+  Tensor bias;            // (D), optional
+  Tensor initial_states;  // (B, D, K-1), optional; (n, D, K-1) with cu_seqlens. Belongs to the sequence that
+                          // the row starts with.
+  Tensor seq_idx;  // (B, L) i32 or i64, optional: taps of another sequence are 0; where it is -1 the output
+                   // is 0 and the token is not part of any sequence
+  Tensor cu_seqlens;  // (n+1) i32 or i64, optional, B = 1: sequence i is [cu_seqlens[i], cu_seqlens[i+1])
+  Tensor state_positions;  // (B, M) i64, optional: windows wanted after those tokens
+  Activation activation = Activation::none;
+  bool return_final_states = false;
+  Tensor out;           // optional destinations
+  Tensor final_states;  // (B, D, K-1) or (n, D, K-1); may be initial_states itself
+  ConvPath path = ConvPath::automatic;
+};
+
+struct CausalConv1dResult {
+  Tensor out;           // (B, D, L) in x's dtype, strides like x where new
+  Tensor final_states;  // the last K-1 of [initial_states, x] of each row or packed sequence
+  Tensor states;        // (B, M, D, K-1) with state_positions
+};
+
+CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args);
+
+struct CausalConv1dUpdateArgs {
+  Tensor x;           // (B, D) or (B, D, T)
+  Tensor conv_state;  // (R, D, S), S >= K-1, updated in place
+  Tensor weight;      // (D, K)
+  Tensor bias;        // (D), optional
+  Activation activation = Activation::none;
+  Tensor cache_seqlens;       // (B) i32 or i64, optional: the state is a ring written at cache_seqlens % S
+  Tensor conv_state_indices;  // (B) i32 or i64, optional: the row of conv_state of each batch row; negative
+                              // is a padding slot (output 0, state untouched)
+  Tensor seq_idx;  // (B), optional: a negative one is a padding slot too
+  Tensor out;      // optional destination, x's shape
+  ConvPath path = ConvPath::automatic;
+};
+
+// One (or T) tokens on top of a state; returns x's shape and dtype.
+Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args);
+
+// The last S inputs of each packed sequence, zero padded on the left: x (T, D), cu_seqlens (n+1) -> (n, D,
+// S).
+Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& cu_seqlens,
+                                   std::int64_t state_len);
+
+}  // namespace krait

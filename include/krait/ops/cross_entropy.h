@@ -1,0 +1,41 @@
+// cross_entropy: negative log likelihood of targets under softmax(logits), in nats.
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+struct CrossEntropyArgs {
+  Tensor logits;   // (T, V) f32, f64, bf16 or f16, any strides
+  Tensor targets;  // (T) i64 or i32; ignore_index: no loss
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0.0;  // in [0, 1): that share of the target is spread evenly over V
+};
+
+struct CrossEntropyResult {
+  Tensor losses;           // (T) f32 (f64 for f64 logits), 0 where ignored
+  Tensor logsumexp;        // (T), likewise
+  double mean = 0.0;       // over targets that are not ignored; 0 where there are none
+  std::int64_t count = 0;  // of those targets
+};
+
+// Sums are in f64. Throws where a target is neither ignore_index nor in [0, V).
+CrossEntropyResult cross_entropy(Context& ctx, const CrossEntropyArgs& args);
+
+struct LinearCrossEntropyArgs {
+  Tensor x;        // (T, d) what the head would be applied to
+  Tensor weight;   // (V, d)
+  Tensor bias;     // (V), optional
+  Tensor targets;  // (T)
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0.0;
+  std::int64_t block = 0;  // tokens whose logits exist at a time; 0: chosen from V
+};
+
+// Head and loss fused over blocks of tokens: no more than `block` rows of logits exist at a time.
+CrossEntropyResult linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& args);
+
+}  // namespace krait

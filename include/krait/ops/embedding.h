@@ -1,0 +1,19 @@
+// embedding: rows of a table by id.
+#pragma once
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+struct EmbeddingArgs {
+  Tensor ids;                    // (...) i64 or i32
+  Tensor weight;                 // (vocabulary, d) f32, f64, bf16 or f16
+  Tensor out;                    // (..., d), optional destination
+  DType out_dtype = DType::f32;  // of a new destination
+};
+
+// Returns weight[ids], (..., d). Throws where an id is outside [0, vocabulary), naming id and position.
+Tensor embedding(Context& ctx, const EmbeddingArgs& args);
+
+}  // namespace krait

@@ -1,0 +1,40 @@
+// linear: y = x W^T + b, the projection of every block and the head of every model.
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+enum class LinearPath : std::uint8_t {
+  automatic,
+  reference,  // plain loops, accumulation in f64
+  gemv,       // few rows of x: the weights stream through once, at memory speed
+  gemm,       // blocked product on Highway, weights widened while they are packed
+  onednn,     // oneDNN's product; f32, and bf16 where the CPU multiplies bf16
+};
+
+struct LinearArgs {
+  Tensor x;       // (..., in) f32, bf16 or f16 (f64 in the reference), any strides
+  Tensor weight;  // (out, in) f32, bf16 or f16, any strides
+  Tensor bias;    // (out), optional
+  Tensor out;     // (..., out), optional destination: x's shape but for the last size; f32, bf16 or f16
+  bool accumulate = false;  // out += x W^T + b instead of out = ...
+  LinearPath path = LinearPath::automatic;
+};
+
+// Returns (..., out) in args.out, or in a new tensor of x's dtype. Sums are in f32. Products of f32 by
+// f32 are exact to f32; a bf16 weight may be multiplied with x rounded to bf16 where the CPU has such
+// products and there are many rows.
+Tensor linear(Context& ctx, const LinearArgs& args);
+
+// The path that `automatic` takes for `rows` rows of x.
+LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
+                              bool onednn_built);
+
+// True where this build has oneDNN, and its version ("2.6.3"), else "".
+[[nodiscard]] const char* onednn_version();
+
+}  // namespace krait

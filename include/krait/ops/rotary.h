@@ -1,0 +1,23 @@
+// Rotary position embedding (Su et al. 2021, "RoFormer"): pairs of channels turn by position * base^(-2i /
+// dim).
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+struct RotaryArgs {
+  Tensor x;              // (T, H, head_dim), any strides; turned in place
+  Tensor positions;      // (T) i64 or i32
+  std::int64_t dim = 0;  // the first `dim` channels turn; even, at most head_dim
+  double base = 10000.0;
+  bool interleaved = false;  // pairs (2i, 2i+1) instead of (i, i + dim/2)
+  bool inverse = false;      // turn backwards (the gradient)
+};
+
+void rotary_embedding(Context& ctx, const RotaryArgs& args);
+
+}  // namespace krait

@@ -1,0 +1,54 @@
+// Sampling: from one row of logits to a token id, in this order:
+//   repetition penalty over the distinct previous ids -> top_k == 1 or temperature 0: argmax -> top_k > 0:
+//   keep the k best; temperature; top_p on what is left -> top_k == 0: min_p keeps tokens whose probability
+//   is at least min_p times the largest; temperature; top_p.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "krait/core/random.h"
+
+namespace krait {
+
+struct SamplingOptions {
+  double temperature = 1.0;  // >= 0; 0 means argmax
+  std::int64_t top_k = 0;    // 0: off; 1: argmax
+  double top_p = 0.0;        // <= 0 or >= 1: off. The smallest set with cumulative probability >= top_p
+  double min_p = 0.0;        // in [0, 1]; ignored with top_k > 0
+  double repetition_penalty = 1.0;  // > 0; once for each distinct id, prompt included
+};
+
+// Throws where a value is outside its range, naming the option.
+void validate(const SamplingOptions& options);
+
+// logits (V): score < 0 ? score * penalty : score / penalty for each distinct id of `previous`.
+void apply_repetition_penalty(std::span<float> logits, std::span<const std::int64_t> previous,
+                              double penalty);
+
+// Filters set what they drop to -infinity. Ties are kept or dropped by id order.
+void filter_top_k(std::span<float> logits, std::int64_t k);
+void filter_top_p(std::span<float> logits, double p);
+void filter_min_p(std::span<float> logits, double p);
+
+// softmax(logits) in f64 sums.
+std::vector<float> softmax(std::span<const float> logits);
+
+// The distribution that `sample` draws from: probabilities (V) after penalty, filters and temperature. Ids at
+// and beyond vocab_size (rows that pad the head) get 0.
+std::vector<float> sampling_distribution(std::span<const float> logits, std::int64_t vocab_size,
+                                         std::span<const std::int64_t> previous,
+                                         const SamplingOptions& options);
+
+struct Sample {
+  std::int64_t id = 0;
+  float logprob = 0.0F;  // log softmax of the raw logits over [0, vocab_size) at id
+};
+
+// Draws one uniform number from rng unless the choice is an argmax (ties: the smallest id). Fast for large V:
+// no full sort. Throws where no logit is finite.
+Sample sample(std::span<const float> logits, std::int64_t vocab_size, std::span<const std::int64_t> previous,
+              const SamplingOptions& options, Rng& rng);
+
+}  // namespace krait

@@ -1,0 +1,53 @@
+// selective_scan: Mamba-1's recurrence (Gu and Dao 2023, "Mamba", algorithm 2).
+//   d_t = softplus?(delta_t + delta_bias)
+//   h_t = exp(d_t A) h_{t-1} + d_t B_t u_t        for each channel d and state n
+//   y_t = sum_n C_t h_t  (2 Re of it where A is complex);  out_t = (y_t + D u_t) silu(z_t)
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+enum class ScanPath : std::uint8_t {
+  automatic,
+  reference,  // plain loops; f64 where the inputs are f64
+  simd,       // lanes over channels, states in registers, vectorised exp
+};
+
+struct SelectiveScanArgs {
+  Tensor u;      // (B, D, L) f32, bf16, f16 (f64: reference), any strides
+  Tensor delta;  // (B, D, L)
+  Tensor A;      // (D, N) f32 or c64 (f64, c128: reference)
+  Tensor B;      // (D, N), (B, N, L) or (B, G, N, L); last size 2L, interleaved re and im, where A is complex
+                 // and B is variable; (D, N) complex where A is complex and B constant
+  Tensor C;      // like B, independently constant or variable
+  Tensor D;      // (D), optional
+  Tensor z;      // (B, D, L), optional
+  Tensor delta_bias;     // (D), optional
+  Tensor initial_state;  // (B, D, N), optional; (n, D, N) with cu_seqlens; complex where A is
+  Tensor seq_idx;  // (B, L) i32 or i64, optional: the state restarts from 0 where it changes; -1 yields 0 and
+                   // leaves the state untouched. initial_state belongs to the row's first sequence.
+  Tensor cu_seqlens;       // (n+1) i32 or i64, optional, B = 1
+  Tensor state_positions;  // (B, M) i64, optional: states wanted after those tokens
+  bool delta_softplus = false;
+  bool reverse = false;  // t runs from L-1 to 0 (within each sequence)
+  bool return_last_state = false;
+  Tensor out;         // optional destinations
+  Tensor last_state;  // (B, D, N) or (n, D, N); may be initial_state itself
+  ScanPath path = ScanPath::automatic;
+};
+
+struct SelectiveScanResult {
+  Tensor out;  // (B, D, L) in u's dtype, strides like u where new
+  Tensor
+      last_state;  // after the last token of each row or packed sequence, f32 or c64 (f64, c128: reference)
+  Tensor states;   // (B, M, D, N) with state_positions
+};
+
+// Channel d uses group d / (D / G). Accumulation and state in f32. 64-bit offsets; L, B, D, N may be 0.
+SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args);
+
+}  // namespace krait

@@ -1,0 +1,43 @@
+// state_update: one step of the recurrence of selective_scan and ssd, in place, for decoding.
+//   d = clamp(softplus?(dt + dt_bias), dt_limit);  S = exp(d A) S + d B x;  out = (S C + D x) silu(z)
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+// What d is clamped to, after softplus.
+struct DtLimit {
+  float low = 0.0F;
+  float high = std::numeric_limits<float>::infinity();
+};
+
+enum class StateUpdatePath : std::uint8_t { automatic, reference, simd };
+
+struct StateUpdateArgs {
+  Tensor state;    // (R, H, P, N) or (R, D, N), f32 (or bf16, f16 storage), updated in place
+  Tensor x;        // (B, H, P) or (B, D); with T: (B, T, H, P) or (B, T, D)
+  Tensor dt;       // like x, or (B, H) / (B, T, H) with a head-wise state
+  Tensor A;        // (D, N), (H), or (H, P, N)
+  Tensor B;        // (B, N) or (B, G, N); with T (B, T, N) or (B, T, G, N)
+  Tensor C;        // like B
+  Tensor D;        // (H), (H, P) or (D), optional
+  Tensor z;        // like x, optional
+  Tensor dt_bias;  // (H), (H, P) or (D), optional
+  Tensor
+      state_batch_indices;  // (B) i32 or i64, optional; negative is a padding slot: output 0, state untouched
+  bool dt_softplus = false;
+  DtLimit dt_limit;
+  Tensor out;  // optional destination, x's shape
+  StateUpdatePath path = StateUpdatePath::automatic;
+};
+
+// One step (or T) of the recurrence in place, for decoding. dt_limit applies as in ssd, so that step =
+// prefill.
+Tensor state_update(Context& ctx, const StateUpdateArgs& args);
+
+}  // namespace krait
