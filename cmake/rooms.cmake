@@ -5,6 +5,12 @@ set_property(GLOBAL PROPERTY KRAIT_ROOMS "")
 
 function(krait_room name)
   cmake_parse_arguments(ROOM "" "" "SOURCES;USES;LIBS" ${ARGN})
+  foreach(source IN LISTS ROOM_SOURCES) # BUILDING-TIME
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${source})
+      message(STATUS "room ${name}: ${source} is not there yet: room left out")
+      return()
+    endif()
+  endforeach() # BUILDING-TIME
   add_library(krait_${name} OBJECT ${ROOM_SOURCES})
   target_link_libraries(krait_${name} PRIVATE $<BUILD_INTERFACE:krait_flags> ${ROOM_LIBS})
   set(closure ${name})
@@ -43,6 +49,16 @@ endfunction()
 # krait_test(name SOURCES a.cc ROOMS core io [LABELS slow] [LIBS ...]): one GoogleTest program.
 function(krait_test name)
   cmake_parse_arguments(TEST "" "" "SOURCES;ROOMS;LABELS;LIBS" ${ARGN})
+  foreach(room IN LISTS TEST_ROOMS) # BUILDING-TIME
+    if(NOT TARGET krait_${room})
+      return()
+    endif()
+  endforeach()
+  foreach(source IN LISTS TEST_SOURCES)
+    if(NOT EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/${source})
+      return()
+    endif()
+  endforeach() # BUILDING-TIME
   add_executable(test_${name} ${TEST_SOURCES})
   krait_link_rooms(test_${name} ${TEST_ROOMS})
   target_link_libraries(test_${name} PRIVATE ${TEST_LIBS} GTest::gtest_main)

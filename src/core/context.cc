@@ -92,6 +92,10 @@ void Context::log(LogLevel level, std::string_view message) const {
   if (options_.log) options_.log(level, message);
 }
 
+void Context::check_cancelled() const {
+  if (options_.cancelled && options_.cancelled()) fail(ErrorKind::interrupted, "interrupted");
+}
+
 Tensor Context::empty(const Dims& shape, DType dtype) {
   const std::int64_t count = numel_of(shape);
   std::size_t bytes = 0;

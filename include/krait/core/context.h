@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,6 +22,7 @@ struct ContextOptions {
   int threads = 0;                                      // 0: one for each processor the process may use
   bool reference = false;                               // the slow, readable path of every operator
   std::function<void(LogLevel, std::string_view)> log;  // absent: nothing is reported
+  std::function<bool()> cancelled;  // asked between pieces of long work; true ends it with Error(interrupted)
 };
 
 class Context {
@@ -36,6 +38,8 @@ class Context {
   void set_reference(bool on) { options_.reference = on; }
 
   void log(LogLevel level, std::string_view message) const;
+  // Throws Error(interrupted) where the caller has asked to stop.
+  void check_cancelled() const;
   void warn(std::string_view message) const { log(LogLevel::warning, message); }
 
   // Uninitialised memory on the context's device, aligned to 64 bytes, from a pool: freed blocks
@@ -47,6 +51,10 @@ class Context {
   // Returns cached blocks to the system.
   void trim();
 
+  // A slot for what an operator keeps between calls, such as compiled primitives: empty at first, filled
+  // by the operator, dropped with the context. `key` is the address of a static object of the operator.
+  [[nodiscard]] std::shared_ptr<void>& attachment(const void* key) { return attachments_[key]; }
+
   // The path that the last operator on this context took, such as "selective_scan: simd (AVX2)".
   [[nodiscard]] const std::string& backend() const { return backend_; }
   void set_backend(std::string_view op, std::string_view path);
@@ -55,6 +63,7 @@ class Context {
   class Pool;
   ContextOptions options_;
   std::shared_ptr<Pool> pool_;
+  std::map<const void*, std::shared_ptr<void>> attachments_;
   std::string backend_;
 };
 

@@ -30,11 +30,14 @@ struct LinearArgs {
 // products and there are many rows.
 Tensor linear(Context& ctx, const LinearArgs& args);
 
-// The path that `automatic` takes for `rows` rows of x.
-LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
-                              bool onednn_built);
-
-// True where this build has oneDNN, and its version ("2.6.3"), else "".
+// What oneDNN multiplies fast in this build and on this processor: bf16 by bf16 needs AVX512_BF16 or AMX.
+enum class OnednnProducts : std::uint8_t { none, f32, f32_and_bf16 };
+[[nodiscard]] OnednnProducts onednn_products();
+// The version of oneDNN in this build ("2.6.3"), or "" where it has none.
 [[nodiscard]] const char* onednn_version();
+
+// The path that `automatic` takes for `rows` rows of x.
+[[nodiscard]] LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out,
+                                            DType weight, OnednnProducts onednn);
 
 }  // namespace krait

@@ -1,0 +1,32 @@
+// Mixer: the part of a block that looks along the sequence. Mamba1, Mamba2 and MHA are mixers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "krait/core/context.h"
+#include "krait/core/random.h"
+#include "krait/core/tensor.h"
+#include "krait/modules/batch.h"
+#include "krait/modules/parameter.h"
+#include "krait/modules/state.h"
+
+namespace krait {
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+  // hidden (T, d_model) of the batch's packed tokens -> (T, d_model). Reads and advances the batch's
+  // states of layer `layer`. Prefill, step and every split of the two are this one function.
+  virtual Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const = 0;
+  [[nodiscard]] virtual LayerStateShape state_shape() const = 0;
+  virtual void visit(const std::string& prefix, const ParameterVisitor& visitor) = 0;
+  // Fills every parameter as the field initialises it.
+  virtual void initialize(Rng& rng) = 0;
+  // Recomputes what is derived from parameters (A = -exp(A_log)); after loading and after each update.
+  virtual void prepare() {}
+  [[nodiscard]] virtual std::string_view kind() const = 0;  // "Mamba1", "Mamba2", "MHA"
+};
+
+}  // namespace krait

@@ -1,0 +1,37 @@
+// Elementwise activations between the two products of an MLP.
+#pragma once
+
+#include <cstdint>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+enum class ActivationPath : std::uint8_t { automatic, reference, simd };
+
+struct GatedSiluArgs {
+  Tensor x;     // (..., C) f32, bf16 or f16 (f64: reference), any strides
+  Tensor gate;  // (..., C)
+  Tensor out;   // (..., C), optional destination, may be x or gate itself
+  ActivationPath path = ActivationPath::automatic;
+};
+
+// x * silu(gate), silu(g) = g / (1 + exp(-g)). Returns x's dtype.
+Tensor gated_silu(Context& ctx, const GatedSiluArgs& args);
+
+enum class GeluKind : std::uint8_t {
+  exact,  // x Phi(x), Phi by erf (Hendrycks and Gimpel 2016)
+  tanh,   // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+};
+
+struct GeluArgs {
+  Tensor x;    // (..., C) f32, bf16 or f16 (f64: reference), any strides
+  Tensor out;  // optional destination, may be x itself
+  GeluKind kind = GeluKind::exact;
+  ActivationPath path = ActivationPath::automatic;
+};
+
+Tensor gelu(Context& ctx, const GeluArgs& args);
+
+}  // namespace krait

@@ -1,0 +1,148 @@
+#include "krait/generate/generate.h"
+
+#include <algorithm>
+#include <chrono>
+#include <optional>
+
+#include "krait/core/error.h"
+
+namespace krait {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// One sequence on its way.
+class Decoding {
+ public:
+  Decoding(std::int64_t index, const std::vector<std::int64_t>& prompt, const Tokenizer* tokenizer,
+           const GenerateOptions& options, std::shared_ptr<StatePool> pool)
+      : state(std::move(pool)),
+        index_(index),
+        options_(options),
+        rng_(options.seed, static_cast<std::uint64_t>(index)),
+        stop_(options.stop) {
+    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, /*skip_special=*/true);
+    result.ids = prompt;
+    result.prompt_length = static_cast<std::int64_t>(prompt.size());
+  }
+
+  // Draws the next token from its logits; afterwards done() says whether it was the last.
+  void take(std::span<const float> logits, const ModelConfig& config) {
+    const Sample next = sample(logits, config.vocab_size, result.ids, options_.sampling, rng_);
+    result.ids.push_back(next.id);
+    result.logprobs.push_back(next.logprob);
+    const auto& eos = config.eos_token_ids;
+    if (!options_.ignore_eos && std::find(eos.begin(), eos.end(), next.id) != eos.end()) {
+      end(FinishReason::eos);
+      return;
+    }
+    if (decoder_) emit(stop_.push(decoder_->push(next.id)));
+    if (stop_.stopped())
+      end(FinishReason::stop);
+    else if (static_cast<std::int64_t>(result.logprobs.size()) >= options_.max_new_tokens)
+      end(FinishReason::length);
+  }
+
+  void end(FinishReason reason) {
+    if (done_) return;
+    done_ = true;
+    result.finish = reason;
+    if (decoder_ && !stop_.stopped()) {
+      emit(stop_.push(decoder_->finish()));
+      if (!stop_.stopped()) emit(stop_.finish());
+    }
+  }
+
+  [[nodiscard]] bool done() const { return done_; }
+
+  State state;
+  Generation result;
+
+ private:
+  void emit(const std::string& text) {
+    if (text.empty()) return;
+    result.text += text;
+    if (options_.on_text) options_.on_text(index_, text);
+  }
+
+  std::int64_t index_;
+  const GenerateOptions& options_;
+  Rng rng_;
+  std::optional<StreamDecoder> decoder_;
+  StopText stop_;
+  bool done_ = false;
+};
+
+void decode_all(Context& ctx, const LanguageModel& model, std::span<Decoding> all, GenerateResult& result) {
+  auto begin = std::chrono::steady_clock::now();
+  std::vector<Decoding*> active;
+  std::vector<Sequence> inputs;
+  for (Decoding& d : all) {
+    active.push_back(&d);
+    inputs.push_back({.ids = d.result.ids, .state = &d.state});
+  }
+  bool first = true;
+  while (!active.empty()) {
+    const Tensor logits = model.logits(ctx, inputs);
+    for (std::size_t i = 0; i < active.size(); ++i)
+      active[i]->take(logits.select(0, static_cast<std::int64_t>(i)).span<float>(), model.config());
+    if (first) {
+      result.prefill_seconds = seconds_since(begin);
+      begin = std::chrono::steady_clock::now();
+      first = false;
+    }
+    std::erase_if(active, [](const Decoding* d) { return d->done(); });
+    inputs.clear();
+    for (Decoding* d : active)
+      inputs.push_back({.ids = std::span(d->result.ids).last(1), .state = &d->state});
+  }
+  result.decode_seconds = seconds_since(begin);
+}
+
+}  // namespace
+
+std::string_view name_of(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::length: return "length";
+    case FinishReason::eos: return "eos";
+    case FinishReason::stop: return "stop";
+    case FinishReason::interrupted: return "interrupted";
+  }
+  return "unknown";
+}
+
+GenerateResult generate(Context& ctx, const LanguageModel& model, const Tokenizer* tokenizer,
+                        std::span<const std::vector<std::int64_t>> prompts, const GenerateOptions& options) {
+  validate(options.sampling);
+  require(options.max_new_tokens >= 0, "max_new_tokens is ", options.max_new_tokens, ", expected 0 or more");
+  require(tokenizer != nullptr || options.stop.empty(), "stop texts need a tokenizer");
+  if (options.sampling.top_k > 0 && options.sampling.min_p > 0)
+    ctx.warn("min_p is ignored where top_k is given");
+
+  GenerateResult result;
+  const auto pool = model.make_pool(static_cast<std::int64_t>(prompts.size()));
+  std::vector<Decoding> all;
+  all.reserve(prompts.size());
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    require(!prompts[i].empty(), "prompt ", i, " has no tokens, expected at least 1");
+    result.prompt_tokens += static_cast<std::int64_t>(prompts[i].size());
+    all.emplace_back(static_cast<std::int64_t>(i), prompts[i], tokenizer, options, pool);
+  }
+  if (options.max_new_tokens > 0) {
+    try {
+      decode_all(ctx, model, all, result);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::interrupted) throw;
+      for (Decoding& d : all) d.end(FinishReason::interrupted);
+    }
+  }
+  for (Decoding& d : all) {
+    result.new_tokens += static_cast<std::int64_t>(d.result.logprobs.size());
+    result.sequences.push_back(std::move(d.result));
+  }
+  return result;
+}
+
+}  // namespace krait

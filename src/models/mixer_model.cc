@@ -1,0 +1,77 @@
+#include <cmath>
+#include <utility>
+
+#include "krait/core/error.h"
+#include "krait/modules/block.h"
+#include "models/backbones.h"
+#include "modules/initialize.h"
+
+namespace krait {
+namespace {
+
+std::unique_ptr<Mixer> make_mixer(const ModelConfig& c, std::int64_t layer) {
+  if (c.is_attention(layer)) return std::make_unique<Mha>(c.attn);
+  if (c.ssm_layer == SsmLayer::mamba2) return std::make_unique<Mamba2>(c.mamba2);
+  return std::make_unique<Mamba1>(c.mamba1);
+}
+
+// Upstream's MixerModel.
+class MixerModel final : public Backbone {
+ public:
+  explicit MixerModel(const ModelConfig& c)
+      : norm_f_{.channels = c.d_model, .rms = c.rms_norm, .eps = c.norm_epsilon} {
+    for (std::int64_t i = 0; i < c.n_layer; ++i)
+      blocks_.emplace_back(make_mixer(c, i), norm_f_,
+                           c.d_intermediate > 0
+                               ? std::optional<GatedMlp>(GatedMlp(c.d_model, c.d_intermediate))
+                               : std::nullopt);
+  }
+
+  Tensor forward(Context& ctx, Tensor hidden, const Batch& batch) const override {
+    Tensor residual;
+    int layer = 0;
+    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++);
+    return add_norm(ctx, norm_f_, hidden, residual);
+  }
+
+  [[nodiscard]] std::vector<LayerStateShape> state_shapes() const override {
+    std::vector<LayerStateShape> shapes;
+    for (const Block& block : blocks_) shapes.push_back(block.mixer().state_shape());
+    return shapes;
+  }
+
+  void visit(const ParameterVisitor& visitor) override {
+    for (std::size_t i = 0; i < blocks_.size(); ++i) blocks_[i].visit(concat("backbone.layers.", i), visitor);
+    norm_f_.visit("backbone.norm_f", visitor);
+  }
+
+  void initialize(Rng& rng, const std::function<void()>& done) override {
+    const double scale = 1.0 / std::sqrt(static_cast<double>(blocks_.size()));
+    for (Block& block : blocks_) {
+      block.initialize(rng);
+      // The projections that write to the residual stream start smaller (Radford et al. 2019).
+      block.visit("", [&](const Parameter& p) {
+        if (!p.name.ends_with("out_proj.weight") && !p.name.ends_with("fc2.weight")) return;
+        for (float& value : p.tensor.span<float>()) value = static_cast<float>(value * scale);
+      });
+      done();
+    }
+    krait::initialize(norm_f_);
+  }
+
+  void prepare() override {
+    for (Block& block : blocks_) block.mixer().prepare();
+  }
+
+ private:
+  NormLayer norm_f_;
+  std::vector<Block> blocks_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backbone> make_mixer_model(const ModelConfig& config) {
+  return std::make_unique<MixerModel>(config);
+}
+
+}  // namespace krait

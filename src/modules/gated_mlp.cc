@@ -1,0 +1,35 @@
+#include "krait/modules/gated_mlp.h"
+
+#include "krait/core/error.h"
+#include "krait/ops/activation.h"
+#include "modules/initialize.h"
+
+namespace krait {
+
+GatedMlp::GatedMlp(std::int64_t d_model, std::int64_t hidden_features, bool bias, std::int64_t multiple_of) {
+  require(d_model > 0 && hidden_features >= 0 && multiple_of > 0, "GatedMLP: d_model ", d_model,
+          ", hidden_features ", hidden_features, ", multiple_of ", multiple_of);
+  const std::int64_t wanted = hidden_features > 0 ? hidden_features : 8 * d_model / 3;
+  const std::int64_t hidden = (wanted + multiple_of - 1) / multiple_of * multiple_of;
+  fc1_ = {.in = d_model, .out = 2 * hidden, .has_bias = bias};
+  fc2_ = {.in = hidden, .out = d_model, .has_bias = bias};
+}
+
+Tensor GatedMlp::forward(Context& ctx, const Tensor& x) const {
+  const Tensor projected = fc1_(ctx, x);
+  const Tensor y = projected.slice(-1, 0, fc2_.in);
+  const Tensor gate = projected.slice(-1, fc2_.in, 2 * fc2_.in);
+  return fc2_(ctx, gated_silu(ctx, {.x = y, .gate = gate}));
+}
+
+void GatedMlp::visit(const std::string& prefix, const ParameterVisitor& visitor) {
+  fc1_.visit(prefix + ".fc1", visitor);
+  fc2_.visit(prefix + ".fc2", visitor);
+}
+
+void GatedMlp::initialize(Rng& rng) {
+  krait::initialize(fc1_, rng);
+  krait::initialize(fc2_, rng);
+}
+
+}  // namespace krait

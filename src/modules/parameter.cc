@@ -1,0 +1,27 @@
+#include "krait/modules/parameter.h"
+
+#include "krait/ops/linear.h"
+
+namespace krait {
+
+Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
+  return linear(ctx, {.x = x, .weight = weight, .bias = bias});
+}
+
+void LinearLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
+  visitor({.name = prefix + ".weight", .shape = {out, in}, .tensor = weight, .kind = ParameterKind::matrix});
+  if (has_bias) visitor({.name = prefix + ".bias", .shape = {out}, .tensor = bias, .no_weight_decay = true});
+}
+
+void ConvLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
+  visitor({.name = prefix + ".weight", .shape = {channels, 1, d_conv}, .tensor = weight});
+  if (has_bias)
+    visitor({.name = prefix + ".bias", .shape = {channels}, .tensor = bias, .no_weight_decay = true});
+}
+
+void NormLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
+  visitor({.name = prefix + ".weight", .shape = {channels}, .tensor = weight, .no_weight_decay = true});
+  if (!rms) visitor({.name = prefix + ".bias", .shape = {channels}, .tensor = bias, .no_weight_decay = true});
+}
+
+}  // namespace krait

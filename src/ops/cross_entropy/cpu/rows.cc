@@ -1,0 +1,145 @@
+// cross_entropy with exponentials of f32 vectors; their sum and the logarithm are in f64.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cross_entropy/cpu/rows.cc"
+#include <hwy/foreach_target.h>  // must come before highway.h
+//
+#include <hwy/highway.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "core/dispatch.h"
+#include "core/parallel.h"
+#include "core/simd/convert-inl.h"
+#include "core/simd/math-inl.h"
+#include "ops/cross_entropy/kernels.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace krait::cross_entropy_detail::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+using D = hn::ScalableTag<float>;
+using V = hn::Vec<D>;
+constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
+// A row is walked in pieces of this many logits, widened to f32: a multiple of every vector.
+constexpr int kPiece = 512;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
+// Widens logits [begin, begin + kPiece) of a row; those beyond its end are minus infinity.
+template <typename T>
+void load_piece(const T* row, std::int64_t stride, std::int64_t begin, std::int64_t vocabulary,
+                float* HWY_RESTRICT piece) {
+  const std::int64_t n = std::min<std::int64_t>(kPiece, vocabulary - begin);
+  std::int64_t i = 0;
+  if (stride == 1) {
+    for (; i + kLanes <= n; i += kLanes)
+      hn::Store(krait::HWY_NAMESPACE::load_f32(D(), row + begin + i), D(), piece + i);
+  }
+  for (; i < n; ++i) piece[i] = static_cast<float>(row[(begin + i) * stride]);
+  for (; i < kPiece; ++i) piece[i] = kLowest;
+}
+
+// The sum of the lanes of the vectors given to `add`, in f64.
+#if HWY_TARGET == HWY_SCALAR
+class WideSum {
+ public:
+  void add(V v) { sum_ += static_cast<double>(hn::GetLane(v)); }
+  [[nodiscard]] double value() const { return sum_; }
+
+ private:
+  double sum_ = 0.0;
+};
+#else
+class WideSum {
+ public:
+  HWY_INLINE void add(V v) {
+    const hn::Half<D> half;
+    low_ = hn::Add(low_, hn::PromoteTo(D64(), hn::LowerHalf(half, v)));
+    high_ = hn::Add(high_, hn::PromoteTo(D64(), hn::UpperHalf(half, v)));
+  }
+  [[nodiscard]] double value() const { return hn::GetLane(hn::SumOfLanes(D64(), hn::Add(low_, high_))); }
+
+ private:
+  using D64 = hn::Repartition<double, D>;
+  hn::Vec<D64> low_ = hn::Zero(D64());
+  hn::Vec<D64> high_ = hn::Zero(D64());
+};
+#endif
+
+template <typename T>
+RowSums sums_of(const T* row, std::int64_t stride, std::int64_t vocabulary, bool with_logits) {
+  HWY_ALIGN float piece[kPiece];
+  RowSums sums;
+  V largest_lanes = hn::Set(D(), kLowest);
+  for (std::int64_t begin = 0; begin < vocabulary; begin += kPiece) {
+    load_piece(row, stride, begin, vocabulary, piece);
+    for (int i = 0; i < kPiece; i += kLanes) largest_lanes = hn::Max(largest_lanes, hn::Load(D(), piece + i));
+    if (with_logits) {
+      const std::int64_t n = std::min<std::int64_t>(kPiece, vocabulary - begin);
+      for (std::int64_t i = 0; i < n; ++i) sums.logits += static_cast<double>(piece[i]);
+    }
+  }
+  const float largest = hn::GetLane(hn::MaxOfLanes(D(), largest_lanes));
+  if (std::isinf(largest)) {
+    sums.logsumexp = static_cast<double>(largest);
+    return sums;
+  }
+  WideSum sum;
+  const V shift = hn::Set(D(), largest);
+  for (std::int64_t begin = 0; begin < vocabulary; begin += kPiece) {
+    load_piece(row, stride, begin, vocabulary, piece);
+    for (int i = 0; i < kPiece; i += kLanes)
+      sum.add(krait::HWY_NAMESPACE::exp(D(), hn::Sub(hn::Load(D(), piece + i), shift)));
+  }
+  sums.logsumexp = static_cast<double>(largest) + std::log(sum.value());
+  return sums;
+}
+
+template <typename T>
+void part(const Rows& rows, std::int64_t begin, std::int64_t end) {
+  const std::int64_t vocabulary = rows.logits.size(1);
+  const std::int64_t stride = rows.logits.stride(1);
+  for (std::int64_t t = begin; t < end; ++t) {
+    const T* row = rows.logits.data<T>() + t * rows.logits.stride(0);
+    const RowSums sums = sums_of(row, stride, vocabulary, rows.label_smoothing != 0.0);
+    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    rows.logsumexp.data<float>()[t] = static_cast<float>(sums.logsumexp);
+    rows.losses.data<float>()[t] =
+        target == rows.ignore_index
+            ? 0.0F
+            : static_cast<float>(
+                  loss_of(sums, static_cast<double>(row[target * stride]), rows.label_smoothing, vocabulary));
+  }
+}
+
+void part_of(const Rows& rows, std::int64_t begin, std::int64_t end) {
+  switch (rows.logits.dtype()) {
+    case DType::bf16: return part<bf16>(rows, begin, end);
+    case DType::f16: return part<f16>(rows, begin, end);
+    default: return part<float>(rows, begin, end);
+  }
+}
+
+}  // namespace
+}  // namespace krait::cross_entropy_detail::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace krait::cross_entropy_detail {
+
+HWY_EXPORT(part_of);
+
+void simd(Context& ctx, const Rows& rows) {
+  constexpr std::int64_t kLogitsPerThread = 8192;
+  const std::int64_t grain = kLogitsPerThread / std::max<std::int64_t>(rows.logits.size(1), 1) + 1;
+  parallel_for(ctx, rows.logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
+    HWY_DYNAMIC_DISPATCH(part_of)(rows, begin, end);
+  });
+}
+
+}  // namespace krait::cross_entropy_detail
+#endif

@@ -1,0 +1,78 @@
+#include "krait/ops/cross_entropy.h"
+
+#include "krait/core/error.h"
+#include "ops/cross_entropy/kernels.h"
+
+namespace krait {
+namespace cross_entropy_detail {
+
+std::vector<std::int64_t> checked_targets(const Tensor& targets, std::int64_t count, std::int64_t vocabulary,
+                                          std::int64_t ignore_index, const char* op) {
+  require(targets.defined(), "[", op, "] targets is absent");
+  require(targets.dtype() == DType::i64 || targets.dtype() == DType::i32, "[", op, "] targets has dtype ",
+          targets.dtype(), ", expected i64 or i32");
+  require(targets.shape() == Dims{count}, "[", op, "] targets has shape ", targets.shape(), ", expected ",
+          Dims{count}, ": one for each token");
+  const Tensor wide = targets.to(DType::i64).contiguous();
+  const auto values = wide.span<std::int64_t>();
+  for (std::size_t i = 0; i < values.size(); ++i)
+    require(values[i] == ignore_index || (values[i] >= 0 && values[i] < vocabulary), "[", op, "] target ",
+            values[i], " at position ", i, " is outside [0, ", vocabulary, ") and not ignore_index (",
+            ignore_index, ")");
+  return {values.begin(), values.end()};
+}
+
+void check_smoothing(double label_smoothing, const char* op) {
+  require(label_smoothing >= 0.0 && label_smoothing < 1.0, "[", op, "] label_smoothing is ", label_smoothing,
+          ", expected [0, 1)");
+}
+
+const char* run(Context& ctx, const Rows& rows) {
+  if (ctx.reference() || rows.logits.dtype() == DType::f64) {
+    reference(ctx, rows);
+    return "reference";
+  }
+  simd(ctx, rows);
+  return "simd";
+}
+
+void finish(std::span<const std::int64_t> targets, std::int64_t ignore_index, CrossEntropyResult& result) {
+  const Tensor losses = result.losses.to(DType::f64);
+  double sum = 0.0;
+  result.count = 0;
+  for (std::size_t t = 0; t < targets.size(); ++t) {
+    if (targets[t] == ignore_index) continue;
+    sum += losses.data<double>()[t];
+    ++result.count;
+  }
+  result.mean = result.count == 0 ? 0.0 : sum / static_cast<double>(result.count);
+}
+
+}  // namespace cross_entropy_detail
+
+CrossEntropyResult cross_entropy(Context& ctx, const CrossEntropyArgs& args) {
+  namespace detail = cross_entropy_detail;
+  require(args.logits.defined(), "[cross_entropy] logits is absent");
+  require(is_float(args.logits.dtype()), "[cross_entropy] logits has dtype ", args.logits.dtype(),
+          ", expected f32, f64, bf16 or f16");
+  require(args.logits.ndim() == 2, "[cross_entropy] logits has shape ", args.logits.shape(),
+          ", expected (T, V)");
+  detail::check_smoothing(args.label_smoothing, "cross_entropy");
+  const std::int64_t count = args.logits.size(0);
+  const auto targets =
+      detail::checked_targets(args.targets, count, args.logits.size(1), args.ignore_index, "cross_entropy");
+
+  const DType dtype = args.logits.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  CrossEntropyResult result{.losses = ctx.empty({count}, dtype), .logsumexp = ctx.empty({count}, dtype)};
+  const char* path = detail::run(ctx, {.logits = args.logits,
+                                       .targets = targets,
+                                       .ignore_index = args.ignore_index,
+                                       .label_smoothing = args.label_smoothing,
+                                       .losses = result.losses,
+                                       .logsumexp = result.logsumexp});
+  detail::finish(targets, args.ignore_index, result);
+  ctx.set_backend("cross_entropy", path);
+  return result;
+}
+
+}  // namespace krait

@@ -1,0 +1,50 @@
+// The parts of cross_entropy and linear_cross_entropy that both use, and the paths.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+#include "krait/ops/cross_entropy.h"
+
+namespace krait::cross_entropy_detail {
+
+// The targets of `count` tokens, each ignore_index or in [0, vocabulary); throws where one is not.
+std::vector<std::int64_t> checked_targets(const Tensor& targets, std::int64_t count, std::int64_t vocabulary,
+                                          std::int64_t ignore_index, const char* op);
+void check_smoothing(double label_smoothing, const char* op);
+
+struct Rows {
+  Tensor logits;                          // (T, V)
+  std::span<const std::int64_t> targets;  // T
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0.0;
+  Tensor losses;     // (T) f32 or f64, contiguous
+  Tensor logsumexp;  // (T), likewise
+};
+
+// Fills losses and logsumexp by the path that suits, and returns its name.
+const char* run(Context& ctx, const Rows& rows);
+// exp and log in f64.
+void reference(Context& ctx, const Rows& rows);
+// exp in f32 on f32, bf16 or f16 logits.
+void simd(Context& ctx, const Rows& rows);
+
+// mean and count from losses.
+void finish(std::span<const std::int64_t> targets, std::int64_t ignore_index, CrossEntropyResult& result);
+
+// The loss of one token from what its row of logits gave.
+struct RowSums {
+  double logsumexp = 0.0;
+  double logits = 0.0;  // their sum; only needed with label smoothing
+};
+[[nodiscard]] inline double loss_of(const RowSums& sums, double target_logit, double smoothing,
+                                    std::int64_t vocabulary) {
+  if (smoothing == 0.0) return sums.logsumexp - target_logit;
+  const double mean = sums.logits / static_cast<double>(vocabulary);
+  return sums.logsumexp - (1.0 - smoothing) * target_logit - smoothing * mean;
+}
+
+}  // namespace krait::cross_entropy_detail

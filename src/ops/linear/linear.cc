@@ -1,0 +1,185 @@
+#include "krait/ops/linear.h"
+
+#include <optional>
+
+#include "krait/core/error.h"
+#include "ops/linear/kernels.h"
+
+namespace krait {
+namespace {
+
+using linear_detail::Problem;
+
+// `t` (..., n) as (rows, n) where its strides allow one stride for all leading sizes.
+std::optional<Tensor> rows_view(const Tensor& t) {
+  const int last = t.ndim() - 1;
+  std::int64_t rows = 1;
+  std::int64_t stride = t.size(last);
+  for (int i = last - 1; i >= 0; --i) {
+    if (t.size(i) == 1) continue;
+    if (rows == 1) {
+      stride = t.stride(i);
+    } else if (t.stride(i) != stride * rows) {
+      return std::nullopt;
+    }
+    rows *= t.size(i);
+  }
+  return t.as_strided({rows, t.size(last)}, {stride, t.stride(last)}, 0);
+}
+
+Dims shape_of_out(const Tensor& x, std::int64_t out) {
+  Dims shape = x.shape();
+  shape[x.ndim() - 1] = out;
+  return shape;
+}
+
+void check_dtype(const Tensor& t, const char* name) {
+  require(is_float(t.dtype()), "[linear] ", name, " has dtype ", t.dtype(),
+          ", expected f32, bf16, f16, or f64 in the reference");
+}
+
+void validate(const LinearArgs& args) {
+  require(args.x.defined(), "[linear] x is absent");
+  require(args.weight.defined(), "[linear] weight is absent");
+  check_dtype(args.x, "x");
+  check_dtype(args.weight, "weight");
+  require(args.weight.ndim() == 2, "[linear] weight has shape ", args.weight.shape(), ", expected (out, in)");
+  const std::int64_t out = args.weight.size(0);
+  const std::int64_t in = args.weight.size(1);
+  require(args.x.ndim() >= 1 && args.x.size(-1) == in, "[linear] x has shape ", args.x.shape(),
+          ", expected (..., ", in, "): weight has shape ", args.weight.shape());
+  if (args.bias) {
+    check_dtype(args.bias, "bias");
+    require(args.bias.shape() == Dims{out}, "[linear] bias has shape ", args.bias.shape(), ", expected ",
+            Dims{out}, ": weight has shape ", args.weight.shape());
+  }
+  if (args.out) {
+    check_dtype(args.out, "out");
+    require(args.out.shape() == shape_of_out(args.x, out), "[linear] out has shape ", args.out.shape(),
+            ", expected ", shape_of_out(args.x, out));
+  }
+  require(args.out || !args.accumulate, "[linear] accumulate is set without an out to add to");
+}
+
+bool any_f64(const LinearArgs& args) {
+  const auto is_f64 = [](const Tensor& t) { return t && t.dtype() == DType::f64; };
+  return is_f64(args.x) || is_f64(args.weight) || is_f64(args.bias) || is_f64(args.out);
+}
+
+// Whether oneDNN takes the weight as it lies in memory.
+bool onednn_takes(const Tensor& weight) {
+  return (weight.stride(1) == 1 && weight.stride(0) >= weight.size(1)) ||
+         (weight.stride(0) == 1 && weight.stride(1) >= weight.size(0));
+}
+
+LinearPath path_of(const Context& ctx, const LinearArgs& args, std::int64_t rows) {
+  const Tensor& weight = args.weight;
+  const bool f64 = any_f64(args);
+  const OnednnProducts products = onednn_products();
+  switch (args.path) {
+    case LinearPath::automatic: break;
+    case LinearPath::reference: return LinearPath::reference;
+    case LinearPath::gemv:
+      require(!f64, "[linear] the path gemv was asked for a product with f64; only the reference has it");
+      require(weight.stride(1) == 1 || weight.size(1) <= 1,
+              "[linear] the path gemv was asked for a weight whose ", "strides are ", weight.strides(),
+              "; it needs rows without gaps (stride 1)");
+      return LinearPath::gemv;
+    case LinearPath::gemm:
+      require(!f64, "[linear] the path gemm was asked for a product with f64; only the reference has it");
+      return LinearPath::gemm;
+    case LinearPath::onednn:
+      require(products != OnednnProducts::none, "[linear] the path onednn is not in this build");
+      require(!f64, "[linear] the path onednn was asked for a product with f64; only the reference has it");
+      require(weight.dtype() == DType::f32 ||
+                  (weight.dtype() == DType::bf16 && products == OnednnProducts::f32_and_bf16),
+              "[linear] the path onednn was asked for a weight of dtype ", weight.dtype(), "; expected f32",
+              products == OnednnProducts::f32_and_bf16 ? " or bf16" : " on this processor");
+      require(onednn_takes(weight), "[linear] the path onednn was asked for a weight whose strides are ",
+              weight.strides(), "; one of them must be 1");
+      return LinearPath::onednn;
+  }
+  if (ctx.reference() || f64) return LinearPath::reference;
+  LinearPath path = choose_linear_path(rows, weight.size(1), weight.size(0), weight.dtype(), products);
+  if (path == LinearPath::gemv && weight.stride(1) != 1) path = LinearPath::gemm;
+  if (path == LinearPath::onednn && !onednn_takes(weight)) path = LinearPath::gemm;
+  return path;
+}
+
+void run(Context& ctx, const Problem& problem, LinearPath path) {
+  switch (path) {
+    case LinearPath::automatic:
+    case LinearPath::reference:
+      linear_detail::reference(ctx, problem);
+      ctx.set_backend("linear", "reference");
+      return;
+    case LinearPath::gemv:
+      linear_detail::gemv(ctx, problem);
+      ctx.set_backend("linear", concat("gemv (", simd_target(), ")"));
+      return;
+    case LinearPath::gemm:
+      linear_detail::gemm(ctx, problem);
+      ctx.set_backend("linear", concat("gemm (", simd_target(), ")"));
+      return;
+    case LinearPath::onednn:
+#ifdef KRAIT_HAVE_ONEDNN
+      linear_detail::onednn(ctx, problem);
+#endif
+      ctx.set_backend("linear", concat("onednn (", onednn_version(), ")"));
+      return;
+  }
+}
+
+}  // namespace
+
+#ifndef KRAIT_HAVE_ONEDNN
+const char* onednn_version() { return ""; }
+OnednnProducts onednn_products() { return OnednnProducts::none; }
+#endif
+
+LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
+                              OnednnProducts onednn) {
+  if (rows <= 16) return LinearPath::gemv;
+  // Making a primitive costs more than small products do.
+  const bool large = rows >= 32 && in * out >= 65536;
+  if (weight == DType::bf16 && onednn == OnednnProducts::f32_and_bf16 && large) return LinearPath::onednn;
+  return LinearPath::gemm;
+}
+
+Tensor linear_detail::bias_as_f32(Context& ctx, const Tensor& bias) {
+  if (!bias || (bias.dtype() == DType::f32 && bias.is_contiguous())) return bias;
+  const Tensor wide = ctx.empty(bias.shape());
+  wide.copy_from(bias);
+  return wide;
+}
+
+Tensor linear(Context& ctx, const LinearArgs& args) {
+  validate(args);
+  Tensor out = args.out ? args.out : ctx.empty(shape_of_out(args.x, args.weight.size(0)), args.x.dtype());
+  if (out.numel() == 0) return out;
+
+  // Leading sizes that no single stride describes are copied, which is little beside the product.
+  Problem problem{.weight = args.weight, .bias = args.bias, .accumulate = args.accumulate};
+  const auto x_rows = rows_view(args.x);
+  if (x_rows) {
+    problem.x = *x_rows;
+  } else {
+    const Tensor copy = ctx.empty(args.x.shape(), args.x.dtype());
+    copy.copy_from(args.x);
+    problem.x = *rows_view(copy);
+  }
+  const auto out_rows = rows_view(out);
+  Tensor gathered;
+  if (out_rows) {
+    problem.out = *out_rows;
+  } else {
+    gathered = ctx.empty(out.shape(), out.dtype());
+    if (args.accumulate) gathered.copy_from(out);
+    problem.out = *rows_view(gathered);
+  }
+  run(ctx, problem, path_of(ctx, args, problem.x.size(0)));
+  if (gathered) out.copy_from(gathered);
+  return out;
+}
+
+}  // namespace krait

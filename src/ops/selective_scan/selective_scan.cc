@@ -1,0 +1,266 @@
+#include "krait/ops/selective_scan.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <string_view>
+#include <utility>
+
+#include "krait/core/error.h"
+#include "ops/selective_scan/scan.h"
+#include "ops/token_runs.h"
+
+namespace krait {
+namespace scan {
+namespace {
+
+bool is_complex(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
+bool is_double(DType dtype) { return dtype == DType::f64 || dtype == DType::c128; }
+
+void check_shape(std::string_view name, const Tensor& tensor, const Dims& expected, std::string_view why) {
+  require(tensor.shape() == expected, "[selective_scan] ", name, " has shape ", tensor.shape(), ", expected ",
+          expected, ": ", why);
+}
+
+void check_float(std::string_view name, const Tensor& tensor) {
+  require(is_float(tensor.dtype()), "[selective_scan] ", name, " has dtype ", tensor.dtype(),
+          ", expected f32, bf16, f16 or f64");
+}
+
+// Constant (D, N), or variable with L tokens (2L numbers where A is complex) in four dimensions.
+Tensor check_factor(std::string_view name, const Tensor& factor, const SelectiveScanArgs& args,
+                    bool complex) {
+  const std::int64_t channels = args.u.size(1);
+  const std::int64_t d_state = args.A.size(1);
+  require(factor.defined(), "[selective_scan] ", name, " is absent");
+  if (factor.ndim() == 2) {
+    check_shape(name, factor, {channels, d_state}, "(D, N) for a constant one");
+    require(complex ? is_complex(factor.dtype()) : is_float(factor.dtype()), "[selective_scan] ", name,
+            " has dtype ", factor.dtype(), ", expected ", complex ? "c64 or c128" : "f32, bf16, f16 or f64",
+            ", as A has dtype ", args.A.dtype());
+    return factor;
+  }
+  require(factor.ndim() == 3 || factor.ndim() == 4, "[selective_scan] ", name, " has shape ", factor.shape(),
+          ", expected (D, N), (B, N, L) or (B, G, N, L)");
+  check_float(name, factor);
+  const Tensor variable = factor.ndim() == 3 ? factor.unsqueeze(1) : factor;
+  const std::int64_t groups = variable.size(1);
+  const std::int64_t numbers = (complex ? 2 : 1) * args.u.size(2);
+  check_shape(name, variable, {args.u.size(0), groups, d_state, numbers},
+              complex ? "(B, G, N, 2L), real and imaginary parts interleaved" : "(B, G, N, L)");
+  require(groups > 0 && channels % groups == 0, "[selective_scan] ", name, " has ", groups,
+          " groups, which do not divide the ", channels, " channels");
+  return variable;
+}
+
+// The common number of groups; a factor of one group serves any number.
+std::int64_t align_groups(Tensor& B, Tensor& C) {
+  const std::int64_t of_b = B.ndim() == 4 ? B.size(1) : 1;
+  const std::int64_t of_c = C.ndim() == 4 ? C.size(1) : 1;
+  require(of_b == of_c || of_b == 1 || of_c == 1, "[selective_scan] B has ", of_b, " groups and C has ", of_c,
+          ", expected the same number");
+  const std::int64_t groups = std::max(of_b, of_c);
+  const auto widen = [groups](Tensor& factor) {
+    if (factor.ndim() == 4) factor = factor.expand({factor.size(0), groups, factor.size(2), factor.size(3)});
+  };
+  widen(B);
+  widen(C);
+  return groups;
+}
+
+std::vector<Row> rows_of(const SelectiveScanArgs& args) {
+  std::vector<Row> rows;
+  if (args.cu_seqlens) {
+    for (std::int64_t i = 0; i + 1 < args.cu_seqlens.size(0); ++i) {
+      const std::int64_t begin = index_at(args.cu_seqlens, i);
+      rows.push_back(
+          {.batch = 0, .begin = begin, .length = index_at(args.cu_seqlens, i + 1) - begin, .state = i});
+    }
+  } else {
+    for (std::int64_t b = 0; b < args.u.size(0); ++b)
+      rows.push_back({.batch = b, .length = args.u.size(2), .state = b});
+  }
+  return rows;
+}
+
+std::vector<Save> saves_of(const SelectiveScanArgs& args, const std::vector<Row>& rows) {
+  std::vector<Save> saves;
+  if (!args.state_positions) return saves;
+  for (std::int64_t b = 0; b < args.state_positions.size(0); ++b) {
+    const Tensor positions = args.state_positions.select(0, b);
+    for (std::int64_t m = 0; m < positions.size(0); ++m) {
+      const std::int64_t t = index_at(positions, m);
+      // Rows are ordered by batch and begin: the last one that does not begin after t holds it.
+      const auto after = [](const std::pair<std::int64_t, std::int64_t>& at, const Row& row) {
+        return at < std::pair(row.batch, row.begin);
+      };
+      const auto row = std::upper_bound(rows.begin(), rows.end(), std::pair(b, t), after) - 1;
+      const std::int64_t offset = t - row->begin;
+      saves.push_back(
+          {.row = row - rows.begin(), .step = args.reverse ? row->length - 1 - offset : offset, .slot = m});
+    }
+  }
+  std::sort(saves.begin(), saves.end(),
+            [](const Save& a, const Save& b) { return std::pair(a.row, a.step) < std::pair(b.row, b.step); });
+  return saves;
+}
+
+// Uninitialised, dense, with the dimensions in memory in the order that `like` has them.
+Tensor empty_like(Context& ctx, const Tensor& like) {
+  std::array<int, 3> order = {0, 1, 2};
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return like.stride(a) > like.stride(b); });
+  Dims strides = {0, 0, 0};
+  std::int64_t step = 1;
+  for (int i = 2; i >= 0; --i) {
+    const int dim = order[static_cast<std::size_t>(i)];
+    strides[dim] = step;
+    step *= std::max<std::int64_t>(like.size(dim), 1);
+  }
+  return ctx.empty(like.shape(), like.dtype()).as_strided(like.shape(), strides, 0);
+}
+
+Tensor destination(Context& ctx, std::string_view name, const Tensor& given, const Dims& shape, DType dtype,
+                   std::string_view meaning) {
+  if (!given) return ctx.empty(shape, dtype);
+  check_shape(name, given, shape, meaning);
+  require(given.dtype() == dtype, "[selective_scan] ", name, " has dtype ", given.dtype(), ", expected ",
+          dtype);
+  return given;
+}
+
+Problem validated(Context& ctx, const SelectiveScanArgs& args) {
+  require(args.u.defined(), "[selective_scan] u is absent");
+  require(args.delta.defined(), "[selective_scan] delta is absent");
+  require(args.A.defined(), "[selective_scan] A is absent");
+  const std::array<std::pair<std::string_view, const Tensor*>, 14> tensors = {{
+      {"u", &args.u},
+      {"delta", &args.delta},
+      {"A", &args.A},
+      {"B", &args.B},
+      {"C", &args.C},
+      {"D", &args.D},
+      {"z", &args.z},
+      {"delta_bias", &args.delta_bias},
+      {"initial_state", &args.initial_state},
+      {"seq_idx", &args.seq_idx},
+      {"cu_seqlens", &args.cu_seqlens},
+      {"state_positions", &args.state_positions},
+      {"out", &args.out},
+      {"last_state", &args.last_state},
+  }};
+  for (const auto& [name, tensor] : tensors)
+    require(!tensor->defined() || tensor->device() == ctx.device(), "[selective_scan] ", name,
+            " is on device ", name_of(tensor->device()), ", expected ", name_of(ctx.device()));
+
+  require(args.u.ndim() == 3, "[selective_scan] u has shape ", args.u.shape(), ", expected (B, D, L)");
+  check_float("u", args.u);
+  const std::int64_t batch = args.u.size(0);
+  const std::int64_t channels = args.u.size(1);
+  const std::int64_t length = args.u.size(2);
+  check_float("delta", args.delta);
+  check_shape("delta", args.delta, args.u.shape(), "as u");
+  require(args.A.ndim() == 2 && args.A.size(0) == channels, "[selective_scan] A has shape ", args.A.shape(),
+          ", expected (", channels, ", N): one row per channel");
+  require(args.A.dtype() == DType::f32 || args.A.dtype() == DType::f64 || is_complex(args.A.dtype()),
+          "[selective_scan] A has dtype ", args.A.dtype(), ", expected f32, f64, c64 or c128");
+
+  Problem p;
+  p.complex = is_complex(args.A.dtype());
+  p.channels = channels;
+  p.d_state = args.A.size(1);
+  p.u = args.u;
+  p.delta = args.delta;
+  p.A = args.A;
+  p.B = check_factor("B", args.B, args, p.complex);
+  p.C = check_factor("C", args.C, args, p.complex);
+  p.groups = align_groups(p.B, p.C);
+  if (args.D) {
+    check_float("D", args.D);
+    check_shape("D", args.D, {channels}, "one value per channel");
+  }
+  if (args.z) {
+    check_float("z", args.z);
+    check_shape("z", args.z, args.u.shape(), "as u");
+  }
+  if (args.delta_bias) {
+    check_float("delta_bias", args.delta_bias);
+    check_shape("delta_bias", args.delta_bias, {channels}, "one value per channel");
+  }
+  p.D = args.D;
+  p.z = args.z;
+  p.delta_bias = args.delta_bias;
+  require(!args.seq_idx || !args.cu_seqlens,
+          "[selective_scan] seq_idx and cu_seqlens are both given, expected one of them");
+  validate_sequences("selective_scan", batch, length, args.seq_idx, args.cu_seqlens, args.state_positions);
+  p.seq_idx = args.seq_idx;
+  p.rows = rows_of(args);
+  p.saves = saves_of(args, p.rows);
+  p.delta_softplus = args.delta_softplus;
+  p.reverse = args.reverse;
+
+  const Dims state_shape = {std::ssize(p.rows), channels, p.d_state};
+  const std::string_view one_state = args.cu_seqlens ? "one state per packed sequence" : "one state per row";
+  if (args.initial_state) {
+    check_shape("initial_state", args.initial_state, state_shape, one_state);
+    require(p.complex ? is_complex(args.initial_state.dtype()) : is_float(args.initial_state.dtype()),
+            "[selective_scan] initial_state has dtype ", args.initial_state.dtype(), ", expected ",
+            p.complex ? "c64 or c128" : "f32, bf16, f16 or f64", ", as A has dtype ", args.A.dtype());
+  }
+  p.initial_state = args.initial_state;
+
+  const bool in_double = std::any_of(tensors.begin(), tensors.end(), [](const auto& named) {
+    return named.second->defined() && is_double(named.second->dtype());
+  });
+  // The dtype of A tells the paths the precision of the whole computation.
+  if (in_double) p.A = p.A.to(p.complex ? DType::c128 : DType::f64);
+  p.out = args.out ? destination(ctx, "out", args.out, args.u.shape(), args.u.dtype(), "as u")
+                   : empty_like(ctx, args.u);
+  if (args.last_state || args.return_last_state)
+    p.last_state = destination(ctx, "last_state", args.last_state, state_shape, p.A.dtype(), one_state);
+  if (args.state_positions)
+    p.states = ctx.empty({batch, args.state_positions.size(1), channels, p.d_state}, p.A.dtype());
+  return p;
+}
+
+}  // namespace
+
+ScanPath choose_path(ScanPath requested, bool double_precision, bool prefer_reference) {
+  if (requested != ScanPath::automatic) return requested;
+  return double_precision || prefer_reference ? ScanPath::reference : ScanPath::simd;
+}
+
+std::int64_t choose_channel_block(std::int64_t rows, std::int64_t groups, std::int64_t channels_per_group,
+                                  int threads) {
+  // Two cache lines of f32, one of bf16. Narrower blocks repeat the staging of B and C more often.
+  constexpr std::int64_t kWidest = 32;
+  constexpr std::int64_t kNarrowest = 8;
+  std::int64_t block = kWidest;
+  const auto items = [&] { return rows * groups * ((channels_per_group + block - 1) / block); };
+  while (block > kNarrowest && items() < 2 * std::int64_t{threads}) block /= 2;
+  return block;
+}
+
+std::int64_t choose_steps(std::int64_t channel_block, std::int64_t d_state, bool complex) {
+  constexpr std::int64_t kFloats = 6 * 1024;  // 24 KiB
+  const std::int64_t each = 4 * channel_block + (complex ? 4 : 2) * d_state;
+  return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
+}
+
+}  // namespace scan
+
+SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) {
+  const scan::Problem problem = scan::validated(ctx, args);
+  const bool in_double = problem.A.dtype() == DType::f64 || problem.A.dtype() == DType::c128;
+  const ScanPath path = scan::choose_path(args.path, in_double, ctx.reference());
+  if (path == ScanPath::reference) {
+    scan::run_reference(problem);
+    ctx.set_backend("selective_scan", "reference");
+  } else {
+    require(!in_double, "[selective_scan] the path simd has no f64, expected f32, bf16 and f16 inputs");
+    scan::run_simd(ctx, problem);
+    ctx.set_backend("selective_scan", concat("simd (", simd_target(), ")"));
+  }
+  return {.out = problem.out, .last_state = problem.last_state, .states = problem.states};
+}
+
+}  // namespace krait

@@ -1,0 +1,194 @@
+// core/simd/math-inl.h on every SIMD target that this processor runs, against the C library in f64.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "core/simd_math_test.cc"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "core/simd/math-inl.h"
+
+#ifndef KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
+#define KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
+namespace krait {
+enum class Function { exp, exp2_flush, log1p, softplus, sigmoid, silu };
+}  // namespace krait
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace krait::HWY_NAMESPACE {
+namespace {
+
+// `count` is a multiple of 64.
+void evaluate(Function function, const float* in, float* out, std::size_t count) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const hn::ScalableTag<float> d;
+  for (std::size_t i = 0; i < count; i += hn::Lanes(d)) {
+    const auto x = hn::LoadU(d, in + i);
+    auto y = x;
+    switch (function) {
+      case Function::exp: y = exp(d, x); break;
+      case Function::exp2_flush: y = exp2_flush(d, x); break;
+      case Function::log1p: y = log1p(d, x); break;
+      case Function::softplus: y = softplus(d, x); break;
+      case Function::sigmoid: y = sigmoid(d, x); break;
+      case Function::silu: y = silu(d, x); break;
+    }
+    hn::StoreU(y, d, out + i);
+  }
+}
+
+}  // namespace
+}  // namespace krait::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace krait {
+namespace {
+
+HWY_EXPORT(evaluate);
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+// Calls body once for each SIMD target of this program and processor.
+template <typename Body>
+void on_each_target(const Body& body) {
+  auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets() & HWY_TARGETS);
+  for (; targets != 0; targets &= targets - 1) {
+    const auto target = static_cast<std::int64_t>(targets & (~targets + 1));
+    hwy::SetSupportedTargetsForTest(target);
+    SCOPED_TRACE(hwy::TargetName(target));
+    body();
+  }
+  hwy::SetSupportedTargetsForTest(0);
+}
+
+std::vector<float> evaluated(Function function, std::vector<float> in) {
+  const std::size_t count = in.size();
+  in.resize((count + 63) / 64 * 64);
+  std::vector<float> out(in.size());
+  HWY_DYNAMIC_DISPATCH(evaluate)(function, in.data(), out.data(), in.size());
+  out.resize(count);
+  return out;
+}
+
+// Every 2^k-th float between `from` and `to` (both of one sign).
+void append_floats(std::vector<float>& values, float from, float to, std::uint32_t step) {
+  const auto begin = std::min(std::bit_cast<std::uint32_t>(from), std::bit_cast<std::uint32_t>(to));
+  const auto end = std::max(std::bit_cast<std::uint32_t>(from), std::bit_cast<std::uint32_t>(to));
+  for (std::uint64_t bits = begin; bits <= end; bits += step)
+    values.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+}
+
+// The distance in units of the last place of the f32 nearest to `exact` (subnormal spacing below 2^-126).
+double ulps(float found, double exact) {
+  const auto rounded = static_cast<float>(exact);
+  if (found == rounded) return 0;  // both infinite, or equal
+  if (std::isnan(found) || std::isinf(rounded)) return kInfinity;
+  const int exponent = std::max(std::ilogb(std::max(std::abs(exact), 0x1p-126)), -126);
+  return std::abs(static_cast<double>(found) - exact) / std::ldexp(1.0, exponent - 23);
+}
+
+template <typename Exact>
+void expect_within(Function function, const std::vector<float>& in, double limit, const Exact& exact) {
+  const std::vector<float> out = evaluated(function, in);
+  double worst = 0;
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < in.size(); ++i) {
+    const double error = ulps(out[i], exact(static_cast<double>(in[i])));
+    if (error > worst || std::isnan(error)) {
+      worst = error;
+      at = i;
+    }
+  }
+  EXPECT_LE(worst, limit) << "at x = " << in[at] << ": " << out[at] << ", expected "
+                          << exact(static_cast<double>(in[at]));
+}
+
+TEST(SimdMath, Exp) {
+  std::vector<float> in;
+  append_floats(in, 0x1p-30F, 120.0F, 1009);
+  append_floats(in, -0x1p-30F, -120.0F, 1009);
+  append_floats(in, 88.0F, 89.0F, 7);
+  append_floats(in, -86.0F, -105.0F, 57);
+  on_each_target([&] { expect_within(Function::exp, in, 1.0, [](double x) { return std::exp(x); }); });
+}
+
+TEST(SimdMath, Exp2Flush) {
+  std::vector<float> in;
+  append_floats(in, 0x1p-30F, 200.0F, 1009);
+  append_floats(in, -0x1p-30F, -200.0F, 1009);
+  append_floats(in, 127.0F, 128.5F, 61);
+  on_each_target([&] {
+    expect_within(Function::exp2_flush, in, 2.1, [](double x) { return x < -126 ? 0.0 : std::exp2(x); });
+  });
+}
+
+TEST(SimdMath, Log1p) {
+  std::vector<float> in;
+  append_floats(in, 0.0F, 0x1p126F, 4099);
+  append_floats(in, 0.3F, 0.5F, 5);
+  on_each_target([&] { expect_within(Function::log1p, in, 2.0, [](double x) { return std::log1p(x); }); });
+}
+
+TEST(SimdMath, Softplus) {
+  std::vector<float> in;
+  append_floats(in, 0x1p-30F, 1e30F, 1009);
+  append_floats(in, -0x1p-30F, -120.0F, 1009);
+  append_floats(in, 19.9F, 20.1F, 3);
+  on_each_target([&] {
+    expect_within(Function::softplus, in, 3.0, [](double x) { return x > 20 ? x : std::log1p(std::exp(x)); });
+  });
+}
+
+TEST(SimdMath, SigmoidAndSilu) {
+  std::vector<float> in;
+  append_floats(in, 0x1p-30F, 1e30F, 1009);
+  append_floats(in, -0x1p-30F, -120.0F, 1009);
+  on_each_target([&] {
+    expect_within(Function::sigmoid, in, 3.0, [](double x) { return 1 / (1 + std::exp(-x)); });
+    // Where sigmoid is subnormal it has fewer digits to pass on.
+    std::erase_if(in, [](float x) { return x < -87.0F; });
+    expect_within(Function::silu, in, 4.0, [](double x) { return x / (1 + std::exp(-x)); });
+  });
+}
+
+TEST(SimdMath, SpecialValues) {
+  const std::vector<float> in = {0.0F, -0.0F, kInfinity, -kInfinity, kNan, -kNan, 1e38F, -1e38F, 1e-45F};
+  on_each_target([&] {
+    const auto expect = [&](Function function, std::vector<float> wanted, const char* name) {
+      SCOPED_TRACE(name);
+      const std::vector<float> out = evaluated(function, in);
+      for (std::size_t i = 0; i < in.size(); ++i) {
+        if (std::isnan(wanted[i]))
+          EXPECT_TRUE(std::isnan(out[i])) << "at " << in[i] << ": " << out[i];
+        else
+          EXPECT_EQ(out[i], wanted[i]) << "at " << in[i];
+      }
+    };
+    constexpr float kLog2 = 0.693147182F;
+    expect(Function::exp, {1, 1, kInfinity, 0, kNan, kNan, kInfinity, 0, 1}, "exp");
+    expect(Function::exp2_flush, {1, 1, kInfinity, 0, kNan, kNan, kInfinity, 0, 1}, "exp2_flush");
+    expect(Function::softplus, {kLog2, kLog2, kInfinity, 0, kNan, kNan, 1e38F, 0, kLog2}, "softplus");
+    expect(Function::sigmoid, {0.5F, 0.5F, 1, 0, kNan, kNan, 1, 0, 0.5F}, "sigmoid");
+    // -infinity times 0, as in x / (1 + exp(-x)).
+    expect(Function::silu, {0, 0, kInfinity, kNan, kNan, kNan, 1e38F, 0, 0}, "silu");
+    EXPECT_EQ(evaluated(Function::log1p, {0.0F, kInfinity, 1e-45F}),
+              (std::vector<float>{0.0F, kInfinity, 1e-45F}));
+    EXPECT_TRUE(std::isnan(evaluated(Function::log1p, {kNan})[0]));
+  });
+}
+
+}  // namespace
+}  // namespace krait
+#endif  // HWY_ONCE

@@ -1,0 +1,157 @@
+#include "krait/generate/generate.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "krait/core/error.h"
+#include "krait/models/load.h"
+#include "support/golden.h"
+
+namespace krait {
+namespace {
+
+using testing::golden;
+using testing::golden_array;
+using testing::row_of;
+
+class Generate : public ::testing::Test {
+ protected:
+  Generate()
+      : files_(open_bundled_model()),
+        model_(load_language_model(ctx_, files_)),
+        tokenizer_(load_tokenizer(files_)) {}
+
+  GenerateResult run(const std::vector<std::string>& texts, const GenerateOptions& options) {
+    std::vector<std::vector<std::int64_t>> prompts;
+    for (const auto& text : texts) prompts.push_back(tokenizer_.encode(text));
+    return generate(ctx_, model_, &tokenizer_, prompts, options);
+  }
+
+  Context ctx_;
+  ModelFiles files_;
+  LanguageModel model_;
+  Tokenizer tokenizer_;
+};
+
+TEST_F(Generate, GreedyEqualsTheGolden) {
+  Context ctx;
+  const LanguageModel exact = load_language_model(ctx, files_, {.dtype = DType::f32});
+  const auto want = row_of(golden_array("shakespeare", "greedy_ids.npy"), 0);
+  const std::vector<std::vector<std::int64_t>> prompts{
+      row_of(golden_array("shakespeare", "prompt_ids.npy"), 0)};
+  const GenerateResult result =
+      generate(ctx, exact, nullptr, prompts,
+               {.max_new_tokens = static_cast<std::int64_t>(want.size() - prompts[0].size()),
+                .sampling = {.temperature = 0.0},
+                .ignore_eos = true});
+  EXPECT_EQ(result.sequences[0].ids, want);
+}
+
+TEST_F(Generate, SeedsDecide) {
+  const GenerateOptions options{.max_new_tokens = 40, .seed = 7};
+  const std::string first = run({"ROMEO:"}, options).sequences[0].text;
+  EXPECT_EQ(run({"ROMEO:"}, options).sequences[0].text, first);
+  GenerateOptions other = options;
+  other.seed = 8;
+  EXPECT_NE(run({"ROMEO:"}, other).sequences[0].text, first);
+}
+
+TEST_F(Generate, BatchesEqualSingleSequences) {
+  const GenerateOptions options{.max_new_tokens = 24, .sampling = {.temperature = 0.0}, .ignore_eos = true};
+  const std::vector<std::string> texts{"ROMEO:", "What is the city but the people?", "A",
+                                       "O, she doth teach the"};
+  const GenerateResult together = run(texts, options);
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    EXPECT_EQ(run({texts[i]}, options).sequences[0].ids, together.sequences[i].ids) << texts[i];
+  EXPECT_EQ(together.new_tokens, 4 * 24);
+}
+
+TEST_F(Generate, StreamedPiecesAreTheText) {
+  std::vector<std::string> streamed(2);
+  GenerateOptions options{.max_new_tokens = 60, .seed = 3, .stop = {"zzzz", "\n\n\n"}};
+  options.on_text = [&](std::int64_t i, std::string_view text) {
+    streamed[static_cast<std::size_t>(i)].append(text);
+  };
+  const GenerateResult result = run({"KING", "First Citizen:"}, options);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(streamed[i], result.sequences[i].text);
+    EXPECT_EQ(result.sequences[i].logprobs.size(),
+              result.sequences[i].ids.size() - static_cast<std::size_t>(result.sequences[i].prompt_length));
+  }
+}
+
+TEST_F(Generate, StopTextsEndAndAreLeftOut) {
+  GenerateOptions options{.max_new_tokens = 60, .sampling = {.temperature = 0.0}, .ignore_eos = true};
+  const std::string whole = run({"ROMEO:"}, options).sequences[0].text;
+  const std::string stop = whole.substr(20, 5);
+  options.stop = {stop};
+  const Generation g = run({"ROMEO:"}, options).sequences[0];
+  EXPECT_EQ(g.finish, FinishReason::stop);
+  EXPECT_EQ(g.text, whole.substr(0, whole.find(stop)));
+}
+
+TEST_F(Generate, EndsAtEndOfText) {
+  // The second token that greedy decoding picks is declared to be the end.
+  const GenerateOptions options{.max_new_tokens = 5, .sampling = {.temperature = 0.0}};
+  ModelFiles files = open_bundled_model();
+  const auto greedy = run({"ROMEO:"}, options).sequences[0];
+  const std::int64_t second = greedy.ids[static_cast<std::size_t>(greedy.prompt_length) + 1];
+  files.generation_config_json = concat("{\"eos_token_id\": [900000, ", second, "]}");
+  const LanguageModel model = load_language_model(ctx_, files);
+  const std::vector<std::vector<std::int64_t>> prompts{tokenizer_.encode("ROMEO:")};
+  const Generation g = generate(ctx_, model, &tokenizer_, prompts, options).sequences[0];
+  EXPECT_EQ(g.finish, FinishReason::eos);
+  EXPECT_EQ(g.ids.back(), second);
+  EXPECT_LE(g.logprobs.size(), 2U);
+}
+
+TEST_F(Generate, InterruptionKeepsWhatWasMade) {
+  std::atomic<int> asked{0};
+  Context ctx(ContextOptions{.cancelled = [&] { return ++asked > 6; }});
+  const std::vector<std::vector<std::int64_t>> prompts{tokenizer_.encode("ROMEO:")};
+  const GenerateResult r =
+      generate(ctx, model_, &tokenizer_, prompts, {.max_new_tokens = 1000, .ignore_eos = true});
+  EXPECT_EQ(r.sequences[0].finish, FinishReason::interrupted);
+  EXPECT_EQ(r.new_tokens, 6);
+  EXPECT_FALSE(r.sequences[0].text.empty());
+}
+
+TEST_F(Generate, NothingToDo) {
+  const GenerateResult r = run({"ROMEO:"}, {.max_new_tokens = 0});
+  EXPECT_EQ(r.new_tokens, 0);
+  EXPECT_EQ(r.sequences[0].text, "");
+  EXPECT_TRUE(run({}, {}).sequences.empty());
+}
+
+TEST_F(Generate, RefusesBadOptions) {
+  EXPECT_THROW(run({""}, {}), Error);
+  EXPECT_THROW(run({"A"}, {.max_new_tokens = -1}), Error);
+  EXPECT_THROW(run({"A"}, {.sampling = {.temperature = -1.0}}), Error);
+  EXPECT_THROW(run({"A"}, {.stop = {""}}), Error);
+  const std::vector<std::vector<std::int64_t>> prompts{{1}};
+  EXPECT_THROW(generate(ctx_, model_, nullptr, prompts, {.stop = {"x"}}), Error);
+}
+
+TEST(StopText, FindsStopsAcrossPieces) {
+  const std::string text = "abcaabcab";
+  for (std::size_t cut = 0; cut <= text.size(); ++cut)
+    for (std::size_t second = cut; second <= text.size(); ++second) {
+      StopText stop({"aabc", "zz"});
+      std::string out = stop.push(text.substr(0, cut)) + stop.push(text.substr(cut, second - cut)) +
+                        stop.push(text.substr(second));
+      EXPECT_TRUE(stop.stopped());
+      EXPECT_EQ(out, "abc");
+    }
+}
+
+TEST(StopText, GivesBackWhatWasNoStop) {
+  StopText stop({"END"});
+  std::string out = stop.push("xE") + stop.push("N") + stop.push("Ex") + stop.push("EN");
+  EXPECT_EQ(out, "xENEx");
+  EXPECT_EQ(stop.finish(), "EN");
+  EXPECT_FALSE(stop.stopped());
+}
+
+}  // namespace
+}  // namespace krait

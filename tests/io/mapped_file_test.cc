@@ -1,0 +1,61 @@
+#include "krait/io/mapped_file.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "io/scratch.h"
+
+namespace krait::io {
+namespace {
+
+TEST(MappedFile, SeesTheBytes) {
+  const Scratch scratch;
+  const auto file = MappedFile::open(scratch.put("a", "hello"));
+  ASSERT_EQ(file->bytes().size(), 5U);
+  EXPECT_EQ(std::memcmp(file->bytes().data(), "hello", 5), 0);
+  EXPECT_EQ(file->path(), scratch / "a");
+  file->advise_willneed();
+}
+
+TEST(MappedFile, MayBeEmpty) {
+  const Scratch scratch;
+  const auto file = MappedFile::open(scratch.put("a", ""));
+  EXPECT_TRUE(file->bytes().empty());
+  file->advise_willneed();
+}
+
+TEST(MappedFile, OutlivesItsName) {
+  const Scratch scratch;
+  const auto file = MappedFile::open(scratch.put("a", "hello"));
+  std::filesystem::remove(scratch / "a");
+  EXPECT_EQ(std::to_integer<char>(file->bytes()[4]), 'o');
+}
+
+TEST(MappedFile, RefusesWhatIsNoFile) {
+  const Scratch scratch;
+  EXPECT_MESSAGE(MappedFile::open(scratch.path()), "is a directory, expected a file");
+  EXPECT_MESSAGE(MappedFile::open(scratch / "none"), "none: cannot be opened: No such file");
+  EXPECT_MESSAGE(MappedFile::open("/dev/zero"), "is a device or pipe");
+  // Must not wait for a writer.
+  ASSERT_EQ(::mkfifo((scratch / "pipe").c_str(), 0600), 0);
+  EXPECT_MESSAGE(MappedFile::open(scratch / "pipe"), "is a device or pipe");
+  std::filesystem::create_symlink("gone", scratch / "link");
+  EXPECT_MESSAGE(MappedFile::open(scratch / "link"), "link: a symbolic link to a file that does not exist");
+  try {
+    (void)MappedFile::open(scratch / "none");
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::not_found);
+  }
+}
+
+TEST(MappedFile, RefusesUnreadable) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root may read everything";
+  const Scratch scratch;
+  const auto path = scratch.put("a", "secret");
+  ::chmod(path.c_str(), 0);
+  EXPECT_MESSAGE(MappedFile::open(path), "cannot be opened: Permission denied");
+}
+
+}  // namespace
+}  // namespace krait::io

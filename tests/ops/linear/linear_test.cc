@@ -1,0 +1,434 @@
+#include "krait/ops/linear.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "krait/core/error.h"
+#include "krait/core/random.h"
+#include "ops/linear/kernels.h"
+
+namespace krait {
+namespace {
+
+const std::vector<DType> kStored = {DType::f32, DType::bf16, DType::f16};
+
+Tensor random_tensor(const Dims& shape, DType dtype, std::uint64_t seed) {
+  const Tensor t = Tensor::empty(shape);
+  Rng rng(seed);
+  for (float& value : t.span<float>()) value = rng.normal();
+  return t.to(dtype);
+}
+
+// A copy of `t` whose last size has stride 2 and whose rows have gaps.
+Tensor spread(const Tensor& t) {
+  Dims shape = t.shape();
+  shape.push_back(2);
+  const Tensor wide = Tensor::empty(shape, t.dtype());
+  wide.fill(777.0);
+  const Tensor view = wide.select(-1, 0);
+  view.copy_from(t);
+  return view;
+}
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+// Compares `got` with the f64 reference. An element may differ by the rounding of `in` f32 sums and of
+// the dtype of the destination.
+void expect_close(Context& ctx, LinearArgs args, const Tensor& before, const Tensor& got) {
+  args.path = LinearPath::reference;
+  args.out = (before ? before : got).to(DType::f64).clone();
+  const Tensor want = linear(ctx, args).contiguous();
+  const Tensor have = got.to(DType::f64).contiguous();
+  const double rounding = got.dtype() == DType::bf16 ? 0x1p-8 : got.dtype() == DType::f16 ? 0x1p-10 : 0.0;
+  const double sums = 1e-6 * std::sqrt(static_cast<double>(args.weight.size(1)) + 1.0) * 4.0;
+  double worst = 0.0;
+  std::int64_t where = -1;
+  for (std::int64_t i = 0; i < want.numel(); ++i) {
+    const double a = want.data<double>()[i];
+    const double b = have.data<double>()[i];
+    const double excess = std::fabs(a - b) - rounding * std::fabs(a);
+    if (!(excess <= worst)) {
+      worst = excess;
+      where = i;
+    }
+  }
+  EXPECT_TRUE(worst <= sums) << "element " << where << " is " << have.data<double>()[where] << ", expected "
+                             << want.data<double>()[where] << " within " << sums;
+}
+
+struct Case {
+  std::int64_t rows;
+  std::int64_t in;
+  std::int64_t out;
+};
+
+const std::vector<Case> kCases = {{1, 1, 1},   {1, 7, 5},    {2, 16, 9},  {3, 31, 26},
+                                  {4, 32, 24}, {5, 65, 25},  {7, 100, 1}, {9, 48, 130},
+                                  {17, 3, 33}, {20, 300, 6}, {6, 64, 16}, {1, 768, 51}};
+
+void check(Context& ctx, const Case& c, LinearPath path, DType x, DType weight, DType out) {
+  SCOPED_TRACE(concat("rows ", c.rows, " in ", c.in, " out ", c.out, " path ", static_cast<int>(path), " x ",
+                      x, " weight ", weight, " out ", out));
+  LinearArgs args{.x = random_tensor({c.rows, c.in}, x, 1),
+                  .weight = random_tensor({c.out, c.in}, weight, 2),
+                  .out = Tensor::empty({c.rows, c.out}, out),
+                  .path = path};
+  args.out.fill(std::numeric_limits<double>::quiet_NaN());
+  expect_close(ctx, args, {}, linear(ctx, args));
+
+  args.bias = random_tensor({c.out}, weight, 3);
+  args.accumulate = true;
+  args.out = random_tensor({c.rows, c.out}, out, 4);
+  const Tensor before = args.out.clone();
+  expect_close(ctx, args, before, linear(ctx, args));
+}
+
+void check_all_dtypes(Context& ctx, LinearPath path) {
+  for (const Case& c : kCases)
+    for (const DType x : kStored)
+      for (const DType weight : kStored) check(ctx, c, path, x, weight, x);
+  for (const DType x : kStored)
+    for (const DType out : kStored) check(ctx, {5, 33, 40}, path, x, DType::bf16, out);
+}
+
+TEST(Linear, GemvAgreesWithReference) {
+  Context ctx;
+  check_all_dtypes(ctx, LinearPath::gemv);
+}
+
+TEST(Linear, GemmAgreesWithReference) {
+  Context ctx;
+  check_all_dtypes(ctx, LinearPath::gemm);
+}
+
+TEST(Linear, EverySimdTargetAgreesWithReference) {
+  Context ctx;
+  const auto targets = hwy::SupportedTargets() & HWY_TARGETS;
+  for (auto rest = targets; rest != 0; rest &= rest - 1) {
+    const auto target = rest & -rest;
+    SCOPED_TRACE(hwy::TargetName(target));
+    hwy::SetSupportedTargetsForTest(target);
+    hwy::GetChosenTarget().Update(target);
+    for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+      for (const DType dtype : kStored) {
+        check(ctx, {1, 77, 30}, path, DType::f32, dtype, DType::f32);
+        check(ctx, {2, 64, 9}, path, DType::f32, dtype, dtype);
+        check(ctx, {7, 65, 49}, path, DType::f32, dtype, DType::f32);
+        check(ctx, {16, 261, 35}, path, dtype, dtype, dtype);
+      }
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+TEST(Linear, OnednnAgreesWithReference) {
+  if (onednn_products() == OnednnProducts::none) GTEST_SKIP() << "this build has no oneDNN";
+  Context ctx;
+  for (int round = 0; round < 2; ++round) {  // the second takes kept primitives
+    for (const Case& c : kCases)
+      for (const DType x : kStored) check(ctx, c, LinearPath::onednn, x, DType::f32, x);
+  }
+}
+
+TEST(Linear, OnednnMultipliesBf16WhereTheProcessorDoes) {
+  Context ctx;
+  const Tensor weight = random_tensor({5, 33}, DType::bf16, 2);
+  const Tensor x = random_tensor({40, 33}, DType::bf16, 1);  // exact in bf16, so that no rounding is added
+  const LinearArgs args{.x = x, .weight = weight, .out = Tensor::empty({40, 5}), .path = LinearPath::onednn};
+  if (onednn_products() == OnednnProducts::f32_and_bf16) {
+    expect_close(ctx, args, {}, linear(ctx, args));
+  } else {
+    EXPECT_NE(message_of([&] { (void)linear(ctx, args); }), "");
+  }
+}
+
+// Infinities, NaN, subnormals and the largest numbers pass the widening of weights.
+TEST(Linear, WeightsOfEveryBitPatternAreWidened) {
+  Context ctx;
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const Tensor weight = Tensor::empty({65536, 1}, dtype);
+    auto* bits = static_cast<std::uint16_t*>(weight.raw());
+    for (int i = 0; i < 65536; ++i) bits[i] = static_cast<std::uint16_t>(i);
+    const Tensor want = weight.to(DType::f32);
+    const Tensor one = Tensor::empty({1, 1});
+    one.fill(1.0);
+    const auto targets = hwy::SupportedTargets() & HWY_TARGETS;
+    for (auto rest = targets; rest != 0; rest &= rest - 1) {
+      hwy::SetSupportedTargetsForTest(rest & -rest);
+      hwy::GetChosenTarget().Update(rest & -rest);
+      for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+        SCOPED_TRACE(concat(hwy::TargetName(rest & -rest), " ", dtype, " path ", static_cast<int>(path)));
+        const Tensor got = linear(ctx, {.x = one, .weight = weight, .path = path});
+        int wrong = 0;
+        for (int i = 0; i < 65536; ++i) {
+          const float a = want.data<float>()[i];
+          const float b = got.data<float>()[i];
+          if (std::isnan(a) ? !std::isnan(b) : a != b) ++wrong;
+        }
+        EXPECT_EQ(wrong, 0);
+      }
+    }
+  }
+  hwy::SetSupportedTargetsForTest(0);
+  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+}
+
+std::vector<LinearPath> f32_paths() {
+  std::vector<LinearPath> paths = {LinearPath::reference, LinearPath::gemv, LinearPath::gemm};
+  if (onednn_products() != OnednnProducts::none) paths.push_back(LinearPath::onednn);
+  return paths;
+}
+
+TEST(Linear, TakesAnyStridesOfXBiasAndOut) {
+  Context ctx;
+  const Tensor weight = random_tensor({37, 45}, DType::f32, 2);
+  const Tensor bias = spread(random_tensor({37}, DType::f32, 3));
+  const Tensor x = random_tensor({2, 3, 5, 45}, DType::f32, 1);
+  const Tensor out = random_tensor({2, 3, 5, 37}, DType::f32, 4);
+  const std::vector<Tensor> xs = {x, spread(x), x.transpose(0, 2).clone().transpose(0, 2),
+                                  x.permute({3, 0, 1, 2}).clone().permute({1, 2, 3, 0}),
+                                  x.slice(2, 0, 1).expand({2, 3, 5, 45})};
+  const std::vector<std::function<Tensor()>> outs = {
+      [&] { return out.clone(); }, [&] { return spread(out); },
+      [&] { return out.transpose(0, 2).clone().transpose(0, 2); },
+      [&] {
+        return out.permute({3, 0, 1, 2}).clone().permute({1, 2, 3, 0});
+      }};
+  for (const LinearPath path : f32_paths()) {
+    for (std::size_t i = 0; i < xs.size(); ++i) {
+      for (std::size_t o = 0; o < outs.size(); ++o) {
+        for (const bool accumulate : {false, true}) {
+          SCOPED_TRACE(
+              concat("path ", static_cast<int>(path), " x ", i, " out ", o, " accumulate ", accumulate));
+          const LinearArgs args{.x = xs[i],
+                                .weight = weight,
+                                .bias = bias,
+                                .out = outs[o](),
+                                .accumulate = accumulate,
+                                .path = path};
+          const Tensor before = args.out.clone();
+          const Tensor got = linear(ctx, args);
+          EXPECT_EQ(got.raw(), args.out.raw());
+          expect_close(ctx, args, before, got);
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, WritesNothingBetweenStridedElements) {
+  Context ctx;
+  const Tensor x = random_tensor({6, 20}, DType::f32, 1);
+  for (const DType dtype : kStored) {
+    for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+      const Tensor wide = Tensor::empty({6, 19, 2}, dtype);
+      wide.fill(777.0);
+      linear(ctx,
+             {.x = x, .weight = random_tensor({19, 20}, dtype, 2), .out = wide.select(2, 0), .path = path});
+      const Tensor gaps = wide.select(2, 1).to(DType::f32).clone();
+      const float kept = static_cast<float>(dtype == DType::bf16 ? 776.0 : 777.0);
+      for (const float value : gaps.span<float>()) EXPECT_EQ(value, kept);
+    }
+  }
+}
+
+TEST(Linear, TakesAnyStridesOfTheWeight) {
+  Context ctx;
+  const Tensor x = random_tensor({5, 40}, DType::f32, 1);
+  for (const DType dtype : kStored) {
+    const Tensor weight = random_tensor({21, 40}, dtype, 2);
+    const std::vector<Tensor> weights = {weight.transpose(0, 1).clone().transpose(0, 1), spread(weight),
+                                         random_tensor({21, 50}, dtype, 2).slice(1, 3, 43),
+                                         weight.slice(0, 4, 5).expand({21, 40})};
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      SCOPED_TRACE(concat("weight ", i, " ", dtype));
+      LinearArgs args{.x = x, .weight = weights[i], .path = LinearPath::gemm};
+      expect_close(ctx, args, {}, linear(ctx, args));
+      args.path = LinearPath::automatic;
+      expect_close(ctx, args, {}, linear(ctx, args));
+      if (weights[i].stride(1) == 1) {
+        args.path = LinearPath::gemv;
+        expect_close(ctx, args, {}, linear(ctx, args));
+      }
+    }
+  }
+}
+
+// A weight that ends where readable memory may end: the sanitizers see a read beyond it.
+TEST(Linear, ReadsNothingBeyondTheWeight) {
+  Context ctx;
+  for (const DType dtype : kStored) {
+    for (const std::int64_t in : {1, 5, 33, 63, 127}) {
+      const Tensor source = random_tensor({3, in}, dtype, 2);
+      for (const std::size_t shift : {std::size_t{0}, size_of(dtype)}) {
+        std::vector<unsigned char> exact(source.nbytes() + shift);
+        std::memcpy(exact.data() + shift, source.raw(), source.nbytes());
+        const Tensor weight = Tensor::wrap(exact.data() + shift, source.shape(), dtype);
+        for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+          SCOPED_TRACE(concat(dtype, " in ", in, " shift ", shift, " path ", static_cast<int>(path)));
+          const LinearArgs args{.x = random_tensor({2, in}, DType::f32, 1), .weight = weight, .path = path};
+          expect_close(ctx, args, {}, linear(ctx, args));
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, EmptySizes) {
+  Context ctx;
+  const Tensor bias = random_tensor({4}, DType::f32, 1);
+  for (const LinearPath path : f32_paths()) {
+    SCOPED_TRACE(static_cast<int>(path));
+    const auto run = [&](const Dims& x, const Dims& weight, const Tensor& b) {
+      return linear(ctx, {.x = Tensor::zeros(x), .weight = Tensor::zeros(weight), .bias = b, .path = path});
+    };
+    EXPECT_EQ(run({2, 0, 3}, {4, 3}, bias).shape(), (Dims{2, 0, 4}));
+    EXPECT_EQ(run({2, 3}, {0, 3}, {}).shape(), (Dims{2, 0}));
+    const Tensor only_bias = run({5, 0}, {4, 0}, bias);
+    for (int r = 0; r < 5; ++r)
+      for (int o = 0; o < 4; ++o) EXPECT_EQ(only_bias.data<float>()[r * 4 + o], bias.data<float>()[o]);
+    const Tensor zero = run({1, 0}, {4, 0}, {});
+    for (const float value : zero.span<float>()) EXPECT_EQ(value, 0.0F);
+  }
+}
+
+// The same bits whatever the number of threads, and for a row alone as for a row among others.
+TEST(Linear, RowsAndThreadsDoNotMatter) {
+  const Tensor x = random_tensor({11, 515}, DType::f32, 1);
+  for (const DType dtype : kStored) {
+    const Tensor weight = random_tensor({203, 515}, dtype, 2);
+    const Tensor bias = random_tensor({203}, DType::f32, 3);
+    for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm, LinearPath::reference}) {
+      SCOPED_TRACE(concat(dtype, " path ", static_cast<int>(path)));
+      Context one(ContextOptions{.threads = 1});
+      const Tensor want = linear(one, {.x = x, .weight = weight, .bias = bias, .path = path});
+      for (const int threads : {2, 3, 7}) {
+        Context many(ContextOptions{.threads = threads});
+        const Tensor got = linear(many, {.x = x, .weight = weight, .bias = bias, .path = path});
+        EXPECT_EQ(std::memcmp(got.raw(), want.raw(), want.nbytes()), 0) << threads << " threads";
+      }
+      for (const auto& [begin, end] : {std::pair{0, 1}, {4, 5}, {3, 5}, {2, 5}, {1, 8}, {10, 11}}) {
+        const Tensor got =
+            linear(one, {.x = x.slice(0, begin, end), .weight = weight, .bias = bias, .path = path});
+        const Tensor part = want.slice(0, begin, end);
+        EXPECT_EQ(std::memcmp(got.raw(), part.raw(), part.nbytes()), 0) << "rows " << begin << " to " << end;
+      }
+    }
+  }
+}
+
+TEST(Linear, ReferenceIsExactInF64) {
+  Context ctx;
+  const double third = 1.0 / 3.0;
+  const Tensor x = Tensor::from(std::vector<double>{1.0, third, -2.0}, {3});
+  const Tensor weight = Tensor::from(std::vector<double>{3.0, 1.0, 0.5, 0.0, 3.0, 1.0}, {2, 3});
+  const Tensor bias = Tensor::from(std::vector<double>{0.25, 10.0}, {2});
+  const Tensor y = linear(ctx, {.x = x, .weight = weight, .bias = bias});
+  EXPECT_EQ(ctx.backend(), "linear: reference");
+  ASSERT_EQ(y.dtype(), DType::f64);
+  EXPECT_DOUBLE_EQ(y.data<double>()[0], 0.25 + 3.0 + third - 1.0);
+  EXPECT_DOUBLE_EQ(y.data<double>()[1], 10.0 + 1.0 - 2.0);
+}
+
+TEST(Linear, OutHasTheDtypeOfX) {
+  Context ctx;
+  for (const DType dtype : kStored) {
+    const Tensor y =
+        linear(ctx, {.x = random_tensor({3, 8}, dtype, 1), .weight = random_tensor({4, 8}, DType::f32, 2)});
+    EXPECT_EQ(y.dtype(), dtype);
+    EXPECT_EQ(y.shape(), (Dims{3, 4}));
+  }
+}
+
+TEST(Linear, ContextAsksForTheReference) {
+  Context ctx(ContextOptions{.reference = true});
+  const Tensor x = random_tensor({1, 8}, DType::f32, 1);
+  const Tensor weight = random_tensor({4, 8}, DType::f32, 2);
+  linear(ctx, {.x = x, .weight = weight});
+  EXPECT_EQ(ctx.backend(), "linear: reference");
+  linear(ctx, {.x = x, .weight = weight, .path = LinearPath::gemv});
+  EXPECT_EQ(ctx.backend(), concat("linear: gemv (", simd_target(), ")"));
+}
+
+TEST(Linear, ALoopOfEqualStepsAllocatesNothing) {
+  Context ctx;
+  const Tensor x = random_tensor({3, 100}, DType::f32, 1);
+  const Tensor weight = random_tensor({50, 100}, DType::bf16, 2);
+  for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+    linear(ctx, {.x = x, .weight = weight, .bias = random_tensor({50}, DType::bf16, 3), .path = path});
+    const std::size_t held = ctx.pool_bytes();
+    for (int i = 0; i < 3; ++i)
+      linear(ctx, {.x = x, .weight = weight, .bias = random_tensor({50}, DType::bf16, 3), .path = path});
+    EXPECT_EQ(ctx.pool_bytes(), held);
+  }
+}
+
+TEST(Linear, ChoosesItsPath) {
+  for (const DType dtype : kStored) {
+    for (const OnednnProducts onednn :
+         {OnednnProducts::none, OnednnProducts::f32, OnednnProducts::f32_and_bf16}) {
+      EXPECT_EQ(choose_linear_path(1, 768, 3072, dtype, onednn), LinearPath::gemv);
+      EXPECT_EQ(choose_linear_path(8, 768, 50280, dtype, onednn), LinearPath::gemv);
+      const bool bf16_products = dtype == DType::bf16 && onednn == OnednnProducts::f32_and_bf16;
+      EXPECT_EQ(choose_linear_path(512, 768, 3072, dtype, onednn),
+                bf16_products ? LinearPath::onednn : LinearPath::gemm);
+    }
+  }
+}
+
+TEST(Linear, DividesProductsAmongThreads) {
+  using linear_detail::choose_grid;
+  using linear_detail::Grid;
+  EXPECT_EQ(choose_grid(512, 3072, 768, 1), (Grid{1, 1}));
+  EXPECT_EQ(choose_grid(512, 3072, 768, 2), (Grid{1, 2}));
+  EXPECT_EQ(choose_grid(4096, 16, 768, 2), (Grid{2, 1}));
+  EXPECT_EQ(choose_grid(8, 8, 8, 16), (Grid{1, 1}));
+  EXPECT_EQ(choose_grid(0, 0, 0, 4), (Grid{1, 1}));
+  for (const std::int64_t threads : {3, 7, 64}) {
+    const Grid grid = choose_grid(1024, 3072, 768, threads);
+    EXPECT_LE(grid.rows * grid.columns, threads);
+    EXPECT_GT(grid.rows * grid.columns, threads / 2);
+  }
+}
+
+TEST(Linear, SaysWhatIsWrong) {
+  Context ctx;
+  const Tensor x = Tensor::zeros({2, 7});
+  const Tensor weight = Tensor::zeros({3, 7});
+  const auto text = [&](const LinearArgs& args) { return message_of([&] { (void)linear(ctx, args); }); };
+  EXPECT_EQ(text({.x = x, .weight = Tensor::zeros({3, 8})}),
+            "[linear] x has shape (2, 7), expected (..., 8): weight has shape (3, 8)");
+  EXPECT_EQ(text({.x = x, .weight = Tensor::zeros({7})}),
+            "[linear] weight has shape (7,), expected (out, in)");
+  EXPECT_EQ(text({.x = x, .weight = weight, .bias = Tensor::zeros({4})}),
+            "[linear] bias has shape (4,), expected (3,): weight has shape (3, 7)");
+  EXPECT_EQ(text({.x = x, .weight = weight, .out = Tensor::zeros({3, 2})}),
+            "[linear] out has shape (3, 2), expected (2, 3)");
+  EXPECT_NE(text({.weight = weight}), "");
+  EXPECT_NE(text({.x = x}), "");
+  EXPECT_NE(text({.x = x, .weight = weight, .accumulate = true}), "");
+  EXPECT_NE(text({.x = Tensor::zeros({2, 7}, DType::i32), .weight = weight}), "");
+  EXPECT_NE(text({.x = Tensor::zeros({}), .weight = weight}), "");
+  EXPECT_NE(text({.x = x, .weight = Tensor::zeros({7, 3}).transpose(0, 1), .path = LinearPath::gemv}), "");
+  for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm, LinearPath::onednn})
+    EXPECT_NE(text({.x = x, .weight = Tensor::zeros({3, 7}, DType::f64), .path = path}), "");
+  EXPECT_NE(text({.x = x, .weight = Tensor::zeros({3, 7}, DType::f16), .path = LinearPath::onednn}), "");
+}
+
+}  // namespace
+}  // namespace krait
