@@ -24,8 +24,8 @@ target_compile_options(krait_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion
                        -Wnon-virtual-dtor -Wold-style-cast
                        -Wno-missing-field-initializers  # designated initialisers leave out what is not given
                        -Werror)
-# GCC 12 and 13 report false positives of these two from inlined library code at -O3.
-target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow>)
+# GCC 12 and 13 report false positives of these from inlined library code at -O3.
+target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-restrict>)
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(krait_flags INTERFACE OpenMP::OpenMP_CXX)
 

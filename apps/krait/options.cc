@@ -1,8 +1,8 @@
 #include "options.h"
 
-#include <cmath>
 #include <limits>
 
+#include "krait/core/error.h"
 #include "terminal.h"
 
 namespace krait::cli {
@@ -14,7 +14,8 @@ CLI::Validator bounds(T minimum, T maximum) {
   return CLI::Validator(
       [minimum, maximum](const std::string& text) {
         T value{};
-        if (CLI::detail::lexical_cast(text, value) && value >= minimum && value <= maximum) return std::string();
+        if (CLI::detail::lexical_cast(text, value) && value >= minimum && value <= maximum)
+          return std::string();
         std::string expected = std::is_integral_v<T> ? "an integer" : "a number";
         expected += concat(" of at least ", minimum);
         if (maximum != std::numeric_limits<T>::max()) expected += concat(" and at most ", maximum);
@@ -54,14 +55,21 @@ CLI::Option* add_integer(CLI::App& command, const std::string& name, int& value,
   return add_bounded(command, name, value, minimum, maximum, "N", description);
 }
 
-CLI::Option* add_integer(CLI::App& command, const std::string& name, std::int64_t& value, std::int64_t minimum,
-                         std::int64_t maximum, const std::string& description) {
+CLI::Option* add_integer(CLI::App& command, const std::string& name, std::int64_t& value,
+                         std::int64_t minimum, std::int64_t maximum, const std::string& description) {
   return add_bounded(command, name, value, minimum, maximum, "N", description);
 }
 
 CLI::Option* add_number(CLI::App& command, const std::string& name, double& value, double minimum,
                         double maximum, const std::string& description) {
   return add_bounded(command, name, value, minimum, maximum, "X", description);
+}
+
+CLI::Option* add_seed(CLI::App& command, const std::string& name, std::optional<std::uint64_t>& value,
+                      const std::string& description) {
+  return command.add_option(name, value, description)
+      ->check(bounds<std::uint64_t>(0, std::numeric_limits<std::uint64_t>::max()))
+      ->type_name("N");
 }
 
 CLI::Option* add_input_file(CLI::App& command, const std::string& name, std::string& value,
@@ -101,6 +109,7 @@ ContextOptions context_options(const CommonOptions& options) {
   ContextOptions context;
   context.threads = options.threads;
   context.reference = options.reference;
+  context.cancelled = interrupted;
   context.log = [quiet = options.quiet, verbose = options.verbose](LogLevel level, std::string_view text) {
     if (level == LogLevel::warning && !quiet) message(concat("warning: ", text));
     if (level != LogLevel::warning && verbose) message(text);

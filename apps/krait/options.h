@@ -36,10 +36,14 @@ CLI::Option* add_choice(CLI::App& command, const std::string& name, std::string&
 // Numbers within bounds, both included. A message names the option, what was found and what was expected.
 CLI::Option* add_integer(CLI::App& command, const std::string& name, int& value, int minimum, int maximum,
                          const std::string& description);
-CLI::Option* add_integer(CLI::App& command, const std::string& name, std::int64_t& value, std::int64_t minimum,
-                         std::int64_t maximum, const std::string& description);
+CLI::Option* add_integer(CLI::App& command, const std::string& name, std::int64_t& value,
+                         std::int64_t minimum, std::int64_t maximum, const std::string& description);
 CLI::Option* add_number(CLI::App& command, const std::string& name, double& value, double minimum,
                         double maximum, const std::string& description);
+
+// Any 64-bit seed.
+CLI::Option* add_seed(CLI::App& command, const std::string& name, std::optional<std::uint64_t>& value,
+                      const std::string& description);
 
 // A file that has to be there, and one that will be written.
 CLI::Option* add_input_file(CLI::App& command, const std::string& name, std::string& value,

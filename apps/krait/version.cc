@@ -27,9 +27,9 @@ struct Processor {
 // From the kernel, which lists only what it lets programs use.
 Processor processor() {
   static constexpr std::array<std::string_view, 20> interesting = {
-      "sse4_1",      "sse4_2",      "avx",         "avx2",     "fma",        "f16c",    "avx512f",
-      "avx512bw",    "avx512dq",    "avx512vl",    "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
-      "amx_tile",    "amx_bf16",    "asimd",       "asimdhp",  "bf16",       "sve"};
+      "sse4_1",   "sse4_2",   "avx",      "avx2",        "fma",         "f16c",        "avx512f",
+      "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni",
+      "amx_tile", "amx_bf16", "asimd",    "asimdhp",     "bf16",        "sve"};
   Processor found;
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
@@ -74,11 +74,11 @@ std::string products() {
 
 std::string version_text() {
   const Processor cpu = processor();
-  return concat("krait ", KRAIT_VERSION, "\n",                                                 //
-                "compiler   ", compiler(), "\n",                                               //
-                "processor  ", cpu.name, ", ", omp_get_num_procs(), " threads\n",              //
-                "features  ", cpu.features, "\n",                                              //
-                "backends   cpu: Highway ", HWY_MAJOR, ".", HWY_MINOR, ".", HWY_PATCH, " (",   //
+  return concat("krait ", KRAIT_VERSION, "\n",                                                //
+                "compiler   ", compiler(), "\n",                                              //
+                "processor  ", cpu.name, ", ", omp_get_num_procs(), " threads\n",             //
+                "features  ", cpu.features, "\n",                                             //
+                "backends   cpu: Highway ", HWY_MAJOR, ".", HWY_MINOR, ".", HWY_PATCH, " (",  //
                 simd_target(), " of", built_targets(), "), ", products());
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <ostream>
 
+#include "core/convert.h"
 #include "core/dispatch.h"
 #include "krait/core/error.h"
 
@@ -26,17 +27,16 @@ std::shared_ptr<void> allocate(std::size_t bytes) {
   return {memory, std::free};
 }
 
-// Calls f(a_offset, b_offset) for every element of `shape` in row-major order.
+// Calls f(a_offset, b_offset) for the beginning of every run along the last dimension of `shape`.
 template <typename F>
-void for_each_pair(const Dims& shape, const Dims& a, const Dims& b, const F& f) {
+void for_each_row(const Dims& shape, const Dims& a, const Dims& b, const F& f) {
   if (numel_of(shape) == 0) return;
   std::array<std::int64_t, Dims::max_ndim> index{};
-  const int n = shape.size();
   std::int64_t ia = 0;
   std::int64_t ib = 0;
   while (true) {
     f(ia, ib);
-    int d = n - 1;
+    int d = shape.size() - 2;
     for (; d >= 0; --d) {
       auto& at = index[static_cast<std::size_t>(d)];
       ia += a[d];
@@ -47,19 +47,6 @@ void for_each_pair(const Dims& shape, const Dims& a, const Dims& b, const F& f) 
       at = 0;
     }
     if (d < 0) return;
-  }
-}
-
-template <typename To, typename From>
-To convert(From value) {
-  if constexpr (std::is_same_v<To, From>) {
-    return value;
-  } else if constexpr (std::is_same_v<From, bf16> || std::is_same_v<From, f16>) {
-    return convert<To>(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<To, bf16> || std::is_same_v<To, f16>) {
-    return To(static_cast<float>(value));
-  } else {
-    return static_cast<To>(value);
   }
 }
 
@@ -357,12 +344,17 @@ void Tensor::copy_from(const Tensor& source) const {
       if constexpr (is_complex_v<To> == is_complex_v<From>) {
         auto* to = static_cast<To*>(data_);
         const auto* from = static_cast<const From*>(source.data_);
-        if (is_contiguous() && source.is_contiguous()) {
-          for (std::int64_t i = 0; i < numel_; ++i) to[i] = convert<To>(from[i]);
-        } else {
-          for_each_pair(shape_, strides_, source.strides_,
-                        [&](std::int64_t a, std::int64_t b) { to[a] = convert<To>(from[b]); });
-        }
+        const std::int64_t run = ndim() == 0 ? 1 : shape_.back();
+        const std::int64_t to_step = ndim() == 0 ? 1 : strides_.back();
+        const std::int64_t from_step = ndim() == 0 ? 1 : source.strides_.back();
+        for_each_row(shape_, strides_, source.strides_, [&](std::int64_t a, std::int64_t b) {
+          // The plain loop vectorises where both runs are contiguous.
+          if (to_step == 1 && from_step == 1) {
+            for (std::int64_t i = 0; i < run; ++i) to[a + i] = convert<To>(from[b + i]);
+          } else {
+            for (std::int64_t i = 0; i < run; ++i) to[a + i * to_step] = convert<To>(from[b + i * from_step]);
+          }
+        });
       }
     });
   });
@@ -372,11 +364,16 @@ void Tensor::fill(double value) const {
   dispatch_all(dtype_, [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto* to = static_cast<T*>(data_);
-    for_each_pair(shape_, strides_, strides_, [&](std::int64_t a, std::int64_t) {
+    const auto element = [&] {
       if constexpr (is_complex_v<T>)
-        to[a] = T(static_cast<typename T::value_type>(value));
+        return T(static_cast<typename T::value_type>(value));
       else
-        to[a] = convert<T>(value);
+        return convert<T>(value);
+    }();
+    const std::int64_t run = ndim() == 0 ? 1 : shape_.back();
+    const std::int64_t step = ndim() == 0 ? 1 : strides_.back();
+    for_each_row(shape_, strides_, strides_, [&](std::int64_t a, std::int64_t) {
+      for (std::int64_t i = 0; i < run; ++i) to[a + i * step] = element;
     });
   });
 }

@@ -16,14 +16,14 @@ namespace krait {
 
 // Tokens of one sequence in the order of processing. Padding tokens (seq_idx < 0) are not part of it.
 struct TokenRun {
-  std::int64_t row = 0;       // of the batch
-  std::int64_t sequence = 0;  // batch row, or packed sequence: whose initial and final states
-  bool first = false;         // starts from the sequence's initial state, else from 0
-  bool last = false;          // ends in the sequence's final state
-  std::int64_t count = 0;     // of tokens; 0 in a sequence without any (which then is first and last)
-  std::int64_t start = 0;     // position of the first token
-  std::int64_t step = 1;      // from one to the next: 1 or -1
-  std::int64_t listed = -1;   // >= 0: positions are TokenRuns::positions[listed + i] instead
+  std::int64_t row = 0;            // of the batch
+  std::int64_t sequence = 0;       // batch row, or packed sequence: whose initial and final states
+  bool first = false;              // starts from the sequence's initial state, else from 0
+  bool last = false;               // ends in the sequence's final state
+  std::int64_t count = 0;          // of tokens; 0 in a sequence without any (which then is first and last)
+  std::int64_t start = 0;          // position of the first token
+  std::int64_t step = 1;           // from one to the next: 1 or -1
+  std::int64_t listed = -1;        // >= 0: positions are TokenRuns::positions[listed + i] instead
   std::size_t requests_begin = 0;  // into TokenRuns::requests
   std::size_t requests_end = 0;
 };

@@ -70,7 +70,6 @@ AddedTokenFinder::Match AddedTokenFinder::longest_at(std::string_view text, std:
 
 void AddedTokenFinder::find(std::string_view text, std::vector<Section>& sections) const {
   std::size_t covered = 0;  // the end of the last section
-  Range spaces;             // the last white space that rstrip took, so that no run is walked twice
   for (std::size_t i = 0; nodes_.size() > 1 && i < text.size();) {
     if (!begins_[static_cast<unsigned char>(text[i])]) {
       ++i;
@@ -83,13 +82,10 @@ void AddedTokenFinder::find(std::string_view text, std::vector<Section>& section
     }
     Range range{i, match.end};
     i = match.end;
+    if (range.begin < covered) continue;  // in white space that the token before took
     if (match.token->single_word && touches_word(text, range)) continue;
     if (match.token->lstrip) range.begin = skip_spaces_back(text, range.begin, covered);
-    if (match.token->rstrip) {
-      if (range.end < spaces.begin || range.end > spaces.end)
-        spaces = {range.end, skip_spaces(text, range.end)};
-      range.end = spaces.end;
-    }
+    if (match.token->rstrip) range.end = skip_spaces(text, range.end);
     if (covered < range.begin) sections.push_back({{covered, range.begin}, nullptr});
     sections.push_back({range, match.token});
     covered = range.end;

@@ -139,6 +139,10 @@ class Translator {
       case 'W': return put_complement(kWord);
       case 'h': return put_class(kHexDigit);
       case 'H': return put_complement(kHexDigit);
+      case 'b':
+      case 'B':
+        if (!in_class_) return word_boundary(kind == 'b');
+        break;
       case 'p':
       case 'P':
         if (looking_at("\\p{") || looking_at("\\P{")) return property();
@@ -146,6 +150,14 @@ class Translator {
       default: break;
     }
     copy(std::min<std::size_t>(2, pattern_.size() - at_));
+  }
+
+  // Where a word, in the sense of kWord, begins or ends; or where none does.
+  void word_boundary(bool wanted) {
+    const std::string word = concat("[", kWord, "]");
+    out_.append(wanted ? "(?:" : "(?!");
+    out_.append(concat("(?<=", word, ")(?!", word, ")|(?<!", word, ")(?=", word, "))"));
+    at_ += 2;
   }
 
   // \p{Han}: a script, not what PCRE2 takes it for, its extensions.
@@ -224,6 +236,7 @@ Regex::Regex(std::string_view pattern, std::string_view where) {
 }
 
 void Regex::find_all(std::string_view text, Workspace& workspace, std::vector<Range>& matches) const {
+  if (text.empty()) return;
   if (!workspace.memory_) workspace.memory_ = std::make_unique<Workspace::Memory>();
   Workspace::Memory& memory = *workspace.memory_;
   if (memory.data == nullptr || memory.context == nullptr || memory.stack == nullptr) {

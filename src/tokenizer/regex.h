@@ -29,8 +29,8 @@ class Regex {
   // Throws Error(invalid_argument), beginning with `where`, where the pattern does not compile.
   Regex(std::string_view pattern, std::string_view where);
 
-  // Appends the successive matches in `text` (valid UTF-8), left to right; an empty match directly after
-  // a match does not count. Throws Error(invalid_argument) where PCRE2 gives up.
+  // Appends the successive matches in `text` (valid UTF-8), left to right. An empty match directly after
+  // a match does not count, and an empty text has none. Throws Error(invalid_argument) where PCRE2 gives up.
   void find_all(std::string_view text, Workspace& workspace, std::vector<Range>& matches) const;
 
  private:

@@ -9,7 +9,7 @@
 #ifndef KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
 #define KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
 namespace krait {
-enum class Function { exp, exp2_flush, log1p, softplus, sigmoid, silu };
+enum class Function { exp, exp2_bounded, exp2_flush, log1p, softplus, sigmoid, silu, sine, cosine };
 }  // namespace krait
 #endif
 
@@ -26,11 +26,20 @@ void evaluate(Function function, const float* in, float* out, std::size_t count)
     auto y = x;
     switch (function) {
       case Function::exp: y = exp(d, x); break;
+      case Function::exp2_bounded: y = exp2_bounded(d, x); break;
       case Function::exp2_flush: y = exp2_flush(d, x); break;
       case Function::log1p: y = log1p(d, x); break;
       case Function::softplus: y = softplus(d, x); break;
       case Function::sigmoid: y = sigmoid(d, x); break;
       case Function::silu: y = silu(d, x); break;
+      case Function::sine:
+      case Function::cosine: {
+        auto sine = x;
+        auto cosine = x;
+        sincos_quarter_turns(d, x, sine, cosine);
+        y = function == Function::sine ? sine : cosine;
+        break;
+      }
     }
     hn::StoreU(y, d, out + i);
   }
@@ -43,7 +52,6 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <bit>
@@ -52,6 +60,8 @@ HWY_AFTER_NAMESPACE();
 #include <limits>
 #include <vector>
 
+#include "core/each_target.h"
+
 namespace krait {
 namespace {
 
@@ -59,19 +69,6 @@ HWY_EXPORT(evaluate);
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-// Calls body once for each SIMD target of this program and processor.
-template <typename Body>
-void on_each_target(const Body& body) {
-  auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets() & HWY_TARGETS);
-  for (; targets != 0; targets &= targets - 1) {
-    const auto target = static_cast<std::int64_t>(targets & (~targets + 1));
-    hwy::SetSupportedTargetsForTest(target);
-    SCOPED_TRACE(hwy::TargetName(target));
-    body();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-}
 
 std::vector<float> evaluated(Function function, std::vector<float> in) {
   const std::size_t count = in.size();
@@ -131,6 +128,33 @@ TEST(SimdMath, Exp2Flush) {
   append_floats(in, 127.0F, 128.5F, 61);
   on_each_target([&] {
     expect_within(Function::exp2_flush, in, 2.1, [](double x) { return x < -126 ? 0.0 : std::exp2(x); });
+  });
+}
+
+TEST(SimdMath, Exp2BoundedHasTheSameBitsAsExp2Flush) {
+  std::vector<float> in;
+  append_floats(in, 0x1p-30F, 126.0F, 1009);
+  append_floats(in, -0x1p-30F, -126.0F, 1009);
+  on_each_target(
+      [&] { EXPECT_EQ(evaluated(Function::exp2_bounded, in), evaluated(Function::exp2_flush, in)); });
+}
+
+TEST(SimdMath, SineAndCosineOfQuarterTurns) {
+  std::vector<float> in = {0.0F, 0.5F, -0.5F, 1.0F, 2.0F, 3.0F, 4.0F, -1.0F, 1e6F, 4194303.5F};
+  append_floats(in, 0x1p-30F, 4e6F, 1009);
+  append_floats(in, -0x1p-30F, -4e6F, 1009);
+  on_each_target([&] {
+    const std::vector<float> sine = evaluated(Function::sine, in);
+    const std::vector<float> cosine = evaluated(Function::cosine, in);
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      const double angle = std::fmod(static_cast<double>(in[i]), 4.0) * std::acos(0.0);
+      ASSERT_NEAR(sine[i], std::sin(angle), 0x1p-23) << "at " << in[i];
+      ASSERT_NEAR(cosine[i], std::cos(angle), 0x1p-23) << "at " << in[i];
+    }
+    for (const Function function : {Function::sine, Function::cosine}) {
+      for (const float y : evaluated(function, {1e9F, -3e20F, 3.4e38F})) EXPECT_LE(std::abs(y), 1.0F);
+      for (const float y : evaluated(function, {kInfinity, -kInfinity, kNan})) EXPECT_TRUE(std::isnan(y));
+    }
   });
 }
 

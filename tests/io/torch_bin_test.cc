@@ -171,8 +171,9 @@ TEST(TorchBin, GoldenFilesAreMapped) {
       EXPECT_TRUE(data >= begin && data < begin + file->bytes().size()) << name << " was copied";
     }
     // Tied, and saved as one storage.
-    if (tensors.contains("lm_head.weight"))
+    if (tensors.contains("lm_head.weight")) {
       EXPECT_EQ(tensors.at("lm_head.weight").raw(), tensors.at("backbone.embedding.weight").raw());
+    }
   }
 }
 

@@ -4,12 +4,13 @@
 //   hub::Options options = hub::options_from_environment();
 //   hub::ProgressBar bar;
 //   options.progress = std::ref(bar);
-//   const std::filesystem::path model = hub::download(*hub::parse_model_id("state-spaces/mamba-130m"), options);
+//   const std::filesystem::path model = hub::download(*hub::parse_model_id("state-spaces/mamba-130m"),
+//   options);
 //
 // The cache, below Options::cache (huggingface_hub's documentation, "Manage your cache"):
 //   models--<org>--<name>/blobs/<etag>                 contents, named by their checksum
-//   models--<org>--<name>/blobs/<etag>.incomplete      a download that broke off; the next one goes on from there
-//   models--<org>--<name>/snapshots/<commit>/<file>    relative links to blobs
+//   models--<org>--<name>/blobs/<etag>.incomplete      a download that broke off; the next one goes on from
+//   there models--<org>--<name>/snapshots/<commit>/<file>    relative links to blobs
 //   models--<org>--<name>/refs/<revision>              the commit that a branch or tag stood for
 //   models--<org>--<name>/.no_exist/<commit>/<file>    empty: the hub has no such file at that commit
 //   .locks/models--<org>--<name>/<etag>.lock           held (flock) by the process that fetches the blob
@@ -29,7 +30,7 @@ namespace krait::hub {
 
 // A repository and a branch, tag or commit of it.
 struct ModelId {
-  std::string repo;                // "org/name" or "name"
+  std::string repo;  // "org/name" or "name"
   std::string revision = "main";
 };
 
@@ -43,8 +44,9 @@ struct Progress {
   std::string_view file;
   std::uint64_t bytes_done = 0;  // of this file; begins above 0 where an earlier download goes on
   std::uint64_t bytes_total = 0;
-  int files_done = 0;            // this one is among them once it is complete and its checksum is right
-  int files_total = 0;           // those that have to be fetched; what the cache has is not counted
+  bool complete = false;  // all bytes have come, the checksum is right, the file is in its place
+  int files_done = 0;     // with this one once it is complete
+  int files_total = 0;    // those that have to be fetched; what the cache has is not counted
 };
 
 enum class Parts {
@@ -54,14 +56,14 @@ enum class Parts {
 
 struct Options {
   std::string endpoint = "https://huggingface.co";
-  std::string token;             // sent to the endpoint only, never to where it redirects; empty: none
-  std::filesystem::path cache;   // must be given
+  std::string token;                // sent to the endpoint only, never to where it redirects; empty: none
+  std::filesystem::path cache;      // must be given
   std::filesystem::path ca_bundle;  // certificates to trust, PEM; empty: those of the system
-  bool offline = false;          // never touch the network
+  bool offline = false;             // never touch the network
   Parts parts = Parts::model;
 
-  std::function<void(const Progress&)> progress;                 // called often, from the calling thread
-  std::function<bool()> cancelled;                               // asked at least once a second; true: stop
+  std::function<void(const Progress&)> progress;  // called often, from the calling thread
+  std::function<bool()> cancelled;                // asked at least once a second; true: stop
   std::function<void(LogLevel, std::string_view message)> log;
 
   std::chrono::milliseconds connect_timeout{10'000};
@@ -121,7 +123,7 @@ class ProgressBar {
   int descriptor_;
   bool terminal_;
   bool line_open_ = false;
-  std::string file_;               // the one under way
+  std::string file_;               // the one under way, empty between files
   std::uint64_t first_bytes_ = 0;  // it had when it began
   Clock::time_point began_;
   Clock::time_point drawn_;

@@ -1,5 +1,5 @@
-// Rotary position embedding (Su et al. 2021, "RoFormer"): pairs of channels turn by position * base^(-2i /
-// dim).
+// Rotary position embedding (Su et al. 2021, "RoFormer"): pairs of channels turn by
+// position * base^(-2i / dim).
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,19 @@
 
 namespace krait {
 
+enum class RotaryPath : std::uint8_t { automatic, reference, simd };
+
 struct RotaryArgs {
-  Tensor x;              // (T, H, head_dim), any strides; turned in place
-  Tensor positions;      // (T) i64 or i32
+  Tensor x;              // (T, H, head_dim) f32, bf16, f16 (f64: reference), any strides; turned in place
+  Tensor positions;      // (T) i64 or i32, each below 2^32 in magnitude
   std::int64_t dim = 0;  // the first `dim` channels turn; even, at most head_dim
-  double base = 10000.0;
+  double base = 10000.0;     // > 0
   bool interleaved = false;  // pairs (2i, 2i+1) instead of (i, i + dim/2)
   bool inverse = false;      // turn backwards (the gradient)
+  RotaryPath path = RotaryPath::automatic;
 };
 
+// Angles are computed and reduced in f64: large positions lose nothing.
 void rotary_embedding(Context& ctx, const RotaryArgs& args);
 
 }  // namespace krait

@@ -30,7 +30,7 @@ fs::path folder_of(std::string_view repo) {
   return name;
 }
 
-void create_directories(const fs::path& path) {
+void make_directories(const fs::path& path) {
   std::error_code error;
   fs::create_directories(path, error);
   if (error) fail(ErrorKind::io, path.string(), ": cannot be created: ", error.message());
@@ -41,8 +41,8 @@ void create_directories(const fs::path& path) {
 bool is_current(int descriptor, const fs::path& path) {
   struct stat held {};
   struct stat named {};
-  return ::fstat(descriptor, &held) == 0 && ::stat(path.c_str(), &named) == 0 && held.st_dev == named.st_dev &&
-         held.st_ino == named.st_ino;
+  return ::fstat(descriptor, &held) == 0 && ::stat(path.c_str(), &named) == 0 &&
+         held.st_dev == named.st_dev && held.st_ino == named.st_ino;
 }
 
 }  // namespace
@@ -90,7 +90,7 @@ std::optional<std::string> Cache::commit_of(const std::string& revision) const {
 
 void Cache::write_ref(const std::string& revision, const std::string& commit) const {
   const fs::path path = repo_ / "refs" / revision;
-  create_directories(path.parent_path());
+  make_directories(path.parent_path());
   io::write_file(path, commit);
 }
 
@@ -109,7 +109,7 @@ bool Cache::lacks(const std::string& commit, std::string_view file) const {
 void Cache::note_lack(const std::string& commit, std::string_view file) const {
   if (lacks(commit, file)) return;
   const fs::path path = repo_ / ".no_exist" / commit / file;
-  create_directories(path.parent_path());
+  make_directories(path.parent_path());
   io::write_file(path, "");
 }
 
@@ -118,14 +118,14 @@ fs::path Cache::blob(const std::string& etag) const { return repo_ / "blobs" / e
 fs::path Cache::lock(const std::string& etag) const { return locks_ / (etag + ".lock"); }
 
 void Cache::prepare(const std::string& commit) const {
-  create_directories(snapshot(commit));
-  create_directories(repo_ / "blobs");
-  create_directories(locks_);
+  make_directories(snapshot(commit));
+  make_directories(repo_ / "blobs");
+  make_directories(locks_);
 }
 
 void Cache::link(const std::string& commit, const std::string& file, const std::string& etag) const {
   const fs::path path = snapshot(commit) / file;
-  create_directories(path.parent_path());
+  make_directories(path.parent_path());
   const fs::path target = blob(etag).lexically_relative(path.parent_path());
   // Only the holder of the blob's lock comes here with this etag, so the temporary name is free.
   const fs::path temporary = path.parent_path() / (".krait-" + etag + ".tmp");

@@ -49,7 +49,7 @@ class Cache {
 
  private:
   std::filesystem::path root_;
-  std::filesystem::path repo_;   // models--org--name
+  std::filesystem::path repo_;  // models--org--name
   std::filesystem::path locks_;
 };
 

@@ -30,7 +30,8 @@ fs::path expanded(const std::string& path) {
 }
 
 bool is_true(std::string text) {
-  std::ranges::transform(text, text.begin(), [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
+  std::ranges::transform(text, text.begin(),
+                         [](char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c; });
   return text == "1" || text == "ON" || text == "YES" || text == "TRUE";
 }
 
@@ -52,8 +53,10 @@ std::string read_token(const fs::path& path) {
 // huggingface_hub's own folder; empty where nothing says where it could be.
 fs::path home_folder() {
   if (const std::string home = variable({"HF_HOME"}); !home.empty()) return expanded(home);
-  if (const std::string cache = variable({"XDG_CACHE_HOME"}); !cache.empty()) return expanded(cache) / "huggingface";
-  if (const std::string home = variable({"HOME"}); !home.empty()) return fs::path(home) / ".cache" / "huggingface";
+  if (const std::string cache = variable({"XDG_CACHE_HOME"}); !cache.empty())
+    return expanded(cache) / "huggingface";
+  if (const std::string home = variable({"HOME"}); !home.empty())
+    return fs::path(home) / ".cache" / "huggingface";
   return {};
 }
 

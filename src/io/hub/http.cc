@@ -14,8 +14,8 @@ namespace krait::hub {
 namespace {
 
 constexpr int kMostRedirects = 10;
-constexpr long kSlowest = 100;                // bytes a second; less for Options::stall_timeout is broken
-constexpr long kBuffer = 256 * 1024;          // of libcurl
+constexpr long kSlowest = 100;        // bytes a second; less for Options::stall_timeout is broken
+constexpr long kBuffer = 256 * 1024;  // of libcurl
 constexpr std::size_t kLongestErrorBody = 64 * 1024;  // read to keep the connection; beyond it is dropped
 
 struct List {
@@ -98,7 +98,8 @@ std::string url_part(CURLU* url, CURLUPart part) {
 }
 
 std::string without_line_breaks(std::string text) {
-  std::ranges::replace_if(text, [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  std::ranges::replace_if(
+      text, [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
   return text;
 }
 
@@ -120,7 +121,8 @@ std::optional<std::uint64_t> Response::number(const std::string& name) const {
 std::string origin_of(const std::string& url) {
   const std::unique_ptr<CURLU, decltype(&curl_url_cleanup)> parsed(curl_url(), &curl_url_cleanup);
   if (parsed == nullptr) throw std::bad_alloc();
-  if (curl_url_set(parsed.get(), CURLUPART_URL, url.c_str(), CURLU_NON_SUPPORT_SCHEME) != CURLUE_OK) return {};
+  if (curl_url_set(parsed.get(), CURLUPART_URL, url.c_str(), CURLU_NON_SUPPORT_SCHEME) != CURLUE_OK)
+    return {};
   const std::string scheme = url_part(parsed.get(), CURLUPART_SCHEME);
   const std::string port = url_part(parsed.get(), CURLUPART_PORT);
   std::string origin = scheme + "://" + url_part(parsed.get(), CURLUPART_HOST);
@@ -160,10 +162,14 @@ struct Http::Transfer {
 };
 
 Http::Http(const Options& options)
-    : options_(options), endpoint_origin_(origin_of(options.endpoint)), handles_(std::make_unique<Handles>()) {
+    : options_(options),
+      endpoint_origin_(origin_of(options.endpoint)),
+      handles_(std::make_unique<Handles>()) {
   require(options.endpoint.starts_with("https://") || options.endpoint.starts_with("http://"),
-          "HF_ENDPOINT is ", io::quoted(options.endpoint), ", expected an address such as https://huggingface.co");
-  require(!endpoint_origin_.empty(), "HF_ENDPOINT is ", io::quoted(options.endpoint), ", which is no address");
+          "HF_ENDPOINT is ", io::printable(options.endpoint),
+          ", expected an address such as https://huggingface.co");
+  require(!endpoint_origin_.empty(), "HF_ENDPOINT is ", io::printable(options.endpoint),
+          ", which is no address");
   require(std::ranges::all_of(options.token, [](char c) { return c > 0x20 && c < 0x7f; }),
           "HF_TOKEN has characters that no token has (spaces, line breaks or beyond ASCII)");
   CURL* easy = handles_->easy;
@@ -197,7 +203,8 @@ Response Http::get(const std::string& url, std::size_t limit, std::string& body)
   body.clear();
   return follow(Method::get, url, 0, [&](const Response& response, std::span<const char> bytes) {
     if (bytes.size() > limit - body.size())
-      fail(ErrorKind::network, origin_of(response.url), " sends more than ", limit, " bytes where a short answer is expected");
+      fail(ErrorKind::network, origin_of(response.url), " sends more than ", limit,
+           " bytes where a short answer is expected");
     body.append(bytes.data(), bytes.size());
   });
 }
@@ -212,8 +219,8 @@ Response Http::follow(Method method, std::string url, std::uint64_t offset, cons
     Response response = perform(method, url, offset, receive, target);
     if (!is_redirect(response.status) || target.empty()) return response;
     if (!target.starts_with("https://") && !target.starts_with("http://"))
-      fail(ErrorKind::network, origin_of(url), " redirects to ", io::quoted(target.substr(0, target.find(':'))),
-           ", expected http or https");
+      fail(ErrorKind::network, origin_of(url), " redirects to ",
+           io::printable(target.substr(0, target.find(':'))), ", expected http or https");
     const bool leaves = origin_of(target) != origin_of(url);
     if (method == Method::head && leaves && !response.header("x-linked-etag").empty() &&
         response.number("x-linked-size"))
@@ -246,7 +253,8 @@ Response Http::perform(Method method, const std::string& url, std::uint64_t offs
   const CURLcode code = curl_easy_perform(easy);
   if (transfer.thrown) std::rethrow_exception(transfer.thrown);
   if (code != CURLE_OK && transfer.ignored <= kLongestErrorBody) {
-    const std::string detail = handles_->message[0] != '\0' ? handles_->message.data() : curl_easy_strerror(code);
+    const std::string detail =
+        handles_->message[0] != '\0' ? handles_->message.data() : curl_easy_strerror(code);
     const std::string message = concat(origin_of(url), ": ", without_line_breaks(detail));
     if (is_transient(code)) throw TransientError(message);
     throw Error(ErrorKind::network, message);
@@ -258,7 +266,11 @@ Response Http::perform(Method method, const std::string& url, std::uint64_t offs
     curl_easy_getinfo(easy, CURLINFO_RETRY_AFTER, &seconds);
     std::optional<std::chrono::seconds> retry_after;
     if (!transfer.response.header("retry-after").empty()) retry_after = std::chrono::seconds(seconds);
-    throw TransientError(concat(origin_of(url), status == 429 ? " limits how often it may be asked (HTTP " : " answers with an error (HTTP ", status, ")"), retry_after);
+    throw TransientError(
+        concat(origin_of(url),
+               status == 429 ? " limits how often it may be asked (HTTP " : " answers with an error (HTTP ",
+               status, ")"),
+        retry_after);
   }
   char* target = nullptr;
   curl_easy_getinfo(easy, CURLINFO_REDIRECT_URL, &target);

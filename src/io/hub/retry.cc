@@ -29,9 +29,9 @@ void Retry::after(const TransientError& error) {
     if (tried_ == 0) throw Error(ErrorKind::network, error.what());
     fail(ErrorKind::network, error.what(), " (tried ", tried_ + 1, " times)");
   }
-  const std::chrono::milliseconds pause =
-      error.retry_after() ? std::chrono::milliseconds(*error.retry_after())
-                          : options_.retry_delay * (1 << std::min(tried_, 4));
+  const std::chrono::milliseconds pause = error.retry_after()
+                                              ? std::chrono::milliseconds(*error.retry_after())
+                                              : options_.retry_delay * (1 << std::min(tried_, 4));
   ++tried_;
   if (options_.log) {
     const double seconds = std::chrono::duration<double>(pause).count();

@@ -21,7 +21,8 @@ std::string_view required_file(Parts parts) {
 
 Weights choose_weights(const Has& has) {
   constexpr std::array<std::string_view, 4> kByPreference = {
-      "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"};
+      "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+      "pytorch_model.bin.index.json"};
   for (const std::string_view file : kByPreference)
     if (has(file)) return {.file = std::string(file), .sharded = file.ends_with(".index.json")};
   return {};
@@ -35,9 +36,9 @@ std::vector<std::string> shards_of(std::string_view index, const std::string& wh
           ": has no weight_map, which names the shard of each tensor");
   std::set<std::string> shards;
   for (const auto& [tensor, shard] : map->items()) {
-    require(shard.is_string(), what, ": the shard of ", io::quoted(tensor), " is not a name");
+    require(shard.is_string(), what, ": the shard of ", io::printable(tensor), " is not a name");
     const auto& name = shard.get_ref<const std::string&>();
-    require(is_safe_file_name(name), what, ": names the shard ", io::quoted(name),
+    require(is_safe_file_name(name), what, ": names the shard ", io::printable(name),
             ", which is not a file below the model's directory");
     shards.insert(name);
   }

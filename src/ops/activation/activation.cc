@@ -4,6 +4,7 @@
 #include <array>
 #include <string_view>
 
+#include "core/convert.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
@@ -27,26 +28,53 @@ std::int64_t row_offset(const Tensor& t, std::int64_t row) {
   return offset;
 }
 
-template <typename T, typename S>
+template <typename S>
 void load(const Tensor& t, std::int64_t offset, std::int64_t n, S* to) {
-  const T* from = static_cast<const T*>(t.raw()) + offset;
-  const std::int64_t stride = t.stride(-1);
-  for (std::int64_t i = 0; i < n; ++i) to[i] = static_cast<S>(from[i * stride]);
+  dispatch_float(t.dtype(), "x", [&](auto tag) {
+    const auto* from = static_cast<const typename decltype(tag)::type*>(t.raw()) + offset;
+    for (std::int64_t i = 0; i < n; ++i) to[i] = convert<S>(from[i * t.stride(-1)]);
+  });
 }
 
-// Rows are staged in f32 (f64 for f64 tensors) pieces that stay in the first-level cache; contiguous f32
-// rows are worked on where they are.
+template <typename S>
+void store(const S* from, std::int64_t n, const Tensor& t, std::int64_t offset) {
+  dispatch_float(t.dtype(), "out", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    auto* to = static_cast<T*>(t.raw()) + offset;
+    for (std::int64_t i = 0; i < n; ++i) to[i * t.stride(-1)] = convert<T>(from[i]);
+  });
+}
+
+// Pieces of rows that stay in the first-level cache.
+constexpr std::int64_t kPiece = 512;
+
+// One row through buffers of S: f32 for the kernels, f64 for the reference. `body` works on x in place.
+template <typename S, typename Body>
+void staged_row(const Tensor& a, std::int64_t ra, const Tensor& b, std::int64_t rb, const Tensor& out,
+                std::int64_t ro, const Body& body) {
+  std::array<S, kPiece> x;
+  std::array<S, kPiece> y;
+  const std::int64_t n = a.size(-1);
+  for (std::int64_t at = 0; at < n; at += kPiece) {
+    const std::int64_t m = std::min(kPiece, n - at);
+    load(a, ra + at * a.stride(-1), m, x.data());
+    load(b, rb + at * b.stride(-1), m, y.data());
+    body(x.data(), y.data(), m);
+    store(x.data(), m, out, ro + at * out.stride(-1));
+  }
+}
+
+// row(x, gate, out, n) on f32; element(x, gate) on f64.
 template <typename Row, typename Element>
 void for_rows(const Context& ctx, const Tensor& a_in, const Tensor& b_in, const Tensor& out_in, bool simd,
               const Row& row, const Element& element) {
-  constexpr std::int64_t kPiece = 512;
   const Tensor a = as_rows(a_in);
   const Tensor b = as_rows(b_in);
   const Tensor out = as_rows(out_in);
-  const std::int64_t n = a.size(-1);
   if (a.numel() == 0) return;
-  const auto direct = [](const Tensor& t) {
-    return t.dtype() == DType::f32 && (t.stride(-1) == 1 || t.size(-1) == 1);
+  const std::int64_t n = a.size(-1);
+  const auto direct = [&](const Tensor& t) {
+    return t.dtype() == DType::f32 && (t.stride(-1) == 1 || n == 1);
   };
   const bool in_place = direct(a) && direct(b) && direct(out);
   parallel_for(
@@ -55,41 +83,15 @@ void for_rows(const Context& ctx, const Tensor& a_in, const Tensor& b_in, const 
           const std::int64_t ra = row_offset(a, r);
           const std::int64_t rb = row_offset(b, r);
           const std::int64_t ro = row_offset(out, r);
-          if (simd && in_place) {
+          if (!simd)
+            staged_row<double>(a, ra, b, rb, out, ro, [&](double* x, const double* y, std::int64_t m) {
+              for (std::int64_t i = 0; i < m; ++i) x[i] = element(x[i], y[i]);
+            });
+          else if (in_place)
             row(a.data<float>() + ra, b.data<float>() + rb, out.data<float>() + ro, n);
-            continue;
-          }
-          for (std::int64_t at = 0; at < n; at += kPiece) {
-            const std::int64_t m = std::min(kPiece, n - at);
-            const auto staged = [&](auto tag) {
-              using S = typename decltype(tag)::type;
-              std::array<S, kPiece> x;
-              std::array<S, kPiece> y;
-              dispatch_float(a.dtype(), "x", [&](auto t) {
-                load<typename decltype(t)::type>(a, ra + at * a.stride(-1), m, x.data());
-              });
-              dispatch_float(b.dtype(), "gate", [&](auto t) {
-                load<typename decltype(t)::type>(b, rb + at * b.stride(-1), m, y.data());
-              });
-              if constexpr (std::is_same_v<S, float>) {
-                if (simd) row(x.data(), y.data(), x.data(), m);
-              }
-              if (!simd)
-                for (std::int64_t i = 0; i < m; ++i)
-                  x[static_cast<std::size_t>(i)] =
-                      static_cast<S>(element(x[static_cast<std::size_t>(i)], y[static_cast<std::size_t>(i)]));
-              dispatch_float(out.dtype(), "out", [&](auto t) {
-                using To = typename decltype(t)::type;
-                To* to = static_cast<To*>(out.raw()) + ro + at * out.stride(-1);
-                for (std::int64_t i = 0; i < m; ++i)
-                  to[i * out.stride(-1)] = static_cast<To>(x[static_cast<std::size_t>(i)]);
-              });
-            };
-            if (a.dtype() == DType::f64 || !simd)
-              staged(TypeTag<double>{});
-            else
-              staged(TypeTag<float>{});
-          }
+          else
+            staged_row<float>(a, ra, b, rb, out, ro,
+                              [&](float* x, const float* y, std::int64_t m) { row(x, y, x, m); });
         }
       });
 }
@@ -121,7 +123,7 @@ Tensor gated_silu(Context& ctx, const GatedSiluArgs& args) {
           ", expected f32, f64, bf16 or f16");
   const bool simd = use_simd(ctx, args.path, args.x, "gated_silu");
   for_rows(ctx, args.x, args.gate, out, simd, activation::gated_silu_row,
-           [](auto x, auto g) { return activation::gated_silu_reference<double>(x, g); });
+           [](double x, double g) { return activation::gated_silu_reference<double>(x, g); });
   ctx.set_backend("gated_silu", simd ? "simd" : "reference");
   return out;
 }
@@ -133,7 +135,7 @@ Tensor gelu(Context& ctx, const GeluArgs& args) {
   for_rows(
       ctx, args.x, args.x, out, simd,
       [kind](const float* x, const float*, float* o, std::int64_t n) { activation::gelu_row(x, o, n, kind); },
-      [kind](auto x, auto) { return activation::gelu_reference<double>(x, kind); });
+      [kind](double x, double) { return activation::gelu_reference<double>(x, kind); });
   ctx.set_backend("gelu", simd ? "simd" : "reference");
   return out;
 }

@@ -43,32 +43,29 @@ void load_piece(const T* row, std::int64_t stride, std::int64_t begin, std::int6
   for (; i < kPiece; ++i) piece[i] = kLowest;
 }
 
-// The sum of the lanes of the vectors given to `add`, in f64.
+// The sum of exp(piece - largest), in f64.
+double sum_of_exponentials(const float* HWY_RESTRICT piece, float largest) {
+  const D d;
+  const V shift = hn::Set(d, largest);
 #if HWY_TARGET == HWY_SCALAR
-class WideSum {
- public:
-  void add(V v) { sum_ += static_cast<double>(hn::GetLane(v)); }
-  [[nodiscard]] double value() const { return sum_; }
-
- private:
-  double sum_ = 0.0;
-};
+  double sum = 0.0;
+  for (int i = 0; i < kPiece; ++i)
+    sum += static_cast<double>(
+        hn::GetLane(krait::HWY_NAMESPACE::exp(d, hn::Sub(hn::Load(d, piece + i), shift))));
+  return sum;
 #else
-class WideSum {
- public:
-  HWY_INLINE void add(V v) {
-    const hn::Half<D> half;
-    low_ = hn::Add(low_, hn::PromoteTo(D64(), hn::LowerHalf(half, v)));
-    high_ = hn::Add(high_, hn::PromoteTo(D64(), hn::UpperHalf(half, v)));
+  const hn::Half<D> half;
+  const hn::Repartition<double, D> d64;
+  auto low = hn::Zero(d64);
+  auto high = hn::Zero(d64);
+  for (int i = 0; i < kPiece; i += kLanes) {
+    const V e = krait::HWY_NAMESPACE::exp(d, hn::Sub(hn::Load(d, piece + i), shift));
+    low = hn::Add(low, hn::PromoteTo(d64, hn::LowerHalf(half, e)));
+    high = hn::Add(high, hn::PromoteTo(d64, hn::UpperHalf(half, e)));
   }
-  [[nodiscard]] double value() const { return hn::GetLane(hn::SumOfLanes(D64(), hn::Add(low_, high_))); }
-
- private:
-  using D64 = hn::Repartition<double, D>;
-  hn::Vec<D64> low_ = hn::Zero(D64());
-  hn::Vec<D64> high_ = hn::Zero(D64());
-};
+  return hn::GetLane(hn::SumOfLanes(d64, hn::Add(low, high)));
 #endif
+}
 
 template <typename T>
 RowSums sums_of(const T* row, std::int64_t stride, std::int64_t vocabulary, bool with_logits) {
@@ -88,14 +85,12 @@ RowSums sums_of(const T* row, std::int64_t stride, std::int64_t vocabulary, bool
     sums.logsumexp = static_cast<double>(largest);
     return sums;
   }
-  WideSum sum;
-  const V shift = hn::Set(D(), largest);
+  double sum = 0.0;
   for (std::int64_t begin = 0; begin < vocabulary; begin += kPiece) {
     load_piece(row, stride, begin, vocabulary, piece);
-    for (int i = 0; i < kPiece; i += kLanes)
-      sum.add(krait::HWY_NAMESPACE::exp(D(), hn::Sub(hn::Load(D(), piece + i), shift)));
+    sum += sum_of_exponentials(piece, largest);
   }
-  sums.logsumexp = static_cast<double>(largest) + std::log(sum.value());
+  sums.logsumexp = static_cast<double>(largest) + std::log(sum);
   return sums;
 }
 

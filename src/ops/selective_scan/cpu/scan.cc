@@ -49,11 +49,11 @@ struct Scratch {
   float* b = nullptr;           // (step, state)
   float* c = nullptr;
 
-  // Lays the arrays out from `memory` on and returns how many floats they take.
+  // Lays the arrays out from `memory` on (null: only counts) and returns how many floats they take.
   std::int64_t place(float* memory) {
     std::int64_t floats = 0;
     const auto take = [&](float*& array, std::int64_t size) {
-      array = memory + floats;
+      if (memory != nullptr) array = memory + floats;
       floats += size;
     };
     for (float** tile : {&dt, &du, &y}) take(*tile, steps * width);
@@ -147,12 +147,17 @@ class Worker {
     if (p_.C.ndim() == 2) matrix(p_.C, s_.constant_c);
     vector(p_.delta_bias, s_.bias);
     vector(p_.D, s_.skip);
-    std::fill_n(s_.largest_a, s_.width, 0.0F);
-    for (std::int64_t i = 0; i < half_; ++i) {
-      s_.A[i] *= kLog2E;
-      s_.A[half_ + i] *= kQuarterTurns;
-      float& largest = s_.largest_a[i % s_.width];
-      if (!(std::abs(s_.A[i]) <= largest)) largest = std::abs(s_.A[i]);  // NaN counts as largest
+    const Tag d;
+    for (std::int64_t c = 0; c < item_.channels; c += lanes()) {
+      V largest = hn::Zero(d);
+      for (std::int64_t at = c; at < half_; at += s_.width) {
+        const V real = hn::Mul(hn::Load(d, s_.A + at), hn::Set(d, kLog2E));
+        hn::Store(real, d, s_.A + at);
+        largest = larger(largest, hn::Abs(real));
+        if (p_.complex)
+          hn::Store(hn::Mul(hn::Load(d, s_.A + half_ + at), hn::Set(d, kQuarterTurns)), d, s_.A + half_ + at);
+      }
+      hn::Store(largest, d, s_.largest_a + c);
     }
   }
 
@@ -207,8 +212,7 @@ class Worker {
         hn::Store(dt, d, s_.dt + at);
         hn::Store(hn::Mul(dt, u), d, s_.du + at);
         hn::Store(hn::Mul(skip, u), d, s_.y + at);
-        const V size = hn::Abs(dt);
-        largest = hn::IfThenElse(hn::Le(size, largest), largest, size);  // NaN counts as largest
+        largest = larger(largest, hn::Abs(dt));
       }
       hn::Store(largest, d, s_.largest_dt + c);
     }
@@ -247,6 +251,9 @@ class Worker {
     unstage(s_.y, s_.width, 0, p_.out, sequence_offset(p_.out, span), step, p_.out.stride(1), span.length,
             item_.channels);
   }
+
+  // NaN counts as largest.
+  static V larger(V a, V b) { return hn::IfThenElse(hn::Le(b, a), a, b); }
 
   static std::int64_t lanes() { return static_cast<std::int64_t>(hn::Lanes(Tag())); }
 

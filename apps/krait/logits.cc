@@ -1,0 +1,45 @@
+// krait logits: the model's raw output for given token ids.
+#include <memory>
+
+#include "commands.h"
+#include "input.h"
+#include "krait/io/npy.h"
+#include "options.h"
+
+namespace krait::cli {
+namespace {
+
+struct Options {
+  CommonOptions common;
+  std::string ids;
+  std::string out;
+};
+
+void run(const Options& options) {
+  Context ctx(context_options(options.common));
+  const LanguageModel model =
+      load_language_model(ctx, open_checkpoint(options.common), load_options(options.common));
+  const Tensor ids = read_ids(options.ids);
+  std::vector<Sequence> sequences;
+  for (std::int64_t i = 0; i < ids.size(0); ++i)
+    sequences.push_back({.ids = ids.select(0, i).span<std::int64_t>()});
+  const Tensor logits = model.logits(ctx, sequences, LogitRows::all);
+  io::write_npy(options.out, logits.view({ids.size(0), ids.size(1), logits.size(1)}));
+}
+
+}  // namespace
+
+void add_logits(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App& command = *app.add_subcommand("logits", "Write the logits of given token ids");
+  add_model(command, options->common);
+  add_input_file(command, "--ids", options->ids, "Token ids, (batch, length) int64 in a .npy file")
+      ->required();
+  add_output_file(command, "--out,-o", options->out,
+                  "The logits, (batch, length, vocabulary) float32, rows that pad the head included")
+      ->required();
+  add_common(command, options->common);
+  command.callback([options] { run(*options); });
+}
+
+}  // namespace krait::cli

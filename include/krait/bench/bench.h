@@ -1,0 +1,61 @@
+// Measurements of whole models and of single operators, each beside what the machine can do at most, measured
+// in the same run.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "krait/models/language_model.h"
+
+namespace krait {
+
+// What all threads of a context reach together.
+struct Ceilings {
+  double read_bytes_per_second = 0.0;  // summing a buffer larger than any cache
+  double flops_per_second = 0.0;       // f32 fused multiply-adds in registers, two FLOP each
+};
+Ceilings measure_ceilings(Context& ctx);
+
+struct ModelBenchOptions {
+  std::int64_t prompt_length = 512;
+  std::int64_t new_tokens = 64;
+  std::int64_t batch = 1;
+  std::int64_t repeat = 3;  // the median is reported
+};
+
+struct ModelBench {
+  double prefill_tokens_per_second = 0.0;  // batch x prompt_length tokens, logits of the last ones only
+  double decode_tokens_per_second = 0.0;   // batch x new_tokens tokens, one step at a time
+  double prefill_seconds = 0.0;
+  double decode_seconds = 0.0;
+  std::int64_t weight_bytes = 0;
+  std::int64_t state_bytes = 0;  // of one sequence after the prompt
+  // Bytes that a step cannot avoid reading or writing, over the time it took, over the read bandwidth.
+  double decode_share_of_bandwidth = 0.0;
+  // Products of the prompt in FLOP, over the time it took, over the peak.
+  double prefill_share_of_flops = 0.0;
+  Ceilings ceilings;
+};
+ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptions& options);
+
+struct OpBench {
+  std::string name;
+  std::string shape;  // with the defaults filled in
+  std::string backend;
+  double seconds = 0.0;  // median of `repeat` runs
+  double bytes = 0.0;    // each input read and each output written once
+  double flops = 0.0;
+  Ceilings ceilings;
+};
+// The operators that bench_op knows, with the letters of their shapes and their defaults.
+std::map<std::string, std::map<std::string, std::int64_t>> bench_ops();
+// Throws where the operator or a letter is unknown, naming the known ones.
+OpBench bench_op(Context& ctx, const std::string& name, const std::map<std::string, std::int64_t>& shape,
+                 DType dtype = DType::f32, std::int64_t repeat = 20);
+
+// Bytes of memory that the process has held at most.
+std::int64_t peak_memory_bytes();
+
+}  // namespace krait

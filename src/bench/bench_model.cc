@@ -1,0 +1,109 @@
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <numeric>
+
+#include "bench/ceilings.h"
+#include "bench/timing.h"
+#include "core/parallel.h"
+#include "krait/bench/bench.h"
+#include "krait/core/error.h"
+#include "krait/core/random.h"
+
+namespace krait {
+
+std::int64_t peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
+}
+
+Ceilings measure_ceilings(Context& ctx) {
+  constexpr std::int64_t kFloats = std::int64_t{32} << 20;  // 128 MB
+  constexpr int kRepeats = 5;
+  const Tensor buffer = Tensor::zeros({kFloats});
+  std::vector<float> sinks(static_cast<std::size_t>(ctx.threads()) * 16);
+  Ceilings best;
+  for (int i = 0; i < kRepeats; ++i) {
+    const double read = seconds_of([&] {
+      parallel_for(ctx, kFloats, 1, [&](std::int64_t begin, std::int64_t end) {
+        sinks[static_cast<std::size_t>(omp_get_thread_num()) * 16] =
+            sum_floats(buffer.data<float>() + begin, end - begin);
+      });
+    });
+    best.read_bytes_per_second =
+        std::max(best.read_bytes_per_second, 4.0 * static_cast<double>(kFloats) / read);
+    std::vector<double> flops(static_cast<std::size_t>(ctx.threads()) * 16);
+    const double compute = seconds_of([&] {
+      parallel_for(ctx, ctx.threads(), 1, [&](std::int64_t begin, std::int64_t) {
+        const auto at = static_cast<std::size_t>(begin) * 16;
+        flops[at] = multiply_add(std::int64_t{4} << 20, &sinks[at]);
+      });
+    });
+    best.flops_per_second =
+        std::max(best.flops_per_second, std::accumulate(flops.begin(), flops.end(), 0.0) / compute);
+  }
+  return best;
+}
+
+ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptions& options) {
+  require(options.prompt_length >= 1 && options.new_tokens >= 0 && options.batch >= 1 && options.repeat >= 1,
+          "bench: prompt length ", options.prompt_length, ", new tokens ", options.new_tokens, ", batch ",
+          options.batch, ", repeat ", options.repeat, ": expected at least 1 of each (new tokens: 0)");
+  ModelBench result;
+  double products = 0.0;  // multiply-adds of one token in the layers
+  model.visit([&](const Parameter& p) {
+    result.weight_bytes += static_cast<std::int64_t>(p.tensor.nbytes());
+    if (p.kind == ParameterKind::matrix && &p.tensor != &model.head_weight())
+      products += static_cast<double>(p.tensor.numel());
+  });
+  if (!model.config().tie_embeddings)  // the embedding, of which a token reads one row
+    products -= static_cast<double>(model.head_weight().numel());
+
+  Rng rng(1);
+  std::vector<std::vector<std::int64_t>> prompts(static_cast<std::size_t>(options.batch));
+  for (auto& prompt : prompts)
+    for (std::int64_t i = 0; i < options.prompt_length; ++i)
+      prompt.push_back(
+          static_cast<std::int64_t>(rng.next_u32() % static_cast<std::uint64_t>(model.config().vocab_size)));
+  const auto pool = model.make_pool(options.batch);
+  std::vector<State> states;
+  std::vector<Sequence> inputs;
+  states.reserve(prompts.size());
+  for (const auto& prompt : prompts) inputs.push_back({.ids = prompt, .state = &states.emplace_back(pool)});
+
+  std::vector<double> prefill;
+  std::vector<double> decode;
+  for (std::int64_t r = 0; r < options.repeat; ++r) {
+    for (State& state : states) state.reset();
+    prefill.push_back(seconds_of([&] { (void)model.logits(ctx, inputs); }));
+    result.state_bytes = static_cast<std::int64_t>(states[0].nbytes());
+    const std::vector<std::int64_t> next{0};
+    std::vector<Sequence> step;
+    for (State& state : states) step.push_back({.ids = next, .state = &state});
+    decode.push_back(seconds_of([&] {
+      for (std::int64_t i = 0; i < options.new_tokens; ++i) (void)model.logits(ctx, step);
+    }));
+  }
+  result.prefill_seconds = median(prefill);
+  result.decode_seconds = median(decode);
+  const auto batch = static_cast<double>(options.batch);
+  const double prompt_tokens = batch * static_cast<double>(options.prompt_length);
+  result.prefill_tokens_per_second = prompt_tokens / result.prefill_seconds;
+  result.ceilings = measure_ceilings(ctx);
+  if (options.new_tokens > 0) {
+    const double steps = static_cast<double>(options.new_tokens);
+    result.decode_tokens_per_second = batch * steps / result.decode_seconds;
+    const double bytes =
+        static_cast<double>(result.weight_bytes) + 2.0 * batch * static_cast<double>(result.state_bytes);
+    result.decode_share_of_bandwidth =
+        bytes * steps / result.decode_seconds / result.ceilings.read_bytes_per_second;
+  }
+  result.prefill_share_of_flops =
+      2.0 * products * prompt_tokens / result.prefill_seconds / result.ceilings.flops_per_second;
+  return result;
+}
+
+}  // namespace krait

@@ -1,0 +1,198 @@
+#include <functional>
+#include <sstream>
+
+#include "bench/timing.h"
+#include "krait/bench/bench.h"
+#include "krait/core/error.h"
+#include "krait/core/random.h"
+#include "krait/ops/attention.h"
+#include "krait/ops/causal_conv1d.h"
+#include "krait/ops/linear.h"
+#include "krait/ops/norm.h"
+#include "krait/ops/selective_scan.h"
+#include "krait/ops/ssd.h"
+#include "krait/ops/state_update.h"
+
+namespace krait {
+namespace {
+
+using Shape = std::map<std::string, std::int64_t>;
+
+// What a prepared operator costs, and how to run it.
+struct Prepared {
+  std::function<void()> run;
+  double bytes = 0.0;
+  double flops = 0.0;
+};
+
+class Inputs {
+ public:
+  explicit Inputs(DType dtype) : dtype_(dtype) {}
+  // Values in +-scale.
+  Tensor operator()(const Dims& shape, float scale = 1.0F) { return make(shape, -scale, scale).to(dtype_); }
+  Tensor f32(const Dims& shape, float low, float high) { return make(shape, low, high); }
+
+ private:
+  Tensor make(const Dims& shape, float low, float high) {
+    Tensor t = Tensor::empty(shape);
+    for (float& value : t.span<float>()) value = low + (high - low) * rng_.uniform();
+    return t;
+  }
+  DType dtype_;
+  Rng rng_{1};
+};
+
+double bytes_of(std::initializer_list<Tensor> tensors) {
+  double bytes = 0.0;
+  for (const Tensor& t : tensors) bytes += static_cast<double>(t.nbytes());
+  return bytes;
+}
+
+Tensor channels_first(const Tensor& t) { return t.transpose(1, 2); }
+
+Prepared prepare_scan(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t B = s.at("B"), D = s.at("D"), L = s.at("L"), N = s.at("N");
+  SelectiveScanArgs a{.u = channels_first(in({B, L, D})),
+                      .delta = channels_first(in({B, L, D})),
+                      .A = in.f32({D, N}, -8.0F, -0.5F),
+                      .B = channels_first(in({B, L, N})),
+                      .C = channels_first(in({B, L, N})),
+                      .D = in.f32({D}, 0.5F, 1.0F),
+                      .z = channels_first(in({B, L, D})),
+                      .delta_bias = in.f32({D}, -5.0F, -3.0F),
+                      .delta_softplus = true};
+  a.out = channels_first(in({B, L, D}));
+  const double states = static_cast<double>(B * D) * static_cast<double>(L * N);
+  return {.run = [&ctx, a] { selective_scan(ctx, a); },
+          .bytes = bytes_of({a.u, a.delta, a.B, a.C, a.z, a.out}),
+          .flops = states * 7.0};  // exp counted as one, two products, a multiply-add and its sum
+}
+
+Prepared prepare_ssd(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t B = s.at("B"), L = s.at("L"), H = s.at("H"), P = s.at("P"), G = s.at("G"), N = s.at("N");
+  SsdArgs a{.x = in({B, L, H, P}),
+            .dt = in({B, L, H}),
+            .A = in.f32({H}, -16.0F, -1.0F),
+            .B = in({B, L, G, N}),
+            .C = in({B, L, G, N}),
+            .D = in.f32({H}, 0.5F, 1.0F),
+            .dt_bias = in.f32({H}, -5.0F, -3.0F),
+            .dt_softplus = true};
+  a.out = in({B, L, H, P});
+  return {.run = [&ctx, a] { ssd(ctx, a); },
+          .bytes = bytes_of({a.x, a.dt, a.B, a.C, a.out}),
+          .flops = static_cast<double>(B * L * H) * static_cast<double>(P * N) * 4.0};
+}
+
+Prepared prepare_state_update(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t B = s.at("B"), H = s.at("H"), P = s.at("P"), N = s.at("N");
+  const StateUpdateArgs a{.state = in.f32({B, H, P, N}, -1.0F, 1.0F),
+                          .x = in({B, H, P}),
+                          .dt = in({B, H}),
+                          .A = in.f32({H}, -16.0F, -1.0F),
+                          .B = in({B, N}),
+                          .C = in({B, N}),
+                          .D = in.f32({H}, 0.5F, 1.0F),
+                          .dt_bias = in.f32({H}, -5.0F, -3.0F),
+                          .dt_softplus = true};
+  return {.run = [&ctx, a] { state_update(ctx, a); },
+          .bytes = 2.0 * bytes_of({a.state}) + bytes_of({a.x, a.x}),
+          .flops = static_cast<double>(a.state.numel()) * 5.0};
+}
+
+Prepared prepare_conv(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t B = s.at("B"), D = s.at("D"), L = s.at("L"), K = s.at("K");
+  CausalConv1dArgs a{.x = channels_first(in({B, L, D})),
+                     .weight = in.f32({D, K}, -1.0F, 1.0F),
+                     .bias = in.f32({D}, -1.0F, 1.0F),
+                     .activation = Activation::silu};
+  a.out = channels_first(in({B, L, D}));
+  return {.run = [&ctx, a] { causal_conv1d(ctx, a); },
+          .bytes = bytes_of({a.x, a.out}),
+          .flops = 2.0 * static_cast<double>(B * D) * static_cast<double>(L * K)};
+}
+
+Prepared prepare_norm(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t T = s.at("T"), C = s.at("C");
+  NormArgs a{.x = in({T, C}), .weight = in.f32({C}, 0.5F, 1.0F), .z = in({T, C}), .norm_before_gate = false};
+  a.out = in({T, C});
+  return {.run = [&ctx, a] { rms_norm(ctx, a); },
+          .bytes = bytes_of({a.x, a.z, a.out}),
+          .flops = static_cast<double>(a.x.numel()) * 8.0};
+}
+
+Prepared prepare_linear(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t T = s.at("T"), I = s.at("I"), O = s.at("O");
+  LinearArgs a{.x = in.f32({T, I}, -1.0F, 1.0F), .weight = in({O, I})};
+  a.out = in.f32({T, O}, 0.0F, 0.0F);
+  return {.run = [&ctx, a] { linear(ctx, a); },
+          .bytes = bytes_of({a.x, a.weight, a.out}),
+          .flops = 2.0 * static_cast<double>(T * I) * static_cast<double>(O)};
+}
+
+Prepared prepare_attention(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t L = s.at("L"), H = s.at("H"), G = s.at("G"), P = s.at("P");
+  AttentionArgs a{.q = in({L, H, P}), .k = in({L, G, P}), .v = in({L, G, P}), .causal = true};
+  a.out = in({L, H, P});
+  return {.run = [&ctx, a] { attention(ctx, a); },
+          .bytes = bytes_of({a.q, a.k, a.v, a.out}),
+          .flops = 2.0 * static_cast<double>(L * L) * static_cast<double>(H * P)};
+}
+
+struct Entry {
+  Shape defaults;
+  Prepared (*prepare)(Context&, const Shape&, Inputs&);
+};
+
+std::map<std::string, Entry> entries() {
+  return {{"selective_scan", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan}},
+          {"ssd", {{{"B", 1}, {"L", 512}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd}},
+          {"state_update", {{{"B", 8}, {"H", 24}, {"P", 64}, {"N", 128}}, prepare_state_update}},
+          {"causal_conv1d", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv}},
+          {"gated_rms_norm", {{{"T", 512}, {"C", 1536}}, prepare_norm}},
+          {"linear", {{{"T", 1}, {"I", 768}, {"O", 50280}}, prepare_linear}},
+          {"attention", {{{"L", 512}, {"H", 12}, {"G", 12}, {"P", 64}}, prepare_attention}}};
+}
+
+}  // namespace
+
+std::map<std::string, Shape> bench_ops() {
+  std::map<std::string, Shape> known;
+  for (const auto& [name, entry] : entries()) known[name] = entry.defaults;
+  return known;
+}
+
+OpBench bench_op(Context& ctx, const std::string& name, const Shape& shape, DType dtype,
+                 std::int64_t repeat) {
+  const auto known = entries();
+  const auto entry = known.find(name);
+  if (entry == known.end()) {
+    std::string list;
+    for (const auto& item : known) list += (list.empty() ? "" : ", ") + item.first;
+    fail(ErrorKind::invalid_argument, "bench op: no operator ", name, ", expected one of ", list);
+  }
+  require(repeat >= 1, "bench op: repeat is ", repeat, ", expected at least 1");
+  Shape full = entry->second.defaults;
+  std::string letters;
+  for (const auto& item : full) letters += (letters.empty() ? "" : ", ") + item.first;
+  for (const auto& [letter, size] : shape) {
+    require(full.contains(letter), "bench op ", name, ": shape has ", letter, ", expected ", letters);
+    require(size >= 1 && size <= (std::int64_t{1} << 32), "bench op ", name, ": ", letter, " is ", size,
+            ", expected at least 1");
+    full[letter] = size;
+  }
+  Inputs inputs(dtype);
+  const Prepared prepared = entry->second.prepare(ctx, full, inputs);
+  OpBench result{.name = name, .bytes = prepared.bytes, .flops = prepared.flops};
+  for (const auto& [letter, size] : full)
+    result.shape += concat(result.shape.empty() ? "" : ",", letter, "=", size);
+  prepared.run();
+  result.backend = ctx.backend();
+  std::vector<double> times;
+  for (std::int64_t i = 0; i < repeat; ++i) times.push_back(seconds_of(prepared.run));
+  result.seconds = median(times);
+  result.ceilings = measure_ceilings(ctx);
+  return result;
+}
+
+}  // namespace krait

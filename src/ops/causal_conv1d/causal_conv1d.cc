@@ -1,0 +1,178 @@
+#include "krait/ops/causal_conv1d.h"
+
+#include "core/dispatch.h"
+#include "ops/causal_conv1d/conv.h"
+
+namespace krait {
+namespace conv_detail {
+
+void require_float(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x) {
+  require(is_float(t.dtype()), "[", op, "] ", name, " has dtype ", t.dtype(),
+          ", expected f32, f64, bf16 or f16");
+  require(t.dtype() != DType::f64 || x.dtype() == DType::f64, "[", op, "] ", name,
+          " has dtype f64 beside x of ", x.dtype(), ": f64 needs x in f64 too");
+}
+
+std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  require(weight.defined(), "[", op, "] weight is missing");
+  require_float(op, "weight", weight, x);
+  require(weight.ndim() == 2 && weight.size(0) == x.size(1), "[", op, "] weight has shape ", weight.shape(),
+          ", expected (", x.size(1), ", K): one row for each channel");
+  require(weight.size(1) >= 1, "[", op, "] weight has shape ", weight.shape(), ", expected K >= 1");
+  if (bias) {
+    require_float(op, "bias", bias, x);
+    require(bias.shape() == Dims{x.size(1)}, "[", op, "] bias has shape ", bias.shape(), ", expected ",
+            Dims{x.size(1)}, ": one value for each channel");
+  }
+  return weight.size(1);
+}
+
+bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, const Tensor& x) {
+  require(path != ConvPath::simd || x.dtype() != DType::f64, "[", op,
+          "] the path simd takes f32, bf16 or f16, x has dtype f64");
+  if (path == ConvPath::automatic) return ctx.reference() || x.dtype() == DType::f64;
+  return path == ConvPath::reference;
+}
+
+Taps make_taps(Context& ctx, const Tensor& weight, const Tensor& bias) {
+  Taps taps{ctx.empty({weight.size(1), weight.size(0)}), {}};
+  taps.weight.copy_from(weight.transpose(0, 1));
+  if (bias) {
+    taps.bias = ctx.empty(bias.shape());
+    taps.bias.copy_from(bias);
+  } else {
+    taps.bias = ctx.zeros({weight.size(0)});
+  }
+  return taps;
+}
+
+namespace {
+
+// to (D, K-1) = the window after `count` tokens of `run`. Columns are written in ascending order and read
+// at or behind the one being written, so that `to` may be the initial state itself.
+void write_window(const TokenRuns& runs, const TokenRun& run, std::int64_t count, const Tensor& x,
+                  const Tensor& initial_states, const Tensor& to) {
+  const Tensor row = x.select(0, run.row);
+  const std::int64_t width = to.size(1);
+  for (std::int64_t j = 0; j < width; ++j) {
+    const Tensor column = to.select(1, j);
+    const std::int64_t i = count - width + j;
+    if (i >= 0)
+      column.copy_from(row.select(1, runs.position(run, i)));
+    else if (run.first && initial_states)
+      column.copy_from(initial_states.select(0, run.sequence).select(1, i + width));
+    else
+      column.fill(0.0);
+  }
+}
+
+// x's shape and, for channel-last x, channel-last strides.
+Tensor empty_like(Context& ctx, const Tensor& x) {
+  const bool channel_last = x.stride(1) == 1 && x.size(1) > 1;
+  if (channel_last) return ctx.empty({x.size(0), x.size(2), x.size(1)}, x.dtype()).transpose(1, 2);
+  return ctx.empty(x.shape(), x.dtype());
+}
+
+}  // namespace
+}  // namespace conv_detail
+
+CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
+  using namespace conv_detail;
+  constexpr std::string_view op = "causal_conv1d";
+  const Tensor& x = args.x;
+  require(x.defined(), "[causal_conv1d] x is missing");
+  require_float(op, "x", x, x);
+  require(x.ndim() == 3, "[causal_conv1d] x has shape ", x.shape(), ", expected (B, D, L)");
+  const std::int64_t width = validate_weight(op, x, args.weight, args.bias) - 1;
+  const std::int64_t rows = x.size(0);
+  const std::int64_t channels = x.size(1);
+  const std::int64_t length = x.size(2);
+  validate_sequences(op, rows, length, args.seq_idx, args.cu_seqlens, args.state_positions);
+  const std::int64_t sequences = args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : rows;
+
+  const Dims state_shape{sequences, channels, width};
+  if (args.initial_states) {
+    require_float(op, "initial_states", args.initial_states, x);
+    require(args.initial_states.shape() == state_shape, "[causal_conv1d] initial_states has shape ",
+            args.initial_states.shape(), ", expected ", state_shape,
+            ": the K - 1 inputs before each sequence");
+  }
+  if (args.out) {
+    require(args.out.dtype() == x.dtype(), "[causal_conv1d] out has dtype ", args.out.dtype(), ", expected ",
+            x.dtype(), " as x");
+    require(args.out.shape() == x.shape(), "[causal_conv1d] out has shape ", args.out.shape(), ", expected ",
+            x.shape());
+    require(!may_overlap(args.out, x),
+            "[causal_conv1d] out overlaps x: each input is read by K outputs, so out needs its own memory");
+    require(!may_overlap(args.out, args.initial_states), "[causal_conv1d] out overlaps initial_states");
+  }
+  if (args.final_states) {
+    require_float(op, "final_states", args.final_states, x);
+    require(args.final_states.shape() == state_shape, "[causal_conv1d] final_states has shape ",
+            args.final_states.shape(), ", expected ", state_shape);
+    require(same_view(args.final_states, args.initial_states) ||
+                !may_overlap(args.final_states, args.initial_states),
+            "[causal_conv1d] final_states overlaps initial_states without being the same view");
+    require(!may_overlap(args.final_states, x) && !may_overlap(args.final_states, args.out),
+            "[causal_conv1d] final_states overlaps x or out");
+  }
+  const bool reference = takes_reference(op, ctx, args.path, x);
+
+  const TokenRuns runs =
+      cut_into_runs(rows, length, args.seq_idx, args.cu_seqlens, args.state_positions, false);
+  CausalConv1dResult result;
+  result.out = args.out ? args.out : empty_like(ctx, x);
+  const Forward forward{.x = x,
+                        .weight = args.weight,
+                        .bias = args.bias,
+                        .initial_states = args.initial_states,
+                        .out = result.out,
+                        .activation = args.activation,
+                        .runs = &runs};
+  if (reference)
+    forward_reference(ctx, forward);
+  else
+    forward_simd(ctx, forward);
+  for (const auto& [row, position] : runs.padding) result.out.select(0, row).select(1, position).fill(0.0);
+
+  // After the outputs, which read initial_states, and before the final states, which may replace them.
+  if (args.state_positions) {
+    result.states = ctx.empty({rows, args.state_positions.size(1), channels, width}, x.dtype());
+    for (const StateRequest& wanted : runs.requests)
+      write_window(runs, runs.runs[static_cast<std::size_t>(wanted.run)], wanted.count, x,
+                   args.initial_states, result.states.select(0, wanted.row).select(0, wanted.slot));
+  }
+  if (args.return_final_states || args.final_states) {
+    result.final_states = args.final_states ? args.final_states : ctx.empty(state_shape, x.dtype());
+    for (const TokenRun& run : runs.runs)
+      if (run.last)
+        write_window(runs, run, run.count, x, args.initial_states,
+                     result.final_states.select(0, run.sequence));
+  }
+  ctx.set_backend(op, reference ? "reference" : concat("simd (", simd_target(), ")"));
+  return result;
+}
+
+Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& cu_seqlens,
+                                   std::int64_t state_len) {
+  constexpr std::string_view op = "causal_conv1d_varlen_states";
+  require(x.defined() && cu_seqlens.defined(), "[", op, "] x and cu_seqlens must be given");
+  require(x.ndim() == 2, "[", op, "] x has shape ", x.shape(), ", expected (T, D)");
+  require(is_float(x.dtype()), "[", op, "] x has dtype ", x.dtype(), ", expected f32, f64, bf16 or f16");
+  require(state_len >= 0, "[", op, "] state_len is ", state_len, ", expected 0 or more");
+  validate_sequences(op, 1, x.size(0), {}, cu_seqlens, {});
+
+  const std::int64_t sequences = cu_seqlens.size(0) - 1;
+  Tensor states = ctx.zeros({sequences, x.size(1), state_len}, x.dtype());
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    const std::int64_t end = index_at(cu_seqlens, s + 1);
+    const std::int64_t kept = std::min(state_len, end - index_at(cu_seqlens, s));
+    states.select(0, s)
+        .slice(1, state_len - kept, state_len)
+        .copy_from(x.slice(0, end - kept, end).transpose(0, 1));
+  }
+  ctx.set_backend(op, "copy");
+  return states;
+}
+
+}  // namespace krait

@@ -1,0 +1,62 @@
+// The paths of causal_conv1d and its update. All take what the entry points have validated.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+#include "krait/ops/causal_conv1d.h"
+#include "ops/token_runs.h"
+
+namespace krait::conv_detail {
+
+struct Forward {
+  Tensor x;               // (B, D, L)
+  Tensor weight;          // (D, K)
+  Tensor bias;            // (D) or absent
+  Tensor initial_states;  // (sequences, D, K-1) or absent
+  Tensor out;             // (B, D, L), x's dtype; places of padding tokens are left alone
+  Activation activation = Activation::none;
+  const TokenRuns* runs = nullptr;
+};
+
+void forward_reference(Context& ctx, const Forward& forward);
+void forward_simd(Context& ctx, const Forward& forward);
+
+// One batch row with its row of the state; padding slots are not among them.
+struct Slot {
+  std::int64_t row = 0;    // of x and out
+  std::int64_t state = 0;  // of conv_state
+  std::int64_t ring = -1;  // where the ring is written next, in [0, S); -1: the state shifts
+};
+
+struct Update {
+  Tensor x;           // (B, D, T)
+  Tensor conv_state;  // (R, D, S)
+  Tensor weight;      // (D, K)
+  Tensor bias;        // (D) or absent
+  Tensor out;         // (B, D, T), x's dtype
+  Activation activation = Activation::none;
+  const std::vector<Slot>* slots = nullptr;
+};
+
+void update_reference(Context& ctx, const Update& update);
+void update_simd(Context& ctx, const Update& update);
+
+// The shape and dtype rules that forward and update share: weight (D, K) and bias (D). Returns K.
+std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias);
+// A floating tensor; f64 only beside an x of f64.
+void require_float(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x);
+// Whether the reference runs; throws where `path` cannot take x's dtype.
+bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, const Tensor& x);
+
+// Taps as the SIMD kernels read them: weight (K, D) and bias (D), f32, contiguous.
+struct Taps {
+  Tensor weight;
+  Tensor bias;  // zeros where none is given
+};
+Taps make_taps(Context& ctx, const Tensor& weight, const Tensor& bias);
+
+}  // namespace krait::conv_detail

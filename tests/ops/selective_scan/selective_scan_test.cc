@@ -1,0 +1,681 @@
+#include "krait/ops/selective_scan.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <complex>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/each_target.h"
+#include "krait/core/error.h"
+#include "krait/core/random.h"
+#include "ops/selective_scan/scan.h"
+
+namespace krait {
+namespace {
+
+bool is_complex(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
+
+// Calls f(index) for each index of `shape`.
+template <typename F>
+void for_each_index(const Dims& shape, const F& f) {
+  if (numel_of(shape) == 0) return;
+  std::vector<std::int64_t> index(static_cast<std::size_t>(shape.size()));
+  for (;;) {
+    f(index);
+    int dim = shape.size() - 1;
+    for (; dim >= 0; --dim) {
+      auto& i = index[static_cast<std::size_t>(dim)];
+      if (++i < shape[dim]) break;
+      i = 0;
+    }
+    if (dim < 0) return;
+  }
+}
+
+// A tensor whose strides are in no particular order: dimensions permuted, every other element left out,
+// some dimensions running backwards.
+Tensor scattered(Rng& rng, const Dims& shape, DType dtype) {
+  std::vector<int> order(static_cast<std::size_t>(shape.size()));
+  for (int i = 0; i < shape.size(); ++i) order[static_cast<std::size_t>(i)] = i;
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.next_u32() % i]);
+  Dims strides = shape;
+  std::int64_t step = 1 + rng.next_u32() % 2;
+  std::int64_t offset = 0;
+  for (const int dim : order) {
+    const bool backwards = rng.next_u32() % 3 == 0;
+    strides[dim] = backwards ? -step : step;
+    if (backwards) offset += (std::max<std::int64_t>(shape[dim], 1) - 1) * step;
+    step *= std::max<std::int64_t>(shape[dim], 1) + rng.next_u32() % 2;
+  }
+  return Tensor::zeros({step + 1}, dtype).as_strided(shape, strides, offset);
+}
+
+// Uniform in [low, high), both parts of complex ones.
+Tensor random(Rng& rng, const Dims& shape, DType dtype, double low, double high, bool scatter = false) {
+  const Tensor numbers = Tensor::empty(shape, is_complex(dtype) ? DType::c128 : DType::f64);
+  auto* to = static_cast<double*>(numbers.raw());
+  const std::int64_t count = numbers.numel() * (is_complex(dtype) ? 2 : 1);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = low + (high - low) * rng.uniform_double();
+  if (!scatter) return numbers.to(dtype);
+  const Tensor result = scattered(rng, shape, dtype);
+  result.copy_from(numbers);
+  return result;
+}
+
+struct Options {
+  std::int64_t batch = 2;
+  std::int64_t channels = 5;
+  std::int64_t length = 7;
+  std::int64_t d_state = 4;
+  std::int64_t groups = 1;
+  DType dtype = DType::f32;
+  bool complex = false;
+  bool constant_b = false;
+  bool constant_c = false;
+  bool skip = false;
+  bool gate = false;
+  bool bias = false;
+  bool softplus = false;
+  bool reverse = false;
+  bool initial = false;
+  bool positions = false;
+  int sequences = 0;  // 0: none, 1: seq_idx, 2: seq_idx with padding, 3: cu_seqlens
+  bool scatter = false;
+  bool channel_last = false;
+};
+
+std::string describe(const Options& o) {
+  return concat("B ", o.batch, " D ", o.channels, " L ", o.length, " N ", o.d_state, " G ", o.groups, " ",
+                name_of(o.dtype), o.complex ? " complex" : "", o.constant_b ? " constant B" : "",
+                o.constant_c ? " constant C" : "", o.skip ? " D" : "", o.gate ? " z" : "",
+                o.bias ? " bias" : "", o.softplus ? " softplus" : "", o.reverse ? " reverse" : "",
+                o.initial ? " initial" : "", o.positions ? " positions" : "", " sequences ", o.sequences,
+                o.scatter ? " scattered" : "", o.channel_last ? " channel-last" : "");
+}
+
+SelectiveScanArgs make_args(const Options& o, std::uint64_t seed) {
+  Rng rng(seed);
+  SelectiveScanArgs args;
+  const std::int64_t batch = o.sequences == 3 ? 1 : o.batch;
+  const Dims sequence = {batch, o.channels, o.length};
+  const auto like_u = [&](double low, double high) {
+    if (!o.channel_last) return random(rng, sequence, o.dtype, low, high, o.scatter);
+    return random(rng, {batch, o.length, o.channels}, o.dtype, low, high).transpose(1, 2);
+  };
+  const DType state_dtype = o.complex ? DType::c64 : DType::f32;
+  args.u = like_u(-2, 2);
+  // Without softplus a step may be negative.
+  args.delta = o.softplus ? like_u(-4, 3) : like_u(-0.05, 0.8);
+  args.A = random(rng, {o.channels, o.d_state}, state_dtype, -3, -0.01, o.scatter);
+  const auto factor = [&](bool constant) {
+    if (constant)
+      return random(rng, {o.channels, o.d_state}, o.complex ? DType::c64 : o.dtype, -1, 1, o.scatter);
+    const Dims shape = {batch, o.groups, o.d_state, (o.complex ? 2 : 1) * o.length};
+    if (o.channel_last)
+      return random(rng, {batch, shape[3], o.groups, o.d_state}, o.dtype, -1, 1).permute({0, 2, 3, 1});
+    return random(rng, shape, o.dtype, -1, 1, o.scatter);
+  };
+  args.B = factor(o.constant_b);
+  args.C = factor(o.constant_c);
+  if (o.skip) args.D = random(rng, {o.channels}, DType::f32, -1, 1, o.scatter);
+  if (o.gate) args.z = like_u(-4, 4);
+  if (o.bias) args.delta_bias = random(rng, {o.channels}, DType::f32, -0.05, 0.5, o.scatter);
+  args.delta_softplus = o.softplus;
+  args.reverse = o.reverse;
+  args.return_last_state = true;
+  std::int64_t states = batch;
+  if (o.sequences == 1 || o.sequences == 2) {
+    std::vector<std::int32_t> ids;
+    for (std::int64_t b = 0; b < batch; ++b) {
+      int id = static_cast<int>(rng.next_u32() % 3);
+      for (std::int64_t t = 0; t < o.length; ++t) {
+        if (rng.next_u32() % 4 == 0) id = static_cast<int>(rng.next_u32() % 5);
+        const bool padding = o.sequences == 2 && rng.next_u32() % 3 == 0;
+        ids.push_back(padding ? -1 : id);
+      }
+    }
+    args.seq_idx = Tensor::from(ids, {batch, o.length});
+  } else if (o.sequences == 3) {
+    std::vector<std::int64_t> bounds = {0};
+    while (bounds.back() < o.length)
+      bounds.push_back(std::min<std::int64_t>(o.length, bounds.back() + rng.next_u32() % 7));
+    bounds.push_back(o.length);
+    args.cu_seqlens = Tensor::from(bounds);
+    states = std::ssize(bounds) - 1;
+  }
+  if (o.initial)
+    args.initial_state = random(rng, {states, o.channels, o.d_state}, state_dtype, -2, 2, o.scatter);
+  if (o.positions && o.length > 0) {
+    std::vector<std::int64_t> positions;
+    for (std::int64_t i = 0; i < 3 * batch; ++i) positions.push_back(rng.next_u32() % o.length);
+    args.state_positions = Tensor::from(positions, {batch, 3});
+  }
+  return args;
+}
+
+Tensor in_double(const Tensor& t) {
+  if (!t) return t;
+  if (t.dtype() == DType::c64) return t.to(DType::c128);
+  return is_float(t.dtype()) ? t.to(DType::f64) : t;
+}
+
+SelectiveScanArgs in_double(SelectiveScanArgs args) {
+  for (Tensor* t : {&args.u, &args.delta, &args.A, &args.B, &args.C, &args.D, &args.z, &args.delta_bias,
+                    &args.initial_state})
+    *t = in_double(*t);
+  return args;
+}
+
+// |found - expected| <= relative |expected| + absolute * max |expected|.
+void expect_close(const Tensor& found, const Tensor& expected, double relative, double absolute,
+                  const char* what) {
+  SCOPED_TRACE(what);
+  ASSERT_EQ(found.defined(), expected.defined());
+  if (!found) return;
+  ASSERT_EQ(found.shape(), expected.shape());
+  const bool complex = is_complex(found.dtype());
+  const Tensor a = found.to(complex ? DType::c128 : DType::f64).contiguous();
+  const Tensor b = expected.to(complex ? DType::c128 : DType::f64).contiguous();
+  const std::int64_t count = a.numel() * (complex ? 2 : 1);
+  const auto* x = static_cast<const double*>(a.raw());
+  const auto* y = static_cast<const double*>(b.raw());
+  double largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(y[i]));
+  for (std::int64_t i = 0; i < count; ++i)
+    ASSERT_LE(std::abs(x[i] - y[i]), relative * std::abs(y[i]) + absolute * largest)
+        << "element " << i << " is " << x[i] << ", expected " << y[i];
+}
+
+void expect_same_bits(const Tensor& a, const Tensor& b) {
+  ASSERT_EQ(a.shape(), b.shape());
+  ASSERT_EQ(a.dtype(), b.dtype());
+  const Tensor x = a.contiguous();
+  const Tensor y = b.contiguous();
+  EXPECT_EQ(std::memcmp(x.raw(), y.raw(), x.nbytes()), 0);
+}
+
+double output_precision(DType dtype) {
+  return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 1e-6;
+}
+
+constexpr double kPrecision = 4e-6;
+
+void check(const Options& o, std::uint64_t seed) {
+  SCOPED_TRACE(concat(describe(o), " seed ", seed));
+  SelectiveScanArgs args = make_args(o, seed);
+  Context ctx({.threads = 2});
+  SelectiveScanArgs exact = in_double(args);
+  exact.path = ScanPath::reference;
+  const SelectiveScanResult expected = selective_scan(ctx, exact);
+  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+    SCOPED_TRACE(path == ScanPath::simd ? "simd" : "reference");
+    args.path = path;
+    const SelectiveScanResult found = selective_scan(ctx, args);
+    EXPECT_EQ(found.out.dtype(), args.u.dtype());
+    expect_close(found.out, expected.out, output_precision(o.dtype), kPrecision, "out");
+    expect_close(found.last_state, expected.last_state, 1e-6, kPrecision, "last_state");
+    expect_close(found.states, expected.states, 1e-6, kPrecision, "states");
+  }
+}
+
+Options random_options(std::uint64_t seed) {
+  Rng rng(seed, 1);
+  const auto pick = [&](auto... values) {
+    const std::int64_t all[] = {values...};
+    return all[rng.next_u32() % sizeof...(values)];
+  };
+  const auto coin = [&] { return rng.next_u32() % 2 == 0; };
+  Options o;
+  o.batch = pick(1, 2, 3);
+  o.groups = pick(1, 1, 2, 3);
+  o.channels = o.groups * pick(1, 2, 7, 8, 16, 33, 40);
+  o.length = pick(0, 1, 2, 5, 31, 64, 65, 100, 150);
+  o.d_state = pick(0, 1, 2, 3, 4, 7, 8, 16, 17);
+  const DType dtypes[] = {DType::f32, DType::bf16, DType::f16};
+  o.dtype = dtypes[rng.next_u32() % 3];
+  o.complex = rng.next_u32() % 4 == 0;
+  o.constant_b = rng.next_u32() % 4 == 0;
+  o.constant_c = rng.next_u32() % 4 == 0;
+  o.skip = coin();
+  o.gate = coin();
+  o.bias = coin();
+  o.softplus = coin();
+  o.reverse = rng.next_u32() % 3 == 0;
+  o.initial = coin();
+  o.positions = coin();
+  o.sequences = static_cast<int>(pick(0, 0, 0, 1, 2, 3));
+  o.scatter = coin();
+  o.channel_last = coin();
+  return o;
+}
+
+TEST(SelectiveScan, OneChannelByHand) {
+  // h = e^-0.5 * 1 + 0.5 * 2 * 3; out = (h * 4 + 10 * 3) * silu(0.25).
+  Context ctx;
+  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+    const auto one = [](float v) { return Tensor::from(std::vector<float>{v}, {1, 1, 1}); };
+    const SelectiveScanResult result =
+        selective_scan(ctx, {.u = one(3),
+                             .delta = one(0.25F),
+                             .A = Tensor::from(std::vector<float>{-1}, {1, 1}),
+                             .B = one(2),
+                             .C = one(4),
+                             .D = Tensor::from(std::vector<float>{10}),
+                             .z = one(0.25F),
+                             .delta_bias = Tensor::from(std::vector<float>{0.25F}),
+                             .initial_state = one(1),
+                             .return_last_state = true,
+                             .path = path});
+    const double h = std::exp(-0.5) + 3;
+    EXPECT_NEAR(result.last_state.data<float>()[0], h, 1e-6);
+    EXPECT_NEAR(result.out.data<float>()[0], (h * 4 + 30) * 0.25 / (1 + std::exp(-0.25)), 1e-5);
+  }
+}
+
+TEST(SelectiveScan, SizesOfEachKind) {
+  for (const std::int64_t channels : {1, 7, 8, 9, 31, 32, 33, 100})
+    check({.channels = channels, .length = 20, .skip = true, .gate = true, .softplus = true}, 1);
+  for (const std::int64_t length : {1, 2, 63, 64, 65, 200})
+    check({.channels = 9, .length = length, .softplus = true, .initial = true}, 2);
+  for (const std::int64_t d_state : {1, 2, 3, 4, 5, 8, 16, 31, 64, 130})
+    check({.channels = 9, .length = 40, .d_state = d_state, .softplus = true, .initial = true}, 3);
+}
+
+TEST(SelectiveScan, EachOptionAlone) {
+  const Options plain = {.batch = 2, .channels = 11, .length = 70, .d_state = 6};
+  std::vector<Options> all(20, plain);
+  all[0].groups = 11;
+  all[1].dtype = DType::bf16;
+  all[2].dtype = DType::f16;
+  all[3].complex = true;
+  all[4].constant_b = true;
+  all[5].constant_c = true;
+  all[6].skip = true;
+  all[7].gate = true;
+  all[8].bias = true;
+  all[9].softplus = true;
+  all[10].reverse = true;
+  all[11].initial = true;
+  all[12].positions = true;
+  all[13].sequences = 1;
+  all[14].sequences = 2;
+  all[15].sequences = 3;
+  all[16].scatter = true;
+  all[17].channel_last = true;
+  all[18].complex = all[18].constant_b = all[18].constant_c = true;
+  all[19].sequences = 3;
+  all[19].reverse = all[19].initial = true;
+  for (std::size_t i = 0; i < all.size(); ++i) check(all[i], 100 + i);
+}
+
+TEST(SelectiveScan, RandomCombinations) {
+  for (std::uint64_t seed = 0; seed < 400 && !HasFailure(); ++seed) check(random_options(seed), seed);
+}
+
+TEST(SelectiveScan, EachTarget) {
+  on_each_target([] {
+    for (std::uint64_t seed = 1000; seed < 1060 && !HasFailure(); ++seed) check(random_options(seed), seed);
+  });
+}
+
+TEST(SelectiveScan, EmptySizes) {
+  for (const bool initial : {false, true}) {
+    check({.batch = 0, .initial = initial}, 1);
+    check({.channels = 0, .initial = initial}, 2);
+    check({.length = 0, .initial = initial}, 3);
+    check({.d_state = 0, .skip = true, .initial = initial}, 4);
+    check({.length = 0, .initial = initial, .sequences = 3}, 5);
+  }
+}
+
+// Exponents far outside of the range of f32: decays are 0, and nothing becomes NaN.
+TEST(SelectiveScan, DecaysUnderflow) {
+  for (const double top : {60.0, 1e4, 1e30}) {
+    SCOPED_TRACE(top);
+    Options o = {.channels = 9, .length = 66, .d_state = 5, .initial = true};
+    SelectiveScanArgs args = make_args(o, 5);
+    Rng rng(9);
+    args.A = random(rng, {9, 5}, DType::f32, -top, -top / 100);
+    args.delta = random(rng, {2, 9, 66}, DType::f32, 0.5, 5);
+    Context ctx;
+    args.path = ScanPath::simd;
+    const SelectiveScanResult found = selective_scan(ctx, args);
+    const SelectiveScanResult expected = selective_scan(ctx, in_double(args = [&] {
+                                                          args.path = ScanPath::automatic;
+                                                          return args;
+                                                        }()));
+    expect_close(found.out, expected.out, 1e-6, kPrecision, "out");
+    expect_close(found.last_state, expected.last_state, 1e-6, kPrecision, "last_state");
+  }
+}
+
+TEST(SelectiveScan, NotANumberStaysInItsChannel) {
+  for (const auto which : {0, 1, 2}) {
+    SelectiveScanArgs args = make_args({.batch = 1, .channels = 10, .length = 70, .softplus = true}, 8);
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    if (which == 0) args.u.data<float>()[3 * 70 + 66] = nan;
+    if (which == 1) args.delta.data<float>()[3 * 70 + 66] = nan;
+    if (which == 2) args.A.data<float>()[3 * 4 + 2] = nan;
+    Context ctx;
+    const Tensor out = selective_scan(ctx, args).out;
+    for (std::int64_t c = 0; c < 10; ++c)
+      for (std::int64_t t = 0; t < 70; ++t)
+        EXPECT_EQ(std::isnan(out.data<float>()[c * 70 + t]), c == 3 && (which == 2 || t >= 66))
+            << which << " channel " << c << " step " << t;
+  }
+}
+
+TEST(SelectiveScan, SplitAnywhereEqualsOnePass) {
+  const Options o = {.batch = 2,
+                     .channels = 12,
+                     .length = 90,
+                     .d_state = 16,
+                     .skip = true,
+                     .softplus = true,
+                     .initial = true};
+  for (const bool complex : {false, true}) {
+    Options options = o;
+    options.complex = complex;
+    const SelectiveScanArgs args = make_args(options, 3);
+    Context ctx;
+    const SelectiveScanResult whole = selective_scan(ctx, args);
+    for (const std::int64_t at : {0, 1, 33, 64, 90}) {
+      SCOPED_TRACE(at);
+      const std::int64_t parts = complex ? 2 : 1;
+      const auto part = [&](std::int64_t begin, std::int64_t end, const Tensor& state) {
+        SelectiveScanArgs a = args;
+        for (Tensor* t : {&a.u, &a.delta}) *t = t->slice(2, begin, end);
+        for (Tensor* t : {&a.B, &a.C}) *t = t->slice(3, parts * begin, parts * end);
+        a.initial_state = state;
+        return selective_scan(ctx, a);
+      };
+      const SelectiveScanResult first = part(0, at, args.initial_state);
+      const SelectiveScanResult second = part(at, 90, first.last_state);
+      expect_same_bits(first.out, whole.out.slice(2, 0, at));
+      expect_same_bits(second.out, whole.out.slice(2, at, 90));
+      expect_same_bits(second.last_state, whole.last_state);
+    }
+  }
+}
+
+TEST(SelectiveScan, PackedSequencesEqualSeparateCalls) {
+  for (const bool reverse : {false, true}) {
+    const SelectiveScanArgs args = make_args({.channels = 20,
+                                              .length = 83,
+                                              .gate = true,
+                                              .softplus = true,
+                                              .reverse = reverse,
+                                              .initial = true,
+                                              .sequences = 3},
+                                             4);
+    Context ctx;
+    const SelectiveScanResult packed = selective_scan(ctx, args);
+    const std::int64_t count = args.cu_seqlens.size(0) - 1;
+    ASSERT_GT(count, 5);
+    for (std::int64_t i = 0; i < count; ++i) {
+      SCOPED_TRACE(i);
+      const std::int64_t begin = args.cu_seqlens.data<std::int64_t>()[i];
+      const std::int64_t end = args.cu_seqlens.data<std::int64_t>()[i + 1];
+      SelectiveScanArgs one = args;
+      one.cu_seqlens = {};
+      for (Tensor* t : {&one.u, &one.delta, &one.z}) *t = t->slice(2, begin, end);
+      for (Tensor* t : {&one.B, &one.C}) *t = t->slice(3, begin, end);
+      one.initial_state = args.initial_state.slice(0, i, i + 1);
+      const SelectiveScanResult alone = selective_scan(ctx, one);
+      expect_same_bits(packed.out.slice(2, begin, end), alone.out);
+      expect_same_bits(packed.last_state.slice(0, i, i + 1), alone.last_state);
+    }
+  }
+}
+
+TEST(SelectiveScan, StatesAtPositionsAreThoseOfShorterCalls) {
+  SelectiveScanArgs args = make_args({.batch = 1, .channels = 9, .length = 80, .initial = true}, 6);
+  args.state_positions = Tensor::from(std::vector<std::int64_t>{79, 0, 63, 64, 0}, {1, 5});
+  Context ctx;
+  const Tensor states = selective_scan(ctx, args).states;
+  for (std::int64_t m = 0; m < 5; ++m) {
+    const std::int64_t count = args.state_positions.data<std::int64_t>()[m] + 1;
+    SelectiveScanArgs shorter = args;
+    shorter.state_positions = {};
+    for (Tensor* t : {&shorter.u, &shorter.delta}) *t = t->slice(2, 0, count);
+    for (Tensor* t : {&shorter.B, &shorter.C}) *t = t->slice(3, 0, count);
+    expect_same_bits(states.select(1, m), selective_scan(ctx, shorter).last_state);
+  }
+}
+
+TEST(SelectiveScan, PaddingBetweenTokensChangesNothing) {
+  // The tokens 0, 2, 3, 6 of a row that is otherwise padding equal a row of those four.
+  SelectiveScanArgs args = make_args({.batch = 1, .channels = 9, .length = 8, .initial = true}, 7);
+  args.seq_idx = Tensor::from(std::vector<std::int64_t>{5, -1, 5, 5, -7, -1, 5, -1}, {1, 8});
+  Context ctx;
+  const SelectiveScanResult padded = selective_scan(ctx, args);
+  const std::int64_t kept[] = {0, 2, 3, 6};
+  SelectiveScanArgs dense = args;
+  dense.seq_idx = {};
+  for (Tensor* t : {&dense.u, &dense.delta, &dense.B, &dense.C}) {
+    Dims shape = t->shape();
+    const int last = t->ndim() - 1;
+    shape[last] = 4;
+    const Tensor chosen = Tensor::empty(shape);
+    for (std::int64_t i = 0; i < 4; ++i) chosen.select(last, i).copy_from(t->select(last, kept[i]));
+    *t = chosen;
+  }
+  const SelectiveScanResult alone = selective_scan(ctx, dense);
+  expect_same_bits(padded.last_state, alone.last_state);
+  for (std::int64_t i = 0; i < 4; ++i)
+    expect_same_bits(padded.out.select(2, kept[i]), alone.out.select(2, i));
+  for (const std::int64_t t : {1, 4, 5, 7})
+    for (std::int64_t c = 0; c < 9; ++c) EXPECT_EQ(padded.out.data<float>()[c * 8 + t], 0.0F);
+}
+
+TEST(SelectiveScan, ThreadsDoNotMatter) {
+  for (const std::int64_t channels : {40, 200}) {
+    for (const int sequences : {0, 2, 3}) {
+      const SelectiveScanArgs args = make_args({.channels = channels,
+                                                .length = 150,
+                                                .d_state = 16,
+                                                .gate = true,
+                                                .softplus = true,
+                                                .sequences = sequences},
+                                               11);
+      Context one({.threads = 1});
+      const SelectiveScanResult expected = selective_scan(one, args);
+      for (const int threads : {2, 3, 16}) {
+        Context ctx({.threads = threads});
+        const SelectiveScanResult found = selective_scan(ctx, args);
+        expect_same_bits(found.out, expected.out);
+        expect_same_bits(found.last_state, expected.last_state);
+      }
+    }
+  }
+}
+
+TEST(SelectiveScan, DestinationsMayBeInputs) {
+  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+    SelectiveScanArgs args = make_args({.length = 70, .skip = true, .gate = true, .initial = true}, 12);
+    args.path = path;
+    Context ctx;
+    const SelectiveScanResult expected = selective_scan(ctx, args);
+    args.initial_state = args.initial_state.clone();
+    args.last_state = args.initial_state;
+    args.u = args.u.clone();
+    args.out = args.u;
+    const SelectiveScanResult found = selective_scan(ctx, args);
+    EXPECT_EQ(found.out.raw(), args.u.raw());
+    EXPECT_EQ(found.last_state.raw(), args.initial_state.raw());
+    expect_same_bits(found.out, expected.out);
+    expect_same_bits(found.last_state, expected.last_state);
+  }
+}
+
+TEST(SelectiveScan, NewOutputHasTheLayoutOfU) {
+  Context ctx;
+  const SelectiveScanArgs args = make_args({.batch = 2, .channels = 5, .length = 7, .channel_last = true}, 1);
+  EXPECT_EQ(selective_scan(ctx, args).out.strides(), (Dims{35, 1, 5}));
+  EXPECT_EQ(selective_scan(ctx, make_args({}, 1)).out.strides(), (Dims{35, 7, 1}));
+}
+
+TEST(SelectiveScan, ThreeDimensionalFactorsAreOneGroup) {
+  Context ctx;
+  SelectiveScanArgs args = make_args({.groups = 5}, 1);
+  args.B = args.B.slice(1, 0, 1);
+  SelectiveScanArgs squeezed = args;
+  squeezed.B = args.B.squeeze(1);  // C keeps its 5 groups
+  expect_same_bits(selective_scan(ctx, args).out, selective_scan(ctx, squeezed).out);
+}
+
+TEST(SelectiveScan, Paths) {
+  Context ctx;
+  SelectiveScanArgs args = make_args({}, 1);
+  selective_scan(ctx, args);
+  EXPECT_EQ(ctx.backend(), concat("selective_scan: simd (", simd_target(), ")"));
+  ctx.set_reference(true);
+  selective_scan(ctx, args);
+  EXPECT_EQ(ctx.backend(), "selective_scan: reference");
+  EXPECT_EQ(scan::choose_path(ScanPath::automatic, false, false), ScanPath::simd);
+  EXPECT_EQ(scan::choose_path(ScanPath::automatic, true, false), ScanPath::reference);
+  EXPECT_EQ(scan::choose_path(ScanPath::automatic, false, true), ScanPath::reference);
+  EXPECT_EQ(scan::choose_path(ScanPath::simd, false, true), ScanPath::simd);
+}
+
+TEST(SelectiveScan, BlocksOfChannels) {
+  EXPECT_EQ(scan::choose_channel_block(1, 1, 1536, 2), 32);
+  EXPECT_EQ(scan::choose_channel_block(8, 1, 16, 2), 32);
+  EXPECT_LT(scan::choose_channel_block(1, 1, 64, 4), 32);
+  EXPECT_EQ(scan::choose_steps(32, 16, false), 32);
+  EXPECT_EQ(scan::choose_steps(32, 1000, false), 8);
+}
+
+// The message of the error that `args` lead to.
+std::string message_of(const SelectiveScanArgs& args) {
+  Context ctx;
+  try {
+    selective_scan(ctx, args);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.kind(), ErrorKind::invalid_argument);
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(SelectiveScan, RefusesWhatDoesNotFit) {
+  const auto with = [](auto change) {
+    SelectiveScanArgs args = make_args({.batch = 2, .channels = 6, .length = 7, .d_state = 4}, 1);
+    change(args);
+    return message_of(args);
+  };
+  using Args = SelectiveScanArgs;
+  const auto t = [](const Dims& shape, DType dtype = DType::f32) { return Tensor::zeros(shape, dtype); };
+  const auto ids = [](std::vector<std::int64_t> v) { return Tensor::from(v); };
+  EXPECT_EQ(with([](Args& a) { a.u = {}; }), "[selective_scan] u is absent");
+  EXPECT_EQ(with([](Args& a) { a.B = {}; }), "[selective_scan] B is absent");
+  EXPECT_EQ(with([&](Args& a) {
+              a.u = t({2, 6});
+            }),
+            "[selective_scan] u has shape (2, 6), expected (B, D, L)");
+  EXPECT_EQ(with([&](Args& a) {
+              a.u = t({2, 6, 7}, DType::i32);
+            }),
+            "[selective_scan] u has dtype i32, expected f32, bf16, f16 or f64");
+  EXPECT_EQ(with([&](Args& a) {
+              a.delta = t({2, 6, 8});
+            }),
+            "[selective_scan] delta has shape (2, 6, 8), expected (2, 6, 7): as u");
+  EXPECT_EQ(with([&](Args& a) {
+              a.A = t({5, 4});
+            }),
+            "[selective_scan] A has shape (5, 4), expected (6, N): one row per channel");
+  EXPECT_EQ(with([&](Args& a) {
+              a.A = t({6, 4}, DType::bf16);
+            }),
+            "[selective_scan] A has dtype bf16, expected f32, f64, c64 or c128");
+  EXPECT_EQ(with([&](Args& a) {
+              a.B = t({2, 4, 4, 7});
+            }),
+            "[selective_scan] B has 4 groups, which do not divide the 6 channels");
+  EXPECT_EQ(with([&](Args& a) {
+              a.B = t({2, 0, 4, 7});
+            }),
+            "[selective_scan] B has 0 groups, which do not divide the 6 channels");
+  EXPECT_EQ(with([&](Args& a) {
+              a.B = t({2, 2, 4, 7}), a.C = t({2, 3, 4, 7});
+            }),
+            "[selective_scan] B has 2 groups and C has 3, expected the same number");
+  EXPECT_EQ(with([&](Args& a) {
+              a.C = t({2, 4, 8});
+            }),
+            "[selective_scan] C has shape (2, 1, 4, 8), expected (2, 1, 4, 7): (B, G, N, L)");
+  EXPECT_EQ(with([&](Args& a) {
+              a.C = t({6, 5});
+            }),
+            "[selective_scan] C has shape (6, 5), expected (6, 4): (D, N) for a constant one");
+  EXPECT_EQ(with([&](Args& a) {
+              a.A = t({6, 4}, DType::c64), a.B = t({6, 4});
+            }),
+            "[selective_scan] B has dtype f32, expected c64 or c128, as A has dtype c64");
+  EXPECT_EQ(with([&](Args& a) {
+              a.A = t({6, 4}, DType::c64);
+            }),
+            "[selective_scan] B has shape (2, 1, 4, 7), expected (2, 1, 4, 14): (B, G, N, 2L), real and "
+            "imaginary parts interleaved");
+  EXPECT_EQ(with([&](Args& a) { a.D = t({5}); }),
+            "[selective_scan] D has shape (5), expected (6): one value per channel");
+  EXPECT_EQ(with([&](Args& a) {
+              a.z = t({2, 6, 1});
+            }),
+            "[selective_scan] z has shape (2, 6, 1), expected (2, 6, 7): as u");
+  EXPECT_EQ(with([&](Args& a) {
+              a.delta_bias = t({6, 1});
+            }),
+            "[selective_scan] delta_bias has shape (6, 1), expected (6): one value per channel");
+  EXPECT_EQ(with([&](Args& a) {
+              a.initial_state = t({1, 6, 4});
+            }),
+            "[selective_scan] initial_state has shape (1, 6, 4), expected (2, 6, 4): one state per row");
+  EXPECT_EQ(
+      with([&](Args& a) {
+        a.initial_state = t({2, 6, 4}, DType::c64);
+      }),
+      "[selective_scan] initial_state has dtype c64, expected f32, bf16, f16 or f64, as A has dtype f32");
+  EXPECT_EQ(with([&](Args& a) {
+              a.last_state = t({2, 6, 4}, DType::bf16);
+            }),
+            "[selective_scan] last_state has dtype bf16, expected f32");
+  EXPECT_EQ(with([&](Args& a) {
+              a.out = t({2, 6, 6});
+            }),
+            "[selective_scan] out has shape (2, 6, 6), expected (2, 6, 7): as u");
+  EXPECT_EQ(with([&](Args& a) {
+              a.seq_idx = t({2, 6}, DType::i32);
+            }),
+            "[selective_scan] seq_idx has shape (2, 6), expected (2, 7)");
+  EXPECT_EQ(with([&](Args& a) {
+              a.state_positions = ids({3, 7}).view({2, 1});
+            }),
+            "[selective_scan] state_positions[1, 0] is 7, expected 0 to 6");
+  EXPECT_EQ(with([&](Args& a) {
+              a.cu_seqlens = ids({0, 7});
+            }),
+            "[selective_scan] cu_seqlens needs a batch of 1, found 2");
+  EXPECT_EQ(with([&](Args& a) {
+              a.seq_idx = t({2, 7}, DType::i32), a.cu_seqlens = ids({0, 7});
+            }),
+            "[selective_scan] seq_idx and cu_seqlens are both given, expected one of them");
+  EXPECT_EQ(with([&](Args& a) { a = in_double(a), a.path = ScanPath::simd; }),
+            "[selective_scan] the path simd has no f64, expected f32, bf16 and f16 inputs");
+  const auto packed = [&](std::vector<std::int64_t> bounds) {
+    SelectiveScanArgs args = make_args({.batch = 1, .channels = 6, .length = 7, .d_state = 4}, 1);
+    args.cu_seqlens = ids(std::move(bounds));
+    return message_of(args);
+  };
+  EXPECT_NE(packed({0, 4, 3, 7}).find("from 4 to 3"), std::string::npos);
+  EXPECT_NE(packed({1, 7}).find("expected 0"), std::string::npos);
+  EXPECT_NE(packed({0, 6}).find("expected 7"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace krait
