@@ -92,6 +92,7 @@ ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptio
   const auto batch = static_cast<double>(options.batch);
   const double prompt_tokens = batch * static_cast<double>(options.prompt_length);
   result.prefill_tokens_per_second = prompt_tokens / result.prefill_seconds;
+  result.peak_memory_bytes = peak_memory_bytes();
   result.ceilings = measure_ceilings(ctx);
   if (options.new_tokens > 0) {
     const double steps = static_cast<double>(options.new_tokens);

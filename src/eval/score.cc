@@ -39,20 +39,33 @@ Score score_sequences(Context& ctx, const LanguageModel& model, std::span<const 
   return score;
 }
 
+// (rows, length) ids as contiguous i64.
+Tensor checked_ids(const Tensor& ids, std::int64_t least) {
+  require(ids.ndim() == 2 && ids.size(0) >= 1 && ids.size(1) >= least, "ids have shape ", ids.shape(),
+          ", expected (rows, length) with at least one row of ", least, least == 1 ? " token" : " tokens");
+  require(ids.dtype() == DType::i64 || ids.dtype() == DType::i32, "ids have dtype ", ids.dtype(),
+          ", expected i64 or i32");
+  return ids.to(DType::i64).contiguous();
+}
+
+std::vector<Sequence> rows_of(const Tensor& ids) {
+  const std::span<const std::int64_t> all = ids.span<std::int64_t>();
+  const auto length = static_cast<std::size_t>(ids.size(1));
+  std::vector<Sequence> rows;
+  for (std::size_t at = 0; at < all.size(); at += length) rows.push_back({.ids = all.subspan(at, length)});
+  return rows;
+}
+
 }  // namespace
 
 Score score_ids(Context& ctx, const LanguageModel& model, const Tensor& ids) {
-  require(ids.ndim() == 2 && ids.size(0) >= 1 && ids.size(1) >= 2, "ids have shape ", ids.shape(),
-          ", expected (rows, length) with at least one row of two tokens");
-  require(ids.dtype() == DType::i64 || ids.dtype() == DType::i32, "ids have dtype ", ids.dtype(),
-          ", expected i64 or i32");
-  const Tensor flat = ids.to(DType::i64).contiguous();
-  const auto length = static_cast<std::size_t>(ids.size(1));
-  std::vector<Sequence> rows;
-  for (std::int64_t i = 0; i < ids.size(0); ++i)
-    rows.push_back({.ids = std::span<const std::int64_t>(flat.span<std::int64_t>())
-                               .subspan(static_cast<std::size_t>(i) * length, length)});
-  return score_sequences(ctx, model, rows);
+  const Tensor flat = checked_ids(ids, 2);
+  return score_sequences(ctx, model, rows_of(flat));
+}
+
+Tensor logits_of_ids(Context& ctx, const LanguageModel& model, const Tensor& ids) {
+  const Tensor flat = checked_ids(ids, 1);
+  return model.logits(ctx, rows_of(flat), LogitRows::all).view({ids.size(0), ids.size(1), -1});
 }
 
 Score score_text(Context& ctx, const LanguageModel& model, const Tokenizer& tokenizer, std::string_view text,

@@ -72,6 +72,16 @@ TEST_F(ScoreTest, TextAsAStreamAndInBlocks) {
   EXPECT_THROW(score_text(ctx_, model, tokenizer, ""), Error);
 }
 
+TEST_F(ScoreTest, LogitsOfIdsHasARowForEachToken) {
+  const LanguageModel model = load_language_model(ctx_, files_);
+  const Tensor ids = golden_array("shakespeare", "val_ids.npy").slice(0, 0, 3).slice(1, 0, 7);
+  const Tensor logits = logits_of_ids(ctx_, model, ids);
+  EXPECT_EQ(logits.shape(), (Dims{3, 7, 1024}));
+  State state = model.new_state();
+  const Tensor row = model.logits(ctx_, row_of(ids, 2), state, LogitRows::all);
+  EXPECT_LT(testing::max_difference(logits.select(0, 2), row), 1e-4);
+}
+
 TEST_F(ScoreTest, RefusesOtherShapes) {
   const LanguageModel model = load_language_model(ctx_, files_);
   EXPECT_THROW(score_ids(ctx_, model, Tensor::zeros({5}, DType::i64)), Error);

@@ -150,7 +150,7 @@ TEST(TorchBin, ReadsProtocol4) {
   const std::string storage =
       "(" + text("storage") + global("torch", "FloatStorage") + text("0") + text("cpu") + "K\x06t\x94Q";
   const std::string tensor = global("torch._utils", "_rebuild_tensor_v2") + "(" + storage +
-                             std::string("K\x00K\x02K\x03\x86\x94K\x03K\x01\x86\x94\x89", 14) +
+                             std::string("K\x00K\x02K\x03\x86\x94K\x03K\x01\x86\x94\x89", 15) +
                              global("collections", "OrderedDict") + ")R\x94t\x94R\x94";
   const std::string body = "}\x94" + text("a") + tensor + "s.";
   const std::string pickle = "\x80\x04\x95" + raw(std::uint64_t{body.size()}) + body;
