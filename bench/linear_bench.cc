@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "krait/core/context.h"
 #include "krait/core/random.h"
@@ -41,7 +42,8 @@ void run_linear(benchmark::State& state, LinearPath path, DType dtype) {
     layer = (layer + 1) % layers;
   }
   state.SetLabel(ctx.backend());
-  state.counters["GB/s"] = benchmark::Counter(static_cast<double>(bytes), benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["GB/s"] =
+      benchmark::Counter(static_cast<double>(bytes), benchmark::Counter::kIsIterationInvariantRate);
   state.counters["GFLOP/s"] = benchmark::Counter(2.0 * static_cast<double>(rows * in * out),
                                                  benchmark::Counter::kIsIterationInvariantRate);
 }
@@ -51,18 +53,27 @@ void few_rows(benchmark::internal::Benchmark* b) {
   for (const std::int64_t rows : {1, 2, 4, 8, 16})
     for (const auto& [in, out] : {std::pair<std::int64_t, std::int64_t>{768, 3072}, {768, 50280}})
       b->Args({rows, in, out});
-  for (const auto& [in, out] : {std::pair<std::int64_t, std::int64_t>{1536, 768}, {1536, 80}, {48, 1536}}) b->Args({1, in, out});
+  for (const auto& [in, out] : {std::pair<std::int64_t, std::int64_t>{1536, 768}, {1536, 80}, {48, 1536}})
+    b->Args({1, in, out});
+}
+
+// Where the blocked product overtakes the streamed one.
+void crossover(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "in", "out"})->UseRealTime()->MinTime(0.3);
+  for (const std::int64_t rows : {24, 32, 48}) b->Args({rows, 768, 3072});
 }
 
 void many_rows(benchmark::internal::Benchmark* b) {
   b->ArgNames({"rows", "in", "out"})->UseRealTime()->MinTime(0.3);
-  for (const std::int64_t rows : {24, 32, 64, 512, 1024}) b->Args({rows, 768, 3072});
+  for (const std::int64_t rows : {16, 24, 32, 48, 64, 512, 1024}) b->Args({rows, 768, 3072});
   b->Args({1024, 1536, 768});
 }
 
 BENCHMARK_CAPTURE(run_linear, gemv_bf16, LinearPath::gemv, DType::bf16)->Apply(few_rows);
 BENCHMARK_CAPTURE(run_linear, gemv_f16, LinearPath::gemv, DType::f16)->Apply(few_rows);
 BENCHMARK_CAPTURE(run_linear, gemv_f32, LinearPath::gemv, DType::f32)->Apply(few_rows);
+BENCHMARK_CAPTURE(run_linear, gemv_bf16, LinearPath::gemv, DType::bf16)->Apply(crossover);
+BENCHMARK_CAPTURE(run_linear, gemv_f32, LinearPath::gemv, DType::f32)->Apply(crossover);
 BENCHMARK_CAPTURE(run_linear, gemm_bf16, LinearPath::gemm, DType::bf16)->Apply(many_rows);
 BENCHMARK_CAPTURE(run_linear, gemm_f32, LinearPath::gemm, DType::f32)->Apply(many_rows);
 BENCHMARK_CAPTURE(run_linear, onednn_f32, LinearPath::onednn, DType::f32)->Apply(many_rows);

@@ -185,12 +185,12 @@ void add_generate(CLI::App& app) {
   CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
   add_model(command, options->common);
 
-  auto* prompts = command.add_option_group("Prompt", "What to continue: one of");
-  prompts->add_option("--prompt,-p", options->prompt, "A text")->type_name("TEXT");
-  auto* prompt_file = add_input_file(*prompts, "--prompt-file,-f", options->prompt_file,
-                                     "A file with a text; - is standard input");
-  add_input_file(*prompts, "--ids", options->ids, "Token ids, (batch, length) int64 in a .npy file");
-  prompts->require_option(1);
+  auto* prompt = command.add_option("--prompt,-p", options->prompt, "A text to continue")->type_name("TEXT");
+  auto* prompt_file = add_input_file(command, "--prompt-file,-f", options->prompt_file,
+                                     "A file with the text; - is standard input");
+  auto* ids =
+      add_input_file(command, "--ids", options->ids, "Token ids, (batch, length) int64 in a .npy file");
+  require_one(command, {prompt, prompt_file, ids});
   command
       .add_flag("--batch", options->batch, "Each line of --prompt-file is a prompt; they run as one batch")
       ->needs(prompt_file);

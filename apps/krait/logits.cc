@@ -3,6 +3,7 @@
 
 #include "commands.h"
 #include "input.h"
+#include "krait/eval/score.h"
 #include "krait/io/npy.h"
 #include "options.h"
 
@@ -19,12 +20,7 @@ void run(const Options& options) {
   Context ctx(context_options(options.common));
   const LanguageModel model =
       load_language_model(ctx, open_checkpoint(options.common), load_options(options.common));
-  const Tensor ids = read_ids(options.ids);
-  std::vector<Sequence> sequences;
-  for (std::int64_t i = 0; i < ids.size(0); ++i)
-    sequences.push_back({.ids = ids.select(0, i).span<std::int64_t>()});
-  const Tensor logits = model.logits(ctx, sequences, LogitRows::all);
-  io::write_npy(options.out, logits.view({ids.size(0), ids.size(1), logits.size(1)}));
+  io::write_npy(options.out, logits_of_ids(ctx, model, read_ids(options.ids)));
 }
 
 }  // namespace

@@ -1,9 +1,11 @@
 // krait: the command-line program. Exit codes: 0 done, 1 an error of input, files or network (one line on
 // stderr), 2 a command line that was not understood, 130 interrupted.
 #include <CLI/CLI.hpp>
+#include <memory>
 #include <new>
 
 #include "commands.h"
+#include "help_formatter.h"
 #include "krait/core/error.h"
 #include "terminal.h"
 #include "version.h"
@@ -30,7 +32,7 @@ int run(int argc, char** argv) {
   CLI::App app{"Mamba and other state-space language models on this machine's own processors.", "krait"};
   app.set_version_flag("--version", krait::cli::version_text, "Version, compiler, processor and backends");
   app.require_subcommand(1);
-  app.get_formatter()->column_width(36);
+  app.formatter(std::make_shared<krait::cli::HelpFormatter>());
   krait::cli::add_generate(app);
   krait::cli::add_logits(app);
   krait::cli::add_score(app);

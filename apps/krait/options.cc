@@ -72,6 +72,20 @@ CLI::Option* add_seed(CLI::App& command, const std::string& name, std::optional<
       ->type_name("N");
 }
 
+void require_one(CLI::App& command, const std::vector<CLI::Option*>& options) {
+  for (CLI::Option* option : options)
+    for (CLI::Option* other : options)
+      if (option != other) option->excludes(other);
+  command.parse_complete_callback([options] {
+    std::string names;
+    for (const CLI::Option* option : options) {
+      if (option->count() > 0) return;
+      names += (names.empty() ? "" : ", ") + option->get_name();
+    }
+    throw CLI::RequiredError("One of " + names);
+  });
+}
+
 CLI::Option* add_input_file(CLI::App& command, const std::string& name, std::string& value,
                             const std::string& description) {
   return command.add_option(name, value, description)->type_name("FILE");
@@ -87,6 +101,12 @@ CLI::Option* add_model(CLI::App& command, CommonOptions& options) {
       .add_option("--model,-m", options.model,
                   "Directory of a checkpoint, or name of one on the hub (org/name[@revision]); "
                   "the bundled model where left out")
+      ->check(CLI::Validator(
+          [](const std::string& text) {
+            return text.empty() ? std::string("is empty, expected a directory or a name on the hub")
+                                : std::string();
+          },
+          ""))
       ->type_name("MODEL");
 }
 

@@ -45,6 +45,9 @@ CLI::Option* add_number(CLI::App& command, const std::string& name, double& valu
 CLI::Option* add_seed(CLI::App& command, const std::string& name, std::optional<std::uint64_t>& value,
                       const std::string& description);
 
+// Exactly one of `options` must be given.
+void require_one(CLI::App& command, const std::vector<CLI::Option*>& options);
+
 // A file that has to be there, and one that will be written.
 CLI::Option* add_input_file(CLI::App& command, const std::string& name, std::string& value,
                             const std::string& description);

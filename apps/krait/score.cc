@@ -52,11 +52,10 @@ void add_score(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App& command = *app.add_subcommand("score", "Measure how well a model predicts a text");
   add_model(command, options->common);
-  auto* inputs = command.add_option_group("Input", "What to predict: one of");
-  add_input_file(*inputs, "--ids", options->ids,
-                 "Token ids, (n, length) int64 in a .npy file; each row starts from an empty state");
-  auto* text = add_input_file(*inputs, "--text", options->text, "A text file; - is standard input");
-  inputs->require_option(1);
+  auto* ids = add_input_file(command, "--ids", options->ids,
+                             "Token ids, (n, length) int64 in a .npy file; each row from an empty state");
+  auto* text = add_input_file(command, "--text", options->text, "A text file; - is standard input");
+  require_one(command, {ids, text});
   add_integer(command, "--block", options->block, 2, std::int64_t{1} << 40,
               "Cut the text into blocks of N tokens, each from an empty state; else it is one stream")
       ->default_str("")

@@ -67,7 +67,7 @@ void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(te
 void AtomicFile::commit() {
   require(descriptor_ >= 0, target_.string(), ": committed twice");
   struct stat old {};
-  if (::stat(target_.c_str(), &old) == 0 && ::fchmod(descriptor_, old.st_mode & 07777U) != 0)
+  if (::stat(target_.c_str(), &old) == 0 && ::fchmod(descriptor_, old.st_mode & 0777U) != 0)
     fail_with(errno, "cannot be given the permissions of the file that it replaces");
   if (::fsync(descriptor_) != 0) fail_with(errno, "cannot be written to disk");
   const int closed = ::close(descriptor_);

@@ -48,8 +48,8 @@ DType dtype_from(std::string_view descr, const std::string& file) {
   const auto* found = std::find_if(kTypes.begin(), kTypes.end(), [&](auto& t) { return t.first == code; });
   require(has_order && found != kTypes.end(), file, ": has elements of type ", printable(descr),
           ", expected f2, f4, f8, i1, i2, i4, i8, u1, b1, c8, c16 or V2");
-  require(order != '>' || size_of(found->second) == 1 || code == "V2", file, ": has big-endian elements (",
-          printable(descr), "), expected little-endian ones");
+  require(order != '>' || size_of(found->second) == 1, file, ": has big-endian elements (", printable(descr),
+          "), expected little-endian ones");
   return found->second;
 }
 

@@ -100,7 +100,7 @@ void Pickle::run() {
     switch (opcode) {
       case kProto: {
         const int version = number<unsigned char>();
-        require(version >= 2 && version <= 4, what_, " has protocol ", version, ", expected 2 to 4");
+        require(version >= 2 && version <= 5, what_, " has protocol ", version, ", expected 2 to 5");
         break;
       }
       case kFrame: {
@@ -136,7 +136,10 @@ void Pickle::run() {
       case kBinBytes: push(make(Kind::bytes, 0, text_of(take(number<std::uint32_t>())))); break;
       case kBinBytes8: push(make(Kind::bytes, 0, text_of(take(number<std::uint64_t>())))); break;
 
-      case kMark: marks_.push_back(stack_.size()); break;
+      case kMark:
+        require(marks_.size() < kMaxValues, what_, " has more than ", kMaxValues, " open groups");
+        marks_.push_back(stack_.size());
+        break;
       case kPop:
         // Python's pickler drops a mark this way as well.
         if (!marks_.empty() && marks_.back() == stack_.size())
@@ -317,6 +320,7 @@ void Pickle::push_global(std::string_view module, std::string_view name) {
 void Pickle::memoize(std::uint32_t index) {
   const Id id = pop();
   push(id);
+  require(memo_.size() < kMaxValues, what_, " has more than ", kMaxValues, " values stored");
   memo_[index] = id;
 }
 

@@ -1,4 +1,4 @@
-// A reader of Python pickles (protocols 2 to 4; the opcodes are documented in CPython's
+// A reader of Python pickles (protocols 2 to 5; the opcodes are documented in CPython's
 // Lib/pickletools.py) that turns the program into data and runs none of it: a call becomes a value
 // that says which name was to be called with which arguments, and names are taken from a list.
 #pragma once

@@ -24,6 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kIndexEnd = ".index.json";
+constexpr std::size_t kMaxIndex = 100'000'000;  // far above any: a tensor takes some 100 bytes
 constexpr std::array<std::string_view, 4> kCandidates{"model.safetensors", "model.safetensors.index.json",
                                                       "pytorch_model.bin", "pytorch_model.bin.index.json"};
 
@@ -35,6 +36,8 @@ bool is_plain_file_name(std::string_view name) {
 TensorMap read_shards(const fs::path& index) {
   const std::string what = index.string();
   const auto file = MappedFile::open(index);
+  require(file->bytes().size() <= kMaxIndex, what, ": has ", file->bytes().size(),
+          " bytes, expected at most ", kMaxIndex);
   const nlohmann::json root = parse_json(text_of(file->bytes()), 16, what + ": the index");
   require(root.is_object() && root.contains("weight_map") && root["weight_map"].is_object(), what,
           ": the index has no object \"weight_map\"");

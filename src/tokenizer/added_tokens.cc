@@ -68,8 +68,11 @@ AddedTokenFinder::Match AddedTokenFinder::longest_at(std::string_view text, std:
   return longest;
 }
 
+// As Hugging Face does it, white space that rstrip takes is not taken from the tokens that begin in it:
+// they count too, unless lstrip leaves nothing of them.
 void AddedTokenFinder::find(std::string_view text, std::vector<Section>& sections) const {
   std::size_t covered = 0;  // the end of the last section
+  Range spaces;             // the last white space that rstrip took: no run is walked twice
   for (std::size_t i = 0; nodes_.size() > 1 && i < text.size();) {
     if (!begins_[static_cast<unsigned char>(text[i])]) {
       ++i;
@@ -82,12 +85,15 @@ void AddedTokenFinder::find(std::string_view text, std::vector<Section>& section
     }
     Range range{i, match.end};
     i = match.end;
-    if (range.begin < covered) continue;  // in white space that the token before took
     if (match.token->single_word && touches_word(text, range)) continue;
-    if (match.token->lstrip) range.begin = skip_spaces_back(text, range.begin, covered);
-    if (match.token->rstrip) range.end = skip_spaces(text, range.end);
+    if (match.token->lstrip) range.begin = std::max(skip_spaces_back(text, range.begin, covered), covered);
+    if (match.token->rstrip) {
+      if (range.end < spaces.begin || range.end > spaces.end)
+        spaces = {range.end, skip_spaces(text, range.end)};
+      range.end = spaces.end;
+    }
     if (covered < range.begin) sections.push_back({{covered, range.begin}, nullptr});
-    sections.push_back({range, match.token});
+    if (range.begin < range.end) sections.push_back({range, match.token});
     covered = range.end;
   }
   if (covered < text.size()) sections.push_back({{covered, text.size()}, nullptr});

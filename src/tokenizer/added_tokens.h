@@ -39,7 +39,7 @@ class AddedTokenFinder {
   // empty one matches nothing. `token` must outlive the finder.
   void add(std::string_view pattern, const AddedToken& token);
 
-  // Appends the sections of `text`, in order and without overlap.
+  // Appends the sections of `text` in order. With rstrip a section may overlap the next one.
   void find(std::string_view text, std::vector<Section>& sections) const;
 
  private:

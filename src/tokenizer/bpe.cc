@@ -44,14 +44,18 @@ Bpe::Bpe(Vocabulary vocabulary, const MergeList& merges, BpeOptions options, std
     : vocabulary_(std::move(vocabulary)), options_(std::move(options)), where_(where) {
   index_merges(merges);
   index_symbols();
-  cut_at_word_starts_ = !options_.byte_level && !options_.ignore_merges && vocabulary_.find(kWordStart) &&
-                        !merges_cross_word_starts();
+  const bool keeps_characters =
+      unk_.has_value() || std::all_of(fallback_of_byte_.begin(), fallback_of_byte_.end(),
+                                      [](const auto& id) { return id.has_value(); });
+  cut_at_word_starts_ = !options_.byte_level && !options_.ignore_merges && keeps_characters &&
+                        vocabulary_.find(kWordStart) && !merges_cross_word_starts();
 }
 
 void Bpe::index_merges(const MergeList& merges) {
   require(merges.size() < kNoRank, where_, ": there are ", merges.size(), " merges");
   merges_.assign(std::bit_ceil(2 * merges.size() + 1), MergeSlot{});
   const std::size_t mask = merges_.size() - 1;
+  TokenId next = 0;  // trained vocabularies number the merged tokens in order
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const auto id_of = [&](std::string_view token) {
       const auto id = vocabulary_.find(token);
@@ -65,8 +69,12 @@ void Bpe::index_merges(const MergeList& merges) {
     const std::uint64_t pair = pair_of(id_of(merges.left(rank)), id_of(merges.right(rank)));
     std::size_t at = slot_of(pair, mask);
     while (merges_[at].pair != kNoPair && merges_[at].pair != pair) at = (at + 1) & mask;
+    const std::string_view joined = merges.joined(rank);
+    const bool as_expected = vocabulary_.contains(next) && vocabulary_.token(next) == joined;
+    const TokenId id = as_expected ? next : id_of(joined);
+    next = id + 1;
     // The last of several equal merges counts.
-    merges_[at] = {pair, {static_cast<std::uint32_t>(rank), id_of(merges.joined(rank))}};
+    merges_[at] = {pair, {static_cast<std::uint32_t>(rank), id}};
   }
 }
 

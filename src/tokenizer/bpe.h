@@ -68,7 +68,8 @@ class Bpe {
   std::array<std::optional<TokenId>, 256> symbol_of_byte_;
   std::array<std::optional<TokenId>, 256> fallback_of_byte_;
   std::optional<TokenId> unk_;
-  // No token has a U+2581 after another character, so that a piece may be cut there.
+  // No merge makes a U+2581 after another character, and no character vanishes and so lets its neighbours
+  // meet: a piece may be cut before a U+2581 that follows another character.
   bool cut_at_word_starts_ = false;
 };
 

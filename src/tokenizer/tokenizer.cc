@@ -82,11 +82,12 @@ bool has_all_byte_characters(const Vocabulary& vocabulary) {
   return true;
 }
 
-// Where the last step of pre-tokenization spells bytes and the model knows them all, the model reads the
-// bytes themselves.
+// Where the last step of pre-tokenization spells bytes, the model reads the bytes themselves, unless it
+// would have to replace a spelled byte that it does not know.
 Bpe make_bpe(JsonFile& file, PreTokenizer& pre_tokenizer, std::string_view name) {
   BpeOptions options = read_bpe_options(file.rest, name);
-  if (pre_tokenizer.ends_in_byte_level() && has_all_byte_characters(file.vocabulary)) {
+  const bool drops_unknown = !options.unk_token && !options.byte_fallback;
+  if (pre_tokenizer.ends_in_byte_level() && (drops_unknown || has_all_byte_characters(file.vocabulary))) {
     options.byte_level = true;
     pre_tokenizer.leave_bytes();
   }
@@ -179,8 +180,8 @@ bool Tokenizer::Impl::knows(std::int64_t id) const {
 }
 
 std::string_view Tokenizer::Impl::token(std::int64_t id) const {
-  if (const auto at = added_by_id.find(id); at != added_by_id.end()) return at->second->content;
   if (bpe.vocabulary().contains(id)) return bpe.vocabulary().token(static_cast<TokenId>(id));
+  if (const auto at = added_by_id.find(id); at != added_by_id.end()) return at->second->content;
   fail(ErrorKind::invalid_argument, name, ": no token has the id ", id, " (ids are below ", vocab_size, ")");
 }
 

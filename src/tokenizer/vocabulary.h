@@ -12,7 +12,7 @@ namespace krait::tokenizer {
 using TokenId = std::uint32_t;
 
 // Ids must lie below this: the table by id is dense, and a file must not ask for gigabytes.
-inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 22;
+inline constexpr std::int64_t kMaxVocabulary = std::int64_t{1} << 21;
 
 // A hash of short strings: eight bytes at a time, multiplied and folded.
 [[nodiscard]] std::uint64_t hash_of(std::string_view text);

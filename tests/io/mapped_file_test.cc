@@ -55,9 +55,13 @@ TEST(MappedFile, RefusesUnreadable) {
   ::chmod(path.c_str(), 0);
   // Root may read everything, so it becomes nobody for a moment.
   const bool root = ::geteuid() == 0;
-  if (root) ASSERT_EQ(::seteuid(65534), 0);
+  if (root) {
+    ASSERT_EQ(::seteuid(65534), 0);
+  }
   EXPECT_MESSAGE(MappedFile::open(path), "cannot be opened: Permission denied");
-  if (root) ASSERT_EQ(::seteuid(0), 0);
+  if (root) {
+    ASSERT_EQ(::seteuid(0), 0);
+  }
 }
 
 }  // namespace

@@ -122,6 +122,7 @@ TEST(Npy, RefusesOddHeaders) {
     const char* message;
   } cases[] = {
       {header_of(">f4", "(6,)"), "has big-endian elements (\">f4\")"},
+      {header_of(">V2", "(12,)"), "has big-endian elements (\">V2\")"},
       {header_of("<u4", "(6,)"), "has elements of type \"<u4\", expected"},
       {header_of("<f16", "(6,)"), "has elements of type \"<f16\""},
       {header_of("<U6", "(1,)"), "has elements of type \"<U6\""},
@@ -153,9 +154,9 @@ TEST(Npy, RefusesOddHeaders) {
       {"", "damaged header"},
       {header_of("|b1", "(24,)"), "has boolean 6 stored as 128"},
   };
-  for (const auto& [header, message] : cases) {
-    SCOPED_TRACE(header.substr(0, 80));
-    EXPECT_MESSAGE(parse(npy(header, kSix)), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.header.substr(0, 80));
+    EXPECT_MESSAGE(parse(npy(odd.header, kSix)), odd.message);
   }
   EXPECT_MESSAGE(parse(npy(header_of("<f4", "(6,)"), kSix, 4)), "has version 4 of the .npy format");
   EXPECT_MESSAGE(parse("\x93NUMPX\x01\x02\x03\x04"), "does not begin as a .npy file does");

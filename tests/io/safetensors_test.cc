@@ -205,9 +205,9 @@ TEST(Safetensors, RefusesLiesAboutTensors) {
        "takes 7 bytes, expected 8"},
       {R"({"dtype":"BOOL","shape":[8],"data_offsets":[0,8]})", "has boolean 0 stored as 48, expected 0 or 1"},
   };
-  for (const auto& [entry, message] : cases) {
-    SCOPED_TRACE(entry);
-    EXPECT_MESSAGE(one(entry), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.entry);
+    EXPECT_MESSAGE(one(odd.entry), odd.message);
   }
   EXPECT_MESSAGE(parse(file_with(R"({"a":{"dtype":"U8","shape":[5],"data_offsets":[0,5]},)"
                                  R"("b":{"dtype":"U8","shape":[5],"data_offsets":[3,8]}})",

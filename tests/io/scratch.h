@@ -12,6 +12,7 @@
 #include <string>
 #include <string_view>
 
+#include "io/raw.h"
 #include "krait/core/error.h"
 #include "krait/core/tensor.h"
 
@@ -80,15 +81,6 @@ inline testing::AssertionResult contains(const char*, const char*, std::string_v
   if (message.find(part) != std::string_view::npos) return testing::AssertionSuccess();
   return testing::AssertionFailure() << "the message is \"" << message << "\", expected \"" << part
                                      << "\" in it";
-}
-
-template <typename T>
-std::string raw(const T& value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
-template <typename T>
-std::string raw(const std::vector<T>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
 template <typename T>

@@ -262,9 +262,9 @@ TEST(TorchBin, ExecutesNothing) {
       {"a buffer out of band", "\x97", "has opcode 151 at byte"},
       {"a number in text", "I1\n", "has opcode 73 at byte"},
   };
-  for (const auto& [what, value, message] : cases) {
-    SCOPED_TRACE(what);
-    EXPECT_MESSAGE(parse_one(value, six_floats()), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.what);
+    EXPECT_MESSAGE(parse_one(odd.value, six_floats()), odd.message);
   }
   EXPECT_FALSE(std::filesystem::exists("/tmp/krait-was-here"));
 }
@@ -275,7 +275,7 @@ TEST(TorchBin, RefusesDamagedPickles) {
     std::string pickle;
     const char* message;
   } cases[] = {
-      {"protocol 5", "\x80\x05}.", "has protocol 5, expected 2 to 4"},
+      {"protocol 6", "\x80\x06}.", "has protocol 6, expected 2 to 5"},
       {"protocol 0", std::string("\x80\x00}.", 4), "has protocol 0"},
       {"nothing", "\x80\x02.", "takes a value from an empty stack"},
       {"left over", "\x80\x02}}.", "values left over"},
@@ -307,9 +307,9 @@ TEST(TorchBin, RefusesDamagedPickles) {
       {"twice", pickled::program(pickled::dict({{"a", pickled::tensor({})}, {"a", pickled::tensor({})}})),
        "tensor \"a\" is there twice"},
   };
-  for (const auto& [what, pickle, message] : cases) {
-    SCOPED_TRACE(what);
-    EXPECT_MESSAGE(parse_pickle(pickle, {six_floats()}), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.what);
+    EXPECT_MESSAGE(parse_pickle(odd.pickle, {six_floats()}), odd.message);
   }
   // A memo number says nothing about how much is stored.
   EXPECT_TRUE(parse_pickle(std::string("\x80\x02}r\xff\xff\xff\xff.", 9), {}).empty());
@@ -334,6 +334,8 @@ TEST(TorchBin, BoundsDepthAndSize) {
   EXPECT_MESSAGE(parse_pickle("\x80\x02" + std::string((1 << 22) + 1, ']'), {}),
                  "has more than 4194304 values");
   EXPECT_MESSAGE(parse_pickle("\x80\x02" + std::string((1 << 22) + 1, 'N'), {}), "values on its stack");
+  EXPECT_MESSAGE(parse_pickle("\x80\x02" + std::string((1 << 22) + 1, '('), {}), "4194304 open groups");
+  EXPECT_MESSAGE(parse_pickle("\x80\x02N" + std::string((1 << 22) + 1, '\x94'), {}), "4194304 values stored");
   EXPECT_MESSAGE(parse_pickle(std::string((std::size_t{64} << 20) + 1, 'N'), {}),
                  "expected at most 67108864");
 }
@@ -371,9 +373,9 @@ TEST(TorchBin, RefusesLiesAboutTensors) {
       {{.key = ""}, "which the file does not have"},
       {{.type = "BoolStorage", .count = 24}, "storage \"0\" has boolean 6 stored as 128, expected 0 or 1"},
   };
-  for (const auto& [spec, message] : cases) {
-    SCOPED_TRACE(message);
-    EXPECT_MESSAGE(parse_one(pickled::tensor(spec), six_floats()), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.message);
+    EXPECT_MESSAGE(parse_one(pickled::tensor(odd.spec), six_floats()), odd.message);
   }
 }
 
@@ -406,9 +408,9 @@ TEST(TorchBin, RefusesOddDescriptionsOfTensors) {
              "N"}),
        "a size with an item that is not a whole number"},
   };
-  for (const auto& [value, message] : cases) {
-    SCOPED_TRACE(message);
-    EXPECT_MESSAGE(parse_one(value, six_floats()), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.message);
+    EXPECT_MESSAGE(parse_one(odd.value, six_floats()), odd.message);
   }
 }
 

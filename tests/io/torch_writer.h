@@ -5,9 +5,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
-#include "io/scratch.h"
+#include "io/raw.h"
+#include "krait/core/error.h"
 
 namespace krait::io {
 

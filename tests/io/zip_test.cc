@@ -76,7 +76,8 @@ TEST(Zip, RefusesTricks) {
        "expected at most"},
       {"another size after the data", zip_of(two_with([](ZipEntry& e) { e.descriptor_size = 2; })),
        "descriptor"},
-      {"shared data", zip_of({kTwo[0], {.name = "x/b", .data = "one", .central_offset = 0}}), "no local header"},
+      {"shared data", zip_of({kTwo[0], {.name = "x/b", .data = "one", .central_offset = 0}}),
+       "no local header"},
       {"starting later", zip_of(two_with([](ZipEntry& e) { e.central_offset = 8; })), "expected 0"},
       {"starting beyond the file", zip_of(two_with([](ZipEntry& e) { e.central_offset = 0xfffffff0; })),
        "expected"},
@@ -97,9 +98,9 @@ TEST(Zip, RefusesTricks) {
       {"directory beyond the file", zip_of(kTwo, {.directory_offset = 0xfffffff0}),
        "expected to end at byte"},
   };
-  for (const auto& [what, content, message] : cases) {
-    SCOPED_TRACE(what);
-    EXPECT_MESSAGE(read(content), message);
+  for (const auto& odd : cases) {
+    SCOPED_TRACE(odd.what);
+    EXPECT_MESSAGE(read(odd.content), odd.message);
   }
 }
 

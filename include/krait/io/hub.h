@@ -56,10 +56,11 @@ enum class Parts {
 
 struct Options {
   std::string endpoint = "https://huggingface.co";
-  std::string token;                // sent to the endpoint only, never to where it redirects; empty: none
-  std::filesystem::path cache;      // must be given
-  std::filesystem::path ca_bundle;  // certificates to trust, PEM; empty: those of the system
-  bool offline = false;             // never touch the network
+  std::string token;            // sent to the endpoint only, never to where it redirects; empty: none
+  std::filesystem::path cache;  // must be given
+  std::filesystem::path
+      ca_bundle;         // trusted certificates (PEM), a file or a folder of them; empty: the system's
+  bool offline = false;  // never touch the network
   Parts parts = Parts::model;
 
   std::function<void(const Progress&)> progress;  // called often, from the calling thread

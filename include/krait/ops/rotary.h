@@ -12,9 +12,9 @@ namespace krait {
 enum class RotaryPath : std::uint8_t { automatic, reference, simd };
 
 struct RotaryArgs {
-  Tensor x;              // (T, H, head_dim) f32, bf16, f16 (f64: reference), any strides; turned in place
-  Tensor positions;      // (T) i64 or i32, each below 2^32 in magnitude
-  std::int64_t dim = 0;  // the first `dim` channels turn; even, at most head_dim
+  Tensor x;                  // (T, H, head_dim) f32, bf16, f16 (f64: reference), any strides; turned in place
+  Tensor positions;          // (T) i64 or i32, each below 2^32 in magnitude
+  std::int64_t dim = 0;      // the first `dim` channels turn; even, at most head_dim
   double base = 10000.0;     // > 0
   bool interleaved = false;  // pairs (2i, 2i+1) instead of (i, i + dim/2)
   bool inverse = false;      // turn backwards (the gradient)

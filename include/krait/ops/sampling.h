@@ -2,6 +2,8 @@
 //   repetition penalty over the distinct previous ids -> top_k == 1 or temperature 0: argmax -> top_k > 0:
 //   keep the k best; temperature; top_p on what is left -> top_k == 0: min_p keeps tokens whose probability
 //   is at least min_p times the largest; temperature; top_p.
+// A logit of -infinity is a token that is never drawn. NaN and +infinity are errors, and so is a row
+// without a finite logit.
 #pragma once
 
 #include <cstdint>
@@ -23,16 +25,17 @@ struct SamplingOptions {
 // Throws where a value is outside its range, naming the option.
 void validate(const SamplingOptions& options);
 
-// logits (V): score < 0 ? score * penalty : score / penalty for each distinct id of `previous`.
+// logits (V): score < 0 ? score * penalty : score / penalty for each distinct id of `previous`. Throws for
+// an id outside [0, V).
 void apply_repetition_penalty(std::span<float> logits, std::span<const std::int64_t> previous,
                               double penalty);
 
-// Filters set what they drop to -infinity. Ties are kept or dropped by id order.
-void filter_top_k(std::span<float> logits, std::int64_t k);
+// Filters set what they drop to -infinity. Of equal logits the smaller ids are kept first.
+void filter_top_k(std::span<float> logits, std::int64_t k);  // 0: off
 void filter_top_p(std::span<float> logits, double p);
 void filter_min_p(std::span<float> logits, double p);
 
-// softmax(logits) in f64 sums.
+// softmax(logits), summed in f64.
 std::vector<float> softmax(std::span<const float> logits);
 
 // The distribution that `sample` draws from: probabilities (V) after penalty, filters and temperature. Ids at
@@ -46,8 +49,8 @@ struct Sample {
   float logprob = 0.0F;  // log softmax of the raw logits over [0, vocab_size) at id
 };
 
-// Draws one uniform number from rng unless the choice is an argmax (ties: the smallest id). Fast for large V:
-// no full sort. Throws where no logit is finite.
+// Draws one uniform number u in [0, 1) from rng, unless the choice is an argmax (ties: the smallest id), and
+// returns the first id whose cumulative probability, by id, exceeds u. Fast for large V: no full sort.
 Sample sample(std::span<const float> logits, std::int64_t vocab_size, std::span<const std::int64_t> previous,
               const SamplingOptions& options, Rng& rng);
 

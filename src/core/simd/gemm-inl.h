@@ -69,42 +69,59 @@ PanelStrides pack_a(Strided<const T> a, std::int64_t rows, std::int64_t depth, f
         for (; p + kLanes <= depth; p += kLanes) hn::StoreU(load_f32(d, from + p), d, to + p);
         for (; p < depth; ++p) to[p] = static_cast<float>(from[p]);
       }
-    } else {
+    } else if (a.row_stride == 1 && valid == kTileRows) {
       for (std::int64_t p = 0; p < depth; ++p) {
         const T* from = source + p * a.column_stride;
-        for (std::int64_t i = 0; i < valid; ++i)
-          packed[p * kTileRows + i] = static_cast<float>(from[i * a.row_stride]);
+        for (int i = 0; i < kTileRows; ++i) packed[p * kTileRows + i] = static_cast<float>(from[i]);
       }
+    } else {
+      for (std::int64_t p = 0; p < depth; ++p)
+        for (std::int64_t i = 0; i < valid; ++i)
+          packed[p * kTileRows + i] = static_cast<float>(source[p * a.column_stride + i * a.row_stride]);
     }
   }
   return panel;
 }
 
-// Four columns of B (each contiguous in k) by four steps of k: a transposition in registers.
+// kSquare columns of B, each contiguous in k, by kSquare steps of k are transposed in registers.
+using Square = hn::CappedTag<float, 8>;
+inline constexpr int kSquare = static_cast<int>(hn::MaxLanes(Square()));
+
 #if HWY_TARGET == HWY_SCALAR
 template <typename T>
-void pack_4x4(const T* from, std::int64_t column_stride, float* to) {
-  for (std::int64_t p = 0; p < 4; ++p)
-    for (std::int64_t q = 0; q < 4; ++q)
-      to[p * kTileColumns + q] = static_cast<float>(from[p + q * column_stride]);
+HWY_INLINE void pack_square(const T* HWY_RESTRICT from, std::int64_t, float* HWY_RESTRICT to) {
+  *to = static_cast<float>(*from);
 }
 #else
+// Transposes 4 x 4 within each 128 bits.
+HWY_INLINE void transpose_blocks(hn::Vec<Square>& a, hn::Vec<Square>& b, hn::Vec<Square>& c,
+                                 hn::Vec<Square>& e) {
+  const Square d;
+  const hn::Repartition<std::uint64_t, Square> pairs;
+  const auto low_ab = hn::BitCast(pairs, hn::InterleaveLower(d, a, b));
+  const auto low_ce = hn::BitCast(pairs, hn::InterleaveLower(d, c, e));
+  const auto high_ab = hn::BitCast(pairs, hn::InterleaveUpper(d, a, b));
+  const auto high_ce = hn::BitCast(pairs, hn::InterleaveUpper(d, c, e));
+  a = hn::BitCast(d, hn::InterleaveLower(pairs, low_ab, low_ce));
+  b = hn::BitCast(d, hn::InterleaveUpper(pairs, low_ab, low_ce));
+  c = hn::BitCast(d, hn::InterleaveLower(pairs, high_ab, high_ce));
+  e = hn::BitCast(d, hn::InterleaveUpper(pairs, high_ab, high_ce));
+}
+
 template <typename T>
-HWY_INLINE void pack_4x4(const T* HWY_RESTRICT from, std::int64_t column_stride, float* HWY_RESTRICT to) {
-  const hn::FixedTag<float, 4> d;
-  const hn::FixedTag<std::uint64_t, 2> d64;
-  const auto c0 = load_f32(d, from);
-  const auto c1 = load_f32(d, from + column_stride);
-  const auto c2 = load_f32(d, from + 2 * column_stride);
-  const auto c3 = load_f32(d, from + 3 * column_stride);
-  const auto low01 = hn::BitCast(d64, hn::InterleaveLower(d, c0, c1));
-  const auto low23 = hn::BitCast(d64, hn::InterleaveLower(d, c2, c3));
-  const auto high01 = hn::BitCast(d64, hn::InterleaveUpper(d, c0, c1));
-  const auto high23 = hn::BitCast(d64, hn::InterleaveUpper(d, c2, c3));
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, low01, low23)), d, to);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, low01, low23)), d, to + kTileColumns);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, high01, high23)), d, to + 2 * kTileColumns);
-  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, high01, high23)), d, to + 3 * kTileColumns);
+HWY_INLINE void pack_square(const T* HWY_RESTRICT from, std::int64_t column_stride, float* HWY_RESTRICT to) {
+  const Square d;
+  hn::Vec<Square> v[kSquare];
+  for (int q = 0; q < kSquare; ++q) v[q] = load_f32(d, from + q * column_stride);
+  for (int q = 0; q < kSquare; q += 4) transpose_blocks(v[q], v[q + 1], v[q + 2], v[q + 3]);
+  if constexpr (kSquare == 4) {
+    for (int p = 0; p < 4; ++p) hn::StoreU(v[p], d, to + p * kTileColumns);
+  } else {
+    for (int p = 0; p < 4; ++p) {
+      hn::StoreU(hn::ConcatLowerLower(d, v[p + 4], v[p]), d, to + p * kTileColumns);
+      hn::StoreU(hn::ConcatUpperUpper(d, v[p + 4], v[p]), d, to + (p + 4) * kTileColumns);
+    }
+  }
 }
 #endif
 
@@ -128,13 +145,14 @@ void pack_b(Strided<const T> b, std::int64_t columns, std::int64_t depth, float*
     }
     std::int64_t j = 0;
     if (b.row_stride == 1) {
-      for (; j + 4 <= valid; j += 4) {
+      for (; j + kSquare <= valid; j += kSquare) {
         const T* from = source + j * b.column_stride;
         float* to = packed + j;
         std::int64_t p = 0;
-        for (; p + 4 <= depth; p += 4) pack_4x4(from + p, b.column_stride, to + p * kTileColumns);
+        for (; p + kSquare <= depth; p += kSquare)
+          pack_square(from + p, b.column_stride, to + p * kTileColumns);
         for (; p < depth; ++p)
-          for (int q = 0; q < 4; ++q)
+          for (int q = 0; q < kSquare; ++q)
             to[p * kTileColumns + q] = static_cast<float>(from[p + q * b.column_stride]);
       }
     }

@@ -1,5 +1,5 @@
-// exp, exp2, log1p, softplus, sigmoid and silu of f32 vectors. Included once for each SIMD target, after
-// hwy/highway.h. Errors are in units in the last place (ULP) of the exact result, on every target.
+// exp, exp2, sine and cosine, softplus, sigmoid and silu of f32 vectors. Included once for each SIMD target,
+// after hwy/highway.h. Errors are in units in the last place (ULP) of the exact result, on every target.
 #if defined(KRAIT_CORE_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KRAIT_CORE_SIMD_MATH_INL_H_
 #undef KRAIT_CORE_SIMD_MATH_INL_H_
@@ -10,7 +10,6 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <limits>
 
 HWY_BEFORE_NAMESPACE();
 namespace krait::HWY_NAMESPACE {
@@ -66,35 +65,56 @@ HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> exp(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   return hn::IfThenElse(hn::Ne(x, x), x, math_detail::scale(d, fraction, integer));
 }
 
-// 2^y for |y| <= 126 within 2 ULP (2.1 without fused multiply-add): the core of inner loops that fold the
-// base into y and know its range. Outside of that range the result means nothing.
-template <class D>
-HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> exp2_bounded(D d, hwy::HWY_NAMESPACE::Vec<D> y) {
+// Replaces each y by 2^y for |y| <= 126 within 2 ULP (2.1 without fused multiply-add): the core of inner
+// loops that fold the base into y and know its range. Outside of that range the result means nothing.
+// Several vectors advance side by side, since each one alone is a long chain of dependent operations.
+template <class D, int kCount>
+HWY_INLINE void exp2_bounded(D d, hwy::HWY_NAMESPACE::Vec<D> (&y)[kCount]) {
   namespace hn = hwy::HWY_NAMESPACE;
+  using V = hn::Vec<D>;
   const hn::RebindToSigned<D> di;
-  const auto shifted = hn::Add(y, hn::Set(d, math_detail::kRound));
-  const auto r = hn::Sub(y, hn::Sub(shifted, hn::Set(d, math_detail::kRound)));
+  const auto round = hn::Set(d, math_detail::kRound);
+  V shifted[kCount];
+  V r[kCount];
+  V q[kCount];
+  for (int i = 0; i < kCount; ++i) shifted[i] = hn::Add(y[i], round);
+  for (int i = 0; i < kCount; ++i) r[i] = hn::Sub(y[i], hn::Sub(shifted[i], round));
   // 2^r = 1 + r q(r) for |r| <= 1/2; q minimises the largest error in ULP (1.1).
-  auto q = hn::Set(d, 0x1.5ab426p-10F);
-  q = hn::MulAdd(q, r, hn::Set(d, 0x1.3ceca2p-7F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0x1.c6baa2p-5F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0x1.ebf9b4p-3F));
-  q = hn::MulAdd(q, r, hn::Set(d, 0x1.62e424p-1F));
-  const auto fraction = hn::MulAdd(q, r, hn::Set(d, 1.0F));
+  const auto next = [&](float term) HWY_ATTR {
+    for (int i = 0; i < kCount; ++i) q[i] = hn::MulAdd(q[i], r[i], hn::Set(d, term));
+  };
+  for (int i = 0; i < kCount; ++i) q[i] = hn::Set(d, 0x1.5ab426p-10F);
+  next(0x1.3ceca2p-7F);
+  next(0x1.c6baa2p-5F);
+  next(0x1.ebf9b4p-3F);
+  next(0x1.62e424p-1F);
+  next(1.0F);
   // The integer part sits in the low bits of `shifted`; the others leave by the shift.
-  return hn::BitCast(d, hn::Add(hn::BitCast(di, fraction), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
+  for (int i = 0; i < kCount; ++i) {
+    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(di, shifted[i]));
+    y[i] = hn::BitCast(d, hn::Add(hn::BitCast(di, q[i]), exponent));
+  }
 }
 
 // The same for any y: 0 where the result would be subnormal (y < -126), infinity from y = 128 on, NaN for
 // NaN.
-template <class D>
-HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> exp2_flush(D d, hwy::HWY_NAMESPACE::Vec<D> y) {
+template <class D, int kCount>
+HWY_INLINE void exp2_flush(D d, hwy::HWY_NAMESPACE::Vec<D> (&y)[kCount]) {
   namespace hn = hwy::HWY_NAMESPACE;
   // At y = 128 the fraction is 1 exactly, and the exponent is that of infinity. Min would lose a NaN on
   // some targets.
   const auto top = hn::Set(d, 128.0F);
-  const auto power = exp2_bounded(d, hn::IfThenElse(hn::Gt(y, top), top, y));
-  return hn::IfThenZeroElse(hn::Lt(y, hn::Set(d, -126.0F)), power);
+  hn::Vec<D> power[kCount];
+  for (int i = 0; i < kCount; ++i) power[i] = hn::IfThenElse(hn::Gt(y[i], top), top, y[i]);
+  exp2_bounded(d, power);
+  for (int i = 0; i < kCount; ++i) y[i] = hn::IfThenZeroElse(hn::Lt(y[i], hn::Set(d, -126.0F)), power[i]);
+}
+
+template <class D>
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> exp2_flush(D d, hwy::HWY_NAMESPACE::Vec<D> y) {
+  hwy::HWY_NAMESPACE::Vec<D> one[1] = {y};
+  exp2_flush(d, one);
+  return one[0];
 }
 
 // The sine and cosine of x quarter turns (x pi / 2), each within 2^-23 for any x, by exact reduction.
@@ -125,55 +145,64 @@ HWY_INLINE void sincos_quarter_turns(D d, hwy::HWY_NAMESPACE::Vec<D> x, hwy::HWY
   cosine = hn::Xor(hn::IfThenElse(odd, s, c), hn::BitCast(d, cosine_sign));
 }
 
-// log(1 + x) for 0 <= x < 2^126 within 2 ULP; infinity for infinity, NaN for NaN.
+namespace math_detail {
+
+// e^-|x| within 2 ULP: what softplus and sigmoid need, shorter than `exp`. 0 where it would be subnormal
+// (|x| > 87.3365), NaN for NaN.
 template <class D>
-HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> log1p(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
+HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> exp_of_minus_abs(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   namespace hn = hwy::HWY_NAMESPACE;
   const hn::RebindToSigned<D> di;
-  const auto one = hn::Set(d, 1.0F);
-  // 1 + x = 2^k m with m in [sqrt(1/2), sqrt(2)). Rounding 1 + x may choose the neighbouring k at a
-  // border, which is harmless: the fraction below is computed from x, not from the rounded sum.
-  const auto sum = hn::BitCast(di, hn::Add(one, x));
-  const auto k = hn::ShiftRight<23>(hn::Sub(sum, hn::Set(di, 0x3f3504f3)));
-  const auto down = math_detail::power_of_two(d, hn::Sub(hn::Zero(di), k));  // exact: 2^-k, k <= 126
-  const auto f = hn::MulAdd(x, down, hn::Sub(down, one));                    // m - 1
-  // log(1 + f) = f - f^2 / 2 + f^3 q(f); q minimises the largest relative error (6e-9).
-  auto q = hn::Set(d, -0x1.38b3e8p-4F);
-  q = hn::MulAdd(q, f, hn::Set(d, 0x1.055b18p-3F));
-  q = hn::MulAdd(q, f, hn::Set(d, -0x1.0d8568p-3F));
-  q = hn::MulAdd(q, f, hn::Set(d, 0x1.22da2ap-3F));
-  q = hn::MulAdd(q, f, hn::Set(d, -0x1.547242p-3F));
-  q = hn::MulAdd(q, f, hn::Set(d, 0x1.99a008p-3F));
-  q = hn::MulAdd(q, f, hn::Set(d, -0x1.000228p-2F));
-  q = hn::MulAdd(q, f, hn::Set(d, 0x1.555554p-2F));
-  const auto square = hn::Mul(f, f);
-  // Small terms first: k log(2) in two parts, the first one with few enough bits for an exact product.
-  const auto kf = hn::ConvertTo(d, k);
-  auto tail = hn::Mul(hn::Mul(square, f), q);
-  tail = hn::MulAdd(kf, hn::Set(d, 0x1.7f7d1cp-20F), tail);
-  tail = hn::NegMulAdd(hn::Set(d, 0.5F), square, tail);
-  const auto result = hn::MulAdd(kf, hn::Set(d, 0x1.62e4p-1F), hn::Add(f, tail));
-  // Also covers NaN: the comparison is false for it.
-  return hn::IfThenElse(hn::Lt(x, hn::Set(d, std::numeric_limits<float>::infinity())), result, x);
+  const auto minus = hn::Or(x, hn::SignBit(d));
+  const auto shifted = hn::MulAdd(minus, hn::Set(d, 0x1.715476p0F), hn::Set(d, kRound));
+  const auto n = hn::Sub(shifted, hn::Set(d, kRound));
+  auto r = hn::NegMulAdd(n, hn::Set(d, 0x1.62e4p-1F), minus);
+  r = hn::NegMulAdd(n, hn::Set(d, 0x1.7f7d1cp-20F), r);
+  // e^r = 1 + r q(r) for |r| <= log(2) / 2; q minimises the largest error in ULP (1.1).
+  auto q = hn::Set(d, 0x1.0edb8ep-7F);
+  q = hn::MulAdd(q, r, hn::Set(d, 0x1.573cb4p-5F));
+  q = hn::MulAdd(q, r, hn::Set(d, 0x1.555ce6p-3F));
+  q = hn::MulAdd(q, r, hn::Set(d, 0x1.fffdbep-2F));
+  q = hn::MulAdd(q, r, hn::Set(d, 0x1.ffffeep-1F));
+  const auto fraction = hn::MulAdd(q, r, hn::Set(d, 1.0F));
+  const auto bits = hn::ShiftLeft<23>(hn::Add(hn::BitCast(di, shifted), hn::Set(di, 127)));
+  const auto power = hn::Mul(fraction, hn::BitCast(d, bits));
+  return hn::IfThenZeroElse(hn::Lt(minus, hn::Set(d, -87.3365F)), power);
 }
 
-// log(1 + e^x), and x itself for x > 20, within 3 ULP.
+}  // namespace math_detail
+
+// log(1 + e^x), and x itself for x > 20, within 3.5 ULP; 0 for x < -87.3365.
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> softplus(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   namespace hn = hwy::HWY_NAMESPACE;
-  return hn::IfThenElse(hn::Gt(x, hn::Set(d, 20.0F)), x, log1p(d, exp(d, x)));
+  // max(x, 0) + log(1 + e), e = e^-|x| in [0, 1], where log(1 + e) = e (1 + e q(e)); q minimises the
+  // largest relative error (5e-9).
+  const auto e = math_detail::exp_of_minus_abs(d, x);
+  auto q = hn::Set(d, -0x1.b2ea6ep-9F);
+  q = hn::MulAdd(q, e, hn::Set(d, 0x1.4b01f6p-6F));
+  q = hn::MulAdd(q, e, hn::Set(d, -0x1.d85d48p-5F));
+  q = hn::MulAdd(q, e, hn::Set(d, 0x1.b576ccp-4F));
+  q = hn::MulAdd(q, e, hn::Set(d, -0x1.3a79a2p-3F));
+  q = hn::MulAdd(q, e, hn::Set(d, 0x1.935c52p-3F));
+  q = hn::MulAdd(q, e, hn::Set(d, -0x1.ff26d2p-3F));
+  q = hn::MulAdd(q, e, hn::Set(d, 0x1.554deep-2F));
+  q = hn::MulAdd(q, e, hn::Set(d, -0x1.ffffd2p-2F));
+  q = hn::MulAdd(q, e, hn::Set(d, 1.0F));
+  const auto sum = hn::MulAdd(q, e, hn::Max(x, hn::Zero(d)));
+  return hn::IfThenElse(hn::Le(x, hn::Set(d, 20.0F)), sum, x);  // x for NaN too
 }
 
-// 1 / (1 + e^-x) within 3 ULP.
+// 1 / (1 + e^-x) within 4 ULP; 0 for x < -87.3365.
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> sigmoid(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   namespace hn = hwy::HWY_NAMESPACE;
   const auto one = hn::Set(d, 1.0F);
-  const auto e = exp(d, hn::Neg(hn::Abs(x)));  // <= 1: no overflow on either side
+  const auto e = math_detail::exp_of_minus_abs(d, x);
   return hn::Div(hn::IfThenElse(hn::Lt(x, hn::Zero(d)), e, one), hn::Add(one, e));
 }
 
-// x / (1 + e^-x) within 4 ULP.
+// x / (1 + e^-x) within 5 ULP; -0 for x < -87.3365.
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> silu(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   return hwy::HWY_NAMESPACE::Mul(x, sigmoid(d, x));

@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "core/simd/convert-inl.h"
 
@@ -127,6 +128,26 @@ void store_tile(const float* from, std::int64_t from_stride, T* to, std::int64_t
   for (; r < rows; ++r)
     for (std::int64_t c = 0; c < columns; ++c)
       to[r * row_stride + c * column_stride] = T(from[r * from_stride + c]);
+}
+
+// Asks for the cache lines of a tile with elements of `size` bytes: into the second-level cache, which has
+// room for the next tile while the present one fills the first. Tiles whose rows and columns are both
+// strided are left alone.
+inline void prefetch_tile(const void* data, std::int64_t offset, std::int64_t row_stride,
+                          std::int64_t column_stride, std::int64_t rows, std::int64_t columns,
+                          std::int64_t size) {
+  constexpr std::int64_t kLine = 64;
+  if (column_stride != 1) {
+    if (row_stride != 1 && row_stride != -1) return;
+    if (row_stride == -1) offset -= rows - 1;
+    std::swap(rows, columns);
+    row_stride = column_stride;
+  }
+  const char* row = static_cast<const char*>(data) + offset * size;
+  for (std::int64_t r = 0; r < rows; ++r, row += row_stride * size) {
+    const char* line = row;
+    for (; line < row + columns * size; line += kLine) __builtin_prefetch(line, 0, 2);
+  }
 }
 
 // The same for a type known at run time (f32, bf16 or f16); `offset` is in elements.

@@ -110,7 +110,7 @@ void Cache::note_lack(const std::string& commit, std::string_view file) const {
   if (lacks(commit, file)) return;
   const fs::path path = repo_ / ".no_exist" / commit / file;
   make_directories(path.parent_path());
-  io::write_file(path, "");
+  if (!std::ofstream(path)) fail(ErrorKind::io, path.string(), ": cannot be created");
 }
 
 fs::path Cache::blob(const std::string& etag) const { return repo_ / "blobs" / etag; }

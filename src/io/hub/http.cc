@@ -192,7 +192,12 @@ Http::Http(const Options& options)
   set(easy, CURLOPT_XFERINFOFUNCTION, &Http::on_progress);
   set(easy, CURLOPT_WRITEFUNCTION, &Http::on_body);
   set(easy, CURLOPT_ERRORBUFFER, handles_->message.data());
-  if (!options.ca_bundle.empty()) set(easy, CURLOPT_CAINFO, options.ca_bundle.c_str());
+  set(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+  set(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+  if (!options.ca_bundle.empty()) {
+    const bool folder = std::filesystem::is_directory(options.ca_bundle);
+    set(easy, folder ? CURLOPT_CAPATH : CURLOPT_CAINFO, options.ca_bundle.c_str());
+  }
 }
 
 Http::~Http() = default;

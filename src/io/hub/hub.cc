@@ -181,7 +181,7 @@ void Download::fail_status(const Response& response, const std::string& file) {
       fail(ErrorKind::network, what,
            ": access denied (HTTP 403): the repository is gated or private; accept its "
            "conditions at ",
-           endpoint_, "/", id_.repo, " and set HF_TOKEN to a token that may read it");
+           origin_of(endpoint_), "/", id_.repo, " and set HF_TOKEN to a token that may read it");
     case 404: fail_missing(response, file);
     default:
       fail(ErrorKind::network, what, ": ", origin_of(response.url),

@@ -58,8 +58,8 @@ void require_like_x(std::string_view op, std::string_view name, const Tensor& t,
 
 void require_channels(std::string_view op, std::string_view name, const Tensor& t, std::int64_t channels) {
   if (!t) return;
-  require(t.shape() == Dims{channels}, "[", op, "] ", name, " has shape ", t.shape(), ", expected (", channels,
-          "): one value per channel");
+  require(t.shape() == Dims{channels}, "[", op, "] ", name, " has shape ", t.shape(), ", expected ",
+          Dims{channels}, ": one value per channel");
   require_float(op, name, t);
 }
 

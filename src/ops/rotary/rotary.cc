@@ -17,8 +17,8 @@ void validate(const RotaryArgs& args) {
   require(x.defined() && x.ndim() == 3, "[rotary] x has shape ", x.shape(), ", expected (T, H, head_dim)");
   require(is_float(x.dtype()), "[rotary] x has dtype ", x.dtype(), ", expected f32, f64, bf16 or f16");
   require(args.positions.defined() && args.positions.shape() == Dims{x.size(0)},
-          "[rotary] positions has shape ", args.positions.shape(), ", expected (", x.size(0),
-          "): one for each token");
+          "[rotary] positions has shape ", args.positions.shape(), ", expected ", Dims{x.size(0)},
+          ": one for each token");
   require(args.positions.dtype() == DType::i64 || args.positions.dtype() == DType::i32,
           "[rotary] positions has dtype ", args.positions.dtype(), ", expected i64 or i32");
   require(args.dim >= 0 && args.dim <= x.size(2) && args.dim % 2 == 0, "[rotary] dim is ", args.dim,
@@ -35,7 +35,7 @@ std::vector<double> read_positions(const Tensor& positions, bool inverse) {
   for (std::size_t i = 0; i < result.size(); ++i) {
     const std::int64_t at = static_cast<std::int64_t>(i) * stride;
     const std::int64_t position = positions.dtype() == DType::i64 ? positions.data<std::int64_t>()[at]
-                                                                   : positions.data<std::int32_t>()[at];
+                                                                  : positions.data<std::int32_t>()[at];
     require(position > -kLimit && position < kLimit, "[rotary] position ", i, " is ", position,
             ", expected a magnitude below 2^32");
     result[i] = static_cast<double>(inverse ? -position : position);

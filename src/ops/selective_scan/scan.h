@@ -93,7 +93,7 @@ class Walk {
 [[nodiscard]] std::int64_t choose_channel_block(std::int64_t rows, std::int64_t groups,
                                                 std::int64_t channels_per_group, int threads);
 // Steps of a tile, so that the tiles of a channel block stay in the first-level cache.
-[[nodiscard]] std::int64_t choose_steps(std::int64_t channel_block, std::int64_t d_state, bool complex);
+[[nodiscard]] std::int64_t choose_steps(std::int64_t d_state, bool complex);
 
 void run_reference(const Problem& problem);
 void run_simd(Context& ctx, const Problem& problem);

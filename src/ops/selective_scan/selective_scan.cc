@@ -229,20 +229,21 @@ ScanPath choose_path(ScanPath requested, bool double_precision, bool prefer_refe
   return double_precision || prefer_reference ? ScanPath::reference : ScanPath::simd;
 }
 
+// Two cache lines of f32, one of bf16. Narrower blocks repeat the staging of B and C more often.
+constexpr std::int64_t kWidestBlock = 32;
+constexpr std::int64_t kNarrowestBlock = 8;
+
 std::int64_t choose_channel_block(std::int64_t rows, std::int64_t groups, std::int64_t channels_per_group,
                                   int threads) {
-  // Two cache lines of f32, one of bf16. Narrower blocks repeat the staging of B and C more often.
-  constexpr std::int64_t kWidest = 32;
-  constexpr std::int64_t kNarrowest = 8;
-  std::int64_t block = kWidest;
+  std::int64_t block = kWidestBlock;
   const auto items = [&] { return rows * groups * ((channels_per_group + block - 1) / block); };
-  while (block > kNarrowest && items() < 2 * std::int64_t{threads}) block /= 2;
+  while (block > kNarrowestBlock && items() < 2 * std::int64_t{threads}) block /= 2;
   return block;
 }
 
-std::int64_t choose_steps(std::int64_t channel_block, std::int64_t d_state, bool complex) {
+std::int64_t choose_steps(std::int64_t d_state, bool complex) {
   constexpr std::int64_t kFloats = 6 * 1024;  // 24 KiB
-  const std::int64_t each = 4 * channel_block + (complex ? 4 : 2) * d_state;
+  const std::int64_t each = 4 * kWidestBlock + (complex ? 4 : 2) * d_state;
   return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
 }
 

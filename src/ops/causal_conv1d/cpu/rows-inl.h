@@ -65,12 +65,11 @@ HWY_INLINE void row_block(const T* HWY_RESTRICT x, std::int64_t x_stride, const 
   V sum[kRows];
   for (int i = 0; i < kRows; ++i) sum[i] = hn::LoadU(d, taps.bias + channel);
   if constexpr (kKernel > 0) {
-    V weight[kKernel];
-    for (int k = 0; k < kKernel; ++k) weight[k] = hn::LoadU(d, taps.weight + k * taps.stride + channel);
-    for (int row = 0; row < kRows + kKernel - 1; ++row) {
-      const V value = load(row);
-      for (int i = 0; i < kRows; ++i)
-        if (row >= i && row - i < kKernel) sum[i] = hn::MulAdd(weight[row - i], value, sum[i]);
+    V value[kRows + kKernel - 1];
+    for (int row = 0; row < kRows + kKernel - 1; ++row) value[row] = load(row);
+    for (int k = 0; k < kKernel; ++k) {
+      const V weight = hn::LoadU(d, taps.weight + k * taps.stride + channel);
+      for (int i = 0; i < kRows; ++i) sum[i] = hn::MulAdd(weight, value[k + i], sum[i]);
     }
   } else {
     for (std::int64_t k = 0; k < taps.kernel; ++k) {

@@ -4,6 +4,7 @@
 #define HWY_TARGET_INCLUDE "ops/linear/cpu/gemv.cc"
 #include <hwy/foreach_target.h>  // must come before highway.h
 //
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -36,14 +37,16 @@ constexpr int kRun = 24;
 // Rows of x that meet a block while its weights are in the first-level cache.
 constexpr int kMaxColumns = 16;
 constexpr std::int64_t kProductsPerThread = 25000;
+// The largest block of weights that is asked for ahead of its use.
+constexpr std::int64_t kPrefetchBytes = 131072;
 
 // Weight rows that a block multiplies with `columns` rows of x at once: one register for each product
 // sum, and room for the operands.
 constexpr int block_rows(int columns) {
 #if (HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86) || HWY_ARCH_ARM_A64
-  return columns == 4 ? 6 : 8;
+  return columns == 1 ? 4 : columns == 2 ? 8 : 6;
 #else
-  return columns == 1 ? 8 : columns == 2 ? 4 : 3;
+  return columns <= 2 ? 4 : 2;
 #endif
 }
 
@@ -65,6 +68,16 @@ HWY_INLINE V load_half(const bf16* HWY_RESTRICT w) {
   return hn::BitCast(d, hn::And(bits, hn::Set(d32, 0xffff0000U)));
 }
 #endif
+
+// Loads a vector that several products share. GCC for x86 would load it again for each product, as their
+// memory operand, and run out of loads before it runs out of multipliers.
+HWY_INLINE V load_once(const float* HWY_RESTRICT p) {
+  V v = hn::LoadU(D(), p);
+#if HWY_ARCH_X86 && HWY_COMPILER_GCC_ACTUAL
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
 
 // Copies a row of x as f32 in the order of load_half, padded with zeros to whole steps.
 template <typename TWeight, typename TX>
@@ -108,26 +121,37 @@ HWY_NOINLINE void multiply_block(const T* HWY_RESTRICT weight, std::int64_t stri
   for (int r = 0; r < kRows; ++r)
     for (int c = 0; c < kColumns; ++c) sum[r][c] = hn::Zero(d);
 
-  std::int64_t i = 0;
-  for (; i + kStep <= in; i += kStep) {
+  // The next block's weights are asked for in the order in which they lie in memory, because hardware
+  // prefetchers lose short rows at their ends. Nothing is asked for where rows have gaps or a block
+  // would not stay in the second-level cache.
+  const bool prefetch = stride == in && kRows * in * static_cast<std::int64_t>(sizeof(T)) <= kPrefetchBytes;
+  const char* next = reinterpret_cast<const char*>(weight);
+  if (prefetch) next += kRows * in * static_cast<std::int64_t>(sizeof(T));
+  constexpr int kStepBytes = kRows * kStep * static_cast<int>(sizeof(T));
+  const std::int64_t advance = prefetch ? kStepBytes : 0;
+
+  const std::int64_t whole = in / kStep * kStep;
+  for (std::int64_t i = 0; i < whole; i += kStep, next += advance) {
+    for (int line = 0; line < kStepBytes; line += 64) hwy::Prefetch(next + line);
     V half[kRows];
     for (int r = 0; r < kRows; ++r) half[r] = load_half<0>(w[r] + i);
     for (int c = 0; c < kColumns; ++c) {
-      const V value = hn::LoadU(d, x + c * x_stride + i);
+      const V value = load_once(x + c * x_stride + i);
       for (int r = 0; r < kRows; ++r) sum[r][c] = hn::MulAdd(half[r], value, sum[r][c]);
     }
     for (int r = 0; r < kRows; ++r) half[r] = load_half<1>(w[r] + i);
     for (int c = 0; c < kColumns; ++c) {
-      const V value = hn::LoadU(d, x + c * x_stride + i + kLanes);
+      const V value = load_once(x + c * x_stride + i + kLanes);
       for (int r = 0; r < kRows; ++r) sum[r][c] = hn::MulAdd(half[r], value, sum[r][c]);
     }
   }
-  if (i < in) {  // copied, because the last row may end where the mapping of its file ends
+
+  if (whole < in) {  // copied, because the last row may end where the mapping of its file ends
     for (int r = 0; r < kRows; ++r) {
       T tail[kStep] = {};
-      std::memcpy(tail, w[r] + i, static_cast<std::size_t>(in - i) * sizeof(T));
+      std::memcpy(tail, w[r] + whole, static_cast<std::size_t>(in - whole) * sizeof(T));
       for (int c = 0; c < kColumns; ++c) {
-        const float* value = x + c * x_stride + i;
+        const float* value = x + c * x_stride + whole;
         sum[r][c] = hn::MulAdd(load_half<0>(tail), hn::LoadU(d, value), sum[r][c]);
         sum[r][c] = hn::MulAdd(load_half<1>(tail), hn::LoadU(d, value + kLanes), sum[r][c]);
       }
@@ -142,7 +166,7 @@ HWY_NOINLINE void multiply_block(const T* HWY_RESTRICT weight, std::int64_t stri
 template <typename T>
 void multiply_run(const T* weight, std::int64_t stride, std::int64_t rows, std::int64_t in, const float* x,
                   std::int64_t x_stride, std::int64_t columns, float* sums) {
-  const int height = block_rows(static_cast<int>(std::min<std::int64_t>(columns, 4)));
+  const int height = block_rows(columns <= 2 ? static_cast<int>(columns) : 4);
   for (std::int64_t r = 0; r < rows; r += height) {
     const T* w = weight + r * stride;
     const std::int64_t valid = std::min<std::int64_t>(height, rows - r);
@@ -197,7 +221,7 @@ void run(Context& ctx, const Problem& p, const float* bias, float* x, std::int64
     }
   });
   // Threads take whole blocks, and each at least kWeightsPerThread products: less is not worth a fork.
-  const int height = block_rows(static_cast<int>(std::min<std::int64_t>(rows, 4)));
+  const int height = block_rows(rows <= 2 ? static_cast<int>(rows) : 4);
   const std::int64_t blocks = (p.weight.size(0) + height - 1) / height;
   const std::int64_t products = std::max<std::int64_t>(height * in * rows, 1);
   parallel_for(

@@ -64,11 +64,11 @@ void write(const float* HWY_RESTRICT from, std::int64_t n, const Rows& rows, std
 
 // a[i] = body(a[i], b[i]) over whole vectors of two row buffers, which may be one.
 template <typename Body>
-HWY_INLINE void combine(float* a, const float* b, std::int64_t n,
-                        const Body& body) {
+HWY_INLINE void combine(float* a, const float* b, std::int64_t n, const Body& body) {
   const D d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t i = 0; i < n; i += lanes) hn::Store(body(hn::Load(d, a + i), hn::Load(d, b + i)), d, a + i);
+  for (std::int64_t i = 0; i < n; i += lanes)
+    hn::Store(body(hn::Load(d, a + i), hn::Load(d, b + i)), d, a + i);
 }
 
 // The sum of term(r[i]) in four vectors of partial sums.
@@ -177,9 +177,9 @@ void simd(const Problem& problem, std::int64_t begin, std::int64_t end, float* w
   HWY_DYNAMIC_DISPATCH(rows)(problem, begin, end, workspace);
 }
 
-// Two rows, each padded to whole vectors of any target.
+// Two rows, each padded to whole vectors of any target (at most 256 bytes).
 std::int64_t workspace_floats(std::int64_t channels) {
-  constexpr std::int64_t kPadding = HWY_MAX_BYTES / sizeof(float) < 16 ? 16 : HWY_MAX_BYTES / sizeof(float);
+  constexpr std::int64_t kPadding = 64;
   return (channels + kPadding - 1) / kPadding * kPadding * 2;
 }
 

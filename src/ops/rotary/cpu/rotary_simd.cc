@@ -20,9 +20,9 @@ using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
 
 struct Buffers {
-  float* sine;    // (pairs), padded to whole vectors, as are the others
+  float* sine;  // (pairs), padded to whole vectors, as are the others
   float* cosine;
-  float* first;   // a head whose pairs do not lie side by side
+  float* first;  // a head whose pairs do not lie side by side
   float* second;
 };
 
@@ -71,7 +71,7 @@ HWY_INLINE void turn(T* first, T* second, const Buffers& b, std::int64_t pairs) 
 template <typename T>
 void turn_tokens(const Problem& p, std::int64_t begin, std::int64_t end, const Buffers& b) {
   const std::int64_t pairs = p.pairs();
-  const std::int64_t step = (p.interleaved ? 2 : 1) * p.channel_stride;     // from a pair to the next
+  const std::int64_t step = (p.interleaved ? 2 : 1) * p.channel_stride;        // from a pair to the next
   const std::int64_t across = (p.interleaved ? 1 : pairs) * p.channel_stride;  // inside a pair
   for (std::int64_t t = begin; t < end; ++t) {
     angles(p, p.positions[static_cast<std::size_t>(t)], b);
@@ -116,9 +116,9 @@ void simd(const Problem& problem, std::int64_t begin, std::int64_t end, float* w
   HWY_DYNAMIC_DISPATCH(tokens)(problem, begin, end, workspace);
 }
 
-// Four rows, each padded to whole vectors of any target.
+// Four rows, each padded to whole vectors of any target (at most 256 bytes).
 std::int64_t workspace_floats(std::int64_t pairs) {
-  constexpr std::int64_t kPadding = HWY_MAX_BYTES / sizeof(float) < 16 ? 16 : HWY_MAX_BYTES / sizeof(float);
+  constexpr std::int64_t kPadding = 64;
   return (pairs + kPadding - 1) / kPadding * kPadding * 4;
 }
 

@@ -119,6 +119,7 @@ class Worker {
         std::fill_n(s_.y, span.length * s_.width, 0.0F);
       } else {
         load_tile(span);
+        prefetch_after(span);
         advance(span);
         if (p_.z) gate(span);
       }
@@ -174,13 +175,27 @@ class Worker {
   // The steps of `span` and the channels of the item in a tensor of shape (B, D, L).
   void stage_sequence(const Tensor& tensor, const Span& span, float* to) {
     const std::int64_t step = p_.reverse ? -tensor.stride(2) : tensor.stride(2);
-    stage(tensor, sequence_offset(tensor, span), step, tensor.stride(1), span.length, item_.channels, to,
-          s_.width, 0);
+    stage(tensor, sequence_offset(tensor, span.begin), step, tensor.stride(1), span.length, item_.channels,
+          to, s_.width, 0);
   }
 
-  [[nodiscard]] std::int64_t sequence_offset(const Tensor& tensor, const Span& span) const {
+  [[nodiscard]] std::int64_t sequence_offset(const Tensor& tensor, std::int64_t step) const {
     return row_.batch * tensor.stride(0) + item_.first_channel * tensor.stride(1) +
-           p_.token(row_, span.begin) * tensor.stride(2);
+           p_.token(row_, step) * tensor.stride(2);
+  }
+
+  // Asks for the steps that follow `span` while it is computed: the distance between rows of a channel-last
+  // tensor is beyond what hardware foresees.
+  void prefetch_after(const Span& span) {
+    const std::int64_t begin = span.begin + span.length;
+    const std::int64_t steps = std::min(s_.steps, row_.length - begin);
+    if (steps <= 0) return;
+    for (const Tensor* tensor : {&p_.u, &p_.delta, &p_.z, &p_.out}) {
+      if (!*tensor) continue;
+      simd::prefetch_tile(tensor->raw(), sequence_offset(*tensor, begin),
+                          p_.reverse ? -tensor->stride(2) : tensor->stride(2), tensor->stride(1), steps,
+                          item_.channels, static_cast<std::int64_t>(size_of(tensor->dtype())));
+    }
   }
 
   // A variable B or C, (step, state).
@@ -248,8 +263,8 @@ class Worker {
 
   void store_output(const Span& span) {
     const std::int64_t step = p_.reverse ? -p_.out.stride(2) : p_.out.stride(2);
-    unstage(s_.y, s_.width, 0, p_.out, sequence_offset(p_.out, span), step, p_.out.stride(1), span.length,
-            item_.channels);
+    unstage(s_.y, s_.width, 0, p_.out, sequence_offset(p_.out, span.begin), step, p_.out.stride(1),
+            span.length, item_.channels);
   }
 
   // NaN counts as largest.
@@ -321,7 +336,7 @@ void run_simd(Context& ctx, const Problem& p) {
   const std::int64_t block =
       choose_channel_block(std::ssize(p.rows), p.groups, p.channels / p.groups, threads);
   scratch.width = (block + 15) / 16 * 16;
-  scratch.steps = choose_steps(block, p.d_state, p.complex);
+  scratch.steps = choose_steps(p.d_state, p.complex);
   scratch.d_state = p.d_state;
   const std::int64_t floats = scratch.place(nullptr);
   Queue queue{p, block};

@@ -70,11 +70,15 @@ HWY_NOINLINE void walk_real(const Lane& lane, const float* HWY_RESTRICT A, float
     const V dt = hn::Load(d, dt_at);
     const V du = hn::Load(d, du_at);
     V y = hn::Load(d, y_at);
+    V decay[kStates];
+    for (int k = 0; k < kStates; ++k) decay[k] = hn::Mul(dt, a[k]);
+    if constexpr (kBounded)
+      simd::exp2_bounded(d, decay);
+    else
+      simd::exp2_flush(d, decay);
     for (int k = 0; k < kStates; ++k) {
-      const V exponent = hn::Mul(dt, a[k]);
-      const V decay = kBounded ? simd::exp2_bounded(d, exponent) : simd::exp2_flush(d, exponent);
       const V input = hn::Mul(du, factor_at<kConstantB>(b, k, width));
-      state[k] = hn::MulAdd(decay, state[k], input);
+      state[k] = hn::MulAdd(decay[k], state[k], input);
       y = hn::MulAdd(state[k], factor_at<kConstantC>(c, k, width), y);
     }
     hn::Store(y, d, y_at);

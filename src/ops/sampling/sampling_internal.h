@@ -1,0 +1,47 @@
+// What the readable distribution (filters.cc) and the fast draw (sample.cc) share, and the SIMD scans over a
+// row of logits.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "krait/ops/sampling.h"
+
+namespace krait::sampling {
+
+// The checks that `sample` and `sampling_distribution` make before they look at a logit.
+void check_arguments(std::span<const float> logits, std::int64_t vocab_size, const SamplingOptions& options);
+// The message for a row without a largest finite logit, from its first bad value.
+[[noreturn]] void fail_on_logits(std::span<const float> logits);
+
+[[nodiscard]] bool is_argmax(const SamplingOptions& options);
+[[nodiscard]] bool has_penalty(const SamplingOptions& options, std::span<const std::int64_t> previous);
+[[nodiscard]] bool has_top_p(double p);
+// The smallest logit that min_p keeps beside the largest one.
+[[nodiscard]] float min_p_threshold(float largest, double min_p);
+
+// Logits are scanned in groups of kGroup and weights are summed in blocks of kBlock.
+inline constexpr std::size_t kGroup = 64;
+inline constexpr std::size_t kBlock = 256;
+
+// The largest logit of each group into group_max; returns the largest of all, NaN where any logit is NaN.
+float scan_maxima(std::span<const float> logits, std::span<float> group_max);
+
+// exp((logit - largest) * scale) for logits >= lowest, else 0; `lowest` is finite. The sum of each block of
+// weights goes into block_sum, and each weight into `weights` unless that is empty. Returns the sum of all.
+double scan_weights(std::span<const float> logits, float largest, float scale, float lowest,
+                    std::span<float> weights, std::span<double> block_sum);
+
+// The sums of weights over logits at and above each of kLevels thresholds.
+inline constexpr std::size_t kLevels = 8;
+std::array<double, kLevels> scan_levels(std::span<const float> logits, std::span<const float> weights,
+                                        const std::array<float, kLevels>& thresholds);
+
+// The ids, ascending, whose logit is in [lowest, below). Gives up, and returns false, beyond `limit` of them.
+bool collect(std::span<const float> logits, float lowest, float below, std::size_t limit,
+             std::vector<std::int32_t>& ids);
+
+}  // namespace krait::sampling

@@ -1,0 +1,213 @@
+#include "krait/ops/ssd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string_view>
+
+#include "krait/core/error.h"
+#include "ops/ssd/problem.h"
+
+namespace krait {
+namespace ssd_detail {
+namespace {
+
+constexpr std::string_view kOp = "ssd";
+
+void check_float(std::string_view name, const Tensor& t, const Tensor& x) {
+  require(is_float(t.dtype()), "[ssd] ", name, " has dtype ", t.dtype(), ", expected f32, f64, bf16 or f16");
+  require(t.dtype() != DType::f64 || x.dtype() == DType::f64, "[ssd] ", name, " has dtype f64 beside x of ",
+          x.dtype(), ": f64 needs x in f64 too");
+}
+
+void check(std::string_view name, const Tensor& t, const Tensor& x, const Dims& shape,
+           std::string_view meaning) {
+  check_float(name, t, x);
+  require(t.shape() == shape, "[ssd] ", name, " has shape ", t.shape(), ", expected ", shape, ": ", meaning);
+}
+
+// f32, contiguous: itself or a copy from the pool.
+Tensor as_f32(Context& ctx, const Tensor& t) {
+  if (!t || (t.dtype() == DType::f32 && t.is_contiguous())) return t;
+  Tensor copy = ctx.empty(t.shape());
+  copy.copy_from(t);
+  return copy;
+}
+
+void check_destination(std::string_view name, const Tensor& to, const Problem& p) {
+  const auto apart = [&](std::string_view other, const Tensor& t) {
+    require(!may_overlap(to, t), "[ssd] ", name, " overlaps ", other);
+  };
+  apart("x", p.x);
+  apart("dt", p.dt);
+  apart("A", p.A);
+  apart("B", p.B);
+  apart("C", p.C);
+  apart("D", p.D);
+  apart("z", p.z);
+  apart("dt_bias", p.dt_bias);
+}
+
+std::string_view name_of(SsdPath path) {
+  switch (path) {
+    case SsdPath::reference: return "reference";
+    case SsdPath::recurrent: return "recurrent";
+    default: return "chunked";
+  }
+}
+
+}  // namespace
+
+std::int64_t choose_heads_per_block(std::int64_t independent, std::int64_t heads_per_group,
+                                    std::int64_t state_size, std::int64_t threads) {
+  // The states of a block stay in the second-level cache.
+  constexpr std::int64_t kStateFloats = 128 * 1024;
+  const std::int64_t fitting =
+      std::max<std::int64_t>(kStateFloats / std::max<std::int64_t>(state_size, 1), 1);
+  // Work that divides evenly needs one block a thread; else some more, to even it out.
+  const std::int64_t wanted = independent % threads == 0 || independent == 1 ? threads : 4 * threads;
+  const std::int64_t blocks = (wanted + independent - 1) / std::max<std::int64_t>(independent, 1);
+  const std::int64_t even = (heads_per_group + blocks - 1) / std::max<std::int64_t>(blocks, 1);
+  return std::clamp<std::int64_t>(std::min(even, fitting), 1, std::max<std::int64_t>(heads_per_group, 1));
+}
+
+SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted) {
+  const bool is_double = p.x.dtype() == DType::f64;
+  const DType state_dtype = is_double ? DType::f64 : DType::f32;
+  const std::int64_t rows = p.x.size(0);
+  require(!is_double || wanted.path == SsdPath::automatic || wanted.path == SsdPath::reference, "[", op,
+          "] the path ", name_of(wanted.path), " takes f32, bf16 or f16, x has dtype f64");
+  const TokenRuns runs = cut_into_runs(rows, p.x.size(1), wanted.seq_idx, wanted.cu_seqlens,
+                                       wanted.state_positions, wanted.reverse);
+  p.runs = &runs;
+
+  if (!p.out) p.out = ctx.empty(p.x.shape(), p.x.dtype());
+  if (wanted.final_states && !p.final_states)
+    p.final_states = ctx.empty({runs.sequences, p.heads(), p.headdim(), p.d_state()}, state_dtype);
+  if (wanted.state_positions)
+    p.states =
+        ctx.empty({rows, wanted.state_positions.size(1), p.heads(), p.headdim(), p.d_state()}, state_dtype);
+  // The first run of a sequence reads what its last one, on another thread, may replace.
+  if (static_cast<std::int64_t>(runs.runs.size()) > runs.sequences &&
+      same_view(p.final_states, p.initial_states)) {
+    Tensor copy = ctx.empty(p.initial_states.shape(), p.initial_states.dtype());
+    copy.copy_from(p.initial_states);
+    p.initial_states = copy;
+  }
+
+  std::int64_t longest = 0;
+  for (const TokenRun& r : runs.runs) longest = std::max(longest, r.count);
+  SsdChoice choice = choose_ssd(longest, p.headdim(), p.d_state());
+  if (wanted.path != SsdPath::automatic)
+    choice.path = wanted.path;
+  else if (is_double || ctx.reference())
+    choice.path = SsdPath::reference;
+  if (wanted.chunk_size > 0) choice.chunk_size = wanted.chunk_size;
+  p.chunk_size = std::clamp<std::int64_t>(std::min(choice.chunk_size, longest), 1, kMaxChunk);
+
+  if (choice.path == SsdPath::reference) {
+    run_reference(ctx, p);
+  } else {
+    p.A = as_f32(ctx, p.A);
+    p.D = as_f32(ctx, p.D);
+    p.dt_bias = as_f32(ctx, p.dt_bias);
+    if (choice.path == SsdPath::recurrent)
+      run_recurrent(ctx, p);
+    else
+      run_chunked(ctx, p);
+  }
+  for (const auto& [row, position] : runs.padding) p.out.select(0, row).select(0, position).fill(0.0);
+  ctx.set_backend(op, choice.path == SsdPath::reference
+                          ? "reference"
+                          : concat(name_of(choice.path), " (", simd_target(), ")"));
+  return {p.out, p.final_states, p.states};
+}
+
+}  // namespace ssd_detail
+
+SsdChoice choose_ssd(std::int64_t length, std::int64_t headdim, std::int64_t d_state) {
+  (void)headdim;
+  (void)d_state;
+  return {length < 16 ? SsdPath::recurrent : SsdPath::chunked, 64};
+}
+
+SsdResult ssd(Context& ctx, const SsdArgs& args) {
+  using namespace ssd_detail;
+  const Tensor& x = args.x;
+  require(x.defined() && args.dt.defined() && args.A.defined() && args.B.defined() && args.C.defined(),
+          "[ssd] x, dt, A, B and C must be given");
+  check_float("x", x, x);
+  require(x.ndim() == 4, "[ssd] x has shape ", x.shape(), ", expected (B, L, H, P)");
+  const std::int64_t rows = x.size(0);
+  const std::int64_t length = x.size(1);
+  const std::int64_t heads = x.size(2);
+  const std::int64_t headdim = x.size(3);
+  check("dt", args.dt, x, {rows, length, heads}, "one value for each token and head");
+  check("A", args.A, x, {heads}, "one value for each head");
+  require(args.B.ndim() == 4, "[ssd] B has shape ", args.B.shape(), ", expected (", rows, ", ", length,
+          ", G, N)");
+  const std::int64_t groups = args.B.size(2);
+  const std::int64_t d_state = args.B.size(3);
+  check("B", args.B, x, {rows, length, groups, d_state}, "(B, L, G, N)");
+  check("C", args.C, x, args.B.shape(), "as B");
+  require(heads == 0 || (groups > 0 && heads % groups == 0), "[ssd] B has ", groups,
+          " groups, which do not divide the ", heads, " heads");
+  if (args.z) check("z", args.z, x, x.shape(), "as x");
+  if (args.dt_bias) check("dt_bias", args.dt_bias, x, {heads}, "one value for each head");
+  Tensor D = args.D;
+  if (D) {
+    check_float("D", D, x);
+    require(D.shape() == Dims{heads} || D.shape() == (Dims{heads, headdim}), "[ssd] D has shape ", D.shape(),
+            ", expected ", Dims{heads}, " or ", Dims{heads, headdim});
+    if (D.ndim() == 1) D = D.unsqueeze(1).expand({heads, headdim});
+  }
+  require(args.dt_limit.low <= args.dt_limit.high, "[ssd] dt_limit is (", args.dt_limit.low, ", ",
+          args.dt_limit.high, "), expected low <= high");
+  require(args.chunk_size >= 0, "[ssd] chunk_size is ", args.chunk_size, ", expected 0 (automatic) or more");
+  validate_sequences(kOp, rows, length, args.seq_idx, args.cu_seqlens, args.state_positions);
+
+  const std::int64_t sequences = args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : rows;
+  const Dims state_shape{sequences, heads, headdim, d_state};
+  if (args.initial_states)
+    check("initial_states", args.initial_states, x, state_shape, "one state for each sequence and head");
+  Problem problem{.x = x,
+                  .dt = args.dt,
+                  .A = args.A,
+                  .B = args.B,
+                  .C = args.C,
+                  .D = D,
+                  .z = args.z,
+                  .dt_bias = args.dt_bias,
+                  .initial_states = args.initial_states,
+                  .dt_softplus = args.dt_softplus,
+                  .dt_limit = args.dt_limit,
+                  .out = args.out,
+                  .final_states = args.final_states};
+  if (args.out) {
+    check("out", args.out, x, x.shape(), "as x");
+    require(args.out.dtype() == x.dtype(), "[ssd] out has dtype ", args.out.dtype(), ", expected ", x.dtype(),
+            " as x");
+    check_destination("out", args.out, problem);
+    require(!may_overlap(args.out, args.initial_states), "[ssd] out overlaps initial_states");
+  }
+  if (args.final_states) {
+    const DType state_dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+    check("final_states", args.final_states, x, state_shape, "one state for each sequence and head");
+    require(args.final_states.dtype() == state_dtype, "[ssd] final_states has dtype ",
+            args.final_states.dtype(), ", expected ", state_dtype);
+    check_destination("final_states", args.final_states, problem);
+    require(!may_overlap(args.final_states, args.out), "[ssd] final_states overlaps out");
+    require(same_view(args.final_states, args.initial_states) ||
+                !may_overlap(args.final_states, args.initial_states),
+            "[ssd] final_states overlaps initial_states without being the same view");
+  }
+  return run(ctx, kOp, problem,
+             {.seq_idx = args.seq_idx,
+              .cu_seqlens = args.cu_seqlens,
+              .state_positions = args.state_positions,
+              .reverse = args.reverse,
+              .final_states = args.return_final_states || args.final_states.defined(),
+              .chunk_size = args.chunk_size,
+              .path = args.path});
+}
+
+}  // namespace krait

@@ -1,0 +1,269 @@
+#include "krait/ops/norm.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <vector>
+
+#include "krait/core/error.h"
+#include "ops/random_tensors.h"
+
+namespace krait {
+namespace {
+
+using testing::coin;
+using testing::expect_close;
+using testing::expect_same_bits;
+using testing::message_of;
+using testing::on_each_target;
+using testing::pick;
+using testing::random_tensor;
+using testing::rounding_of;
+
+constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
+constexpr std::array kKinds{NormKind::rms, NormKind::layer};
+
+Tensor wide(const Tensor& t) { return t ? t.to(DType::f64) : Tensor(); }
+
+// The same problem in f64.
+NormArgs widened(const NormArgs& args) {
+  NormArgs result = args;
+  result.x = wide(args.x);
+  result.weight = wide(args.weight);
+  result.bias = wide(args.bias);
+  result.residual = wide(args.residual);
+  result.z = wide(args.z);
+  result.out = Tensor();
+  result.residual_out = Tensor();
+  result.residual_in_fp32 = false;
+  result.prenorm = true;
+  result.path = NormPath::reference;
+  return result;
+}
+
+TEST(Norm, DefinitionByHand) {
+  Context ctx;
+  for (const NormPath path : {NormPath::reference, NormPath::simd}) {
+    const Tensor x = Tensor::from<float>({1.0F, 3.0F, -1.0F, 5.0F});
+    const Tensor weight = Tensor::from<float>({1.0F, 2.0F, 1.0F, 1.0F});
+    const Tensor rms = rms_norm(ctx, {.x = x, .weight = weight, .eps = 0.0, .path = path}).out;
+    expect_close(rms, Tensor::from<float>({1.0F / 3, 2.0F, -1.0F / 3, 5.0F / 3}), 1e-6, "rms");
+    const Tensor layer = layer_norm(ctx, {.x = x, .bias = weight, .eps = 0.0, .path = path}).out;
+    const float rstd = 1.0F / std::sqrt(5.0F);
+    expect_close(layer,
+                 Tensor::from<float>({1.0F - rstd, 2.0F + rstd, 1.0F - 3.0F * rstd, 1.0F + 3.0F * rstd}),
+                 1e-6, "layer");
+    const Tensor pairs = rms_norm(ctx, {.x = x, .eps = 4.0, .group_size = 2, .path = path}).out;
+    expect_close(pairs,
+                 Tensor::from<float>({1.0F / 3, 1.0F, -1.0F / std::sqrt(17.0F), 5.0F / std::sqrt(17.0F)}),
+                 1e-6, "groups");
+  }
+}
+
+TEST(Norm, GateBeforeAndAfter) {
+  Context ctx;
+  const auto silu = [](float z) { return z / (1.0F + std::exp(-z)); };
+  const Tensor x = Tensor::from<float>({3.0F, 4.0F});
+  const Tensor z = Tensor::from<float>({-1.0F, 2.0F});
+  const float a = 3.0F * silu(-1.0F);
+  const float b = 4.0F * silu(2.0F);
+  const float rms = std::sqrt((a * a + b * b) / 2);
+  for (const NormPath path : {NormPath::reference, NormPath::simd}) {
+    const Tensor before =
+        rms_norm(ctx, {.x = x, .z = z, .eps = 0.0, .norm_before_gate = true, .path = path}).out;
+    const float scale = 1.0F / std::sqrt(12.5F);
+    expect_close(before, Tensor::from<float>({3.0F * scale * silu(-1.0F), 4.0F * scale * silu(2.0F)}), 1e-6,
+                 "norm before gate");
+    const Tensor after =
+        rms_norm(ctx, {.x = x, .z = z, .eps = 0.0, .norm_before_gate = false, .path = path}).out;
+    expect_close(after, Tensor::from<float>({a / rms, b / rms}), 1e-6, "gate before norm");
+  }
+}
+
+// Random combinations of everything, on each instruction set, against f64.
+TEST(Norm, SimdMatchesTheReference) {
+  on_each_target([] {
+    Rng rng(11);
+    Context ctx(ContextOptions{.threads = 2});
+    constexpr std::array<std::int64_t, 12> kChannels{1, 2, 3, 7, 8, 15, 16, 33, 64, 100, 257, 768};
+    for (int trial = 0; trial < 150; ++trial) {
+      const auto dtype = [&] { return kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))]; };
+      const std::int64_t channels = kChannels[static_cast<std::size_t>(pick(rng, 0, 11))];
+      const std::int64_t groups = channels % 3 == 0 && coin(rng) ? 3 : channels % 4 == 0 && coin(rng) ? 4 : 1;
+      const Dims shape = coin(rng, 0.2)   ? Dims{channels}
+                         : coin(rng, 0.6) ? Dims{pick(rng, 1, 9), channels}
+                                          : Dims{pick(rng, 1, 4), pick(rng, 1, 5), channels};
+      const auto tensor = [&] {
+        return random_tensor(rng, shape, dtype(), -2.0, 3.0, static_cast<int>(pick(rng, 0, 3)));
+      };
+      const auto vector = [&] {
+        return random_tensor(rng, {channels}, dtype(), 0.5, 2.0, static_cast<int>(pick(rng, 0, 3)));
+      };
+      NormArgs args;
+      args.x = tensor();
+      if (coin(rng)) args.weight = vector();
+      if (coin(rng, 0.3)) args.bias = vector();
+      if (coin(rng)) args.residual = tensor();
+      if (coin(rng)) args.z = tensor();
+      args.group_size = groups == 1 && coin(rng) ? 0 : channels / groups;
+      args.norm_before_gate = coin(rng);
+      args.prenorm = coin(rng);
+      args.residual_in_fp32 = coin(rng);
+      if (coin(rng, 0.3)) args.out = tensor();
+      if (coin(rng, 0.3)) args.residual_out = tensor();
+      args.eps = 1e-3;
+      args.path = NormPath::simd;
+      for (const NormKind kind : kKinds) {
+        SCOPED_TRACE(concat("trial ", trial, " shape ", shape, " groups ", groups, " x ", args.x.dtype(),
+                            " kind ", kind == NormKind::rms ? "rms" : "layer", " z ", args.z.defined(),
+                            " residual ", args.residual.defined()));
+        const NormResult expected = norm(ctx, kind, widened(args));
+        const NormResult found = norm(ctx, kind, args);
+        expect_close(found.out, expected.out, 4e-6 + rounding_of(found.out.dtype()), "out");
+        EXPECT_EQ(found.residual.defined(), args.prenorm || args.residual_out.defined());
+        if (found.residual)
+          expect_close(found.residual, args.residual ? expected.residual : args.x,
+                       rounding_of(found.residual.dtype()), "residual");
+        if (::testing::Test::HasFailure()) return;
+      }
+    }
+  });
+}
+
+TEST(Norm, ReferencePathsAgree) {
+  Rng rng(5);
+  Context ctx;
+  for (const DType dtype : kDtypes) {
+    NormArgs args{
+        .x = random_tensor(rng, {3, 20}, dtype), .z = random_tensor(rng, {3, 20}, dtype), .group_size = 5};
+    args.path = NormPath::reference;
+    const Tensor narrow = rms_norm(ctx, args).out;
+    EXPECT_EQ(narrow.dtype(), dtype);
+    expect_close(narrow, rms_norm(ctx, widened(args)).out, rounding_of(dtype), "out");
+  }
+}
+
+TEST(Norm, ResidualDtype) {
+  Context ctx;
+  const Tensor x = Tensor::zeros({2, 3}, DType::bf16);
+  const Tensor r = Tensor::zeros({2, 3}, DType::f16);
+  EXPECT_FALSE(rms_norm(ctx, {.x = x, .residual = r}).residual.defined());
+  EXPECT_EQ(rms_norm(ctx, {.x = x, .prenorm = true}).residual.dtype(), DType::bf16);
+  EXPECT_EQ(rms_norm(ctx, {.x = x, .residual = r, .prenorm = true}).residual.dtype(), DType::f16);
+  EXPECT_EQ(
+      rms_norm(ctx, {.x = x, .residual = r, .prenorm = true, .residual_in_fp32 = true}).residual.dtype(),
+      DType::f32);
+  EXPECT_EQ(rms_norm(ctx, {.x = x, .residual = r}).out.dtype(), DType::bf16);
+}
+
+// What is normalised is the unrounded sum, whatever dtype the residual is kept in.
+TEST(Norm, NormalisesTheUnroundedResidual) {
+  Context ctx;
+  for (const NormPath path : {NormPath::reference, NormPath::simd}) {
+    const Tensor x = Tensor::from<float>({0.001F, -0.001F});
+    const Tensor residual = Tensor::from<float>({1.0F, 1.0F}).to(DType::bf16);
+    const Tensor out =
+        layer_norm(ctx, {.x = x, .residual = residual, .eps = 0.0, .prenorm = true, .path = path}).out;
+    expect_close(out, Tensor::from<float>({1.0F, -1.0F}), 1e-3, "out");
+  }
+}
+
+TEST(Norm, InPlace) {
+  Rng rng(7);
+  Context ctx;
+  for (const NormPath path : {NormPath::reference, NormPath::simd})
+    for (int layout = 0; layout < 4; ++layout) {
+      SCOPED_TRACE(layout);
+      const Tensor x = random_tensor(rng, {4, 3, 37}, DType::f32, -1.0, 1.0, layout);
+      const Tensor residual = random_tensor(rng, {4, 3, 37}, DType::bf16, -1.0, 1.0, layout);
+      const NormResult expected =
+          rms_norm(ctx, {.x = x.clone(), .residual = residual.clone(), .prenorm = true, .path = path});
+      const NormResult found =
+          rms_norm(ctx, {.x = x, .residual = residual, .out = x, .residual_out = residual, .path = path});
+      EXPECT_EQ(found.out.raw(), x.raw());
+      EXPECT_EQ(found.residual.raw(), residual.raw());
+      expect_same_bits(x, expected.out, "out");
+      expect_same_bits(residual, expected.residual, "residual");
+    }
+}
+
+TEST(Norm, EmptyShapes) {
+  Context ctx;
+  for (const NormPath path : {NormPath::reference, NormPath::simd})
+    for (const NormKind kind : kKinds)
+      for (const Dims& shape : {Dims{0}, Dims{0, 5}, Dims{3, 0}, Dims{2, 0, 4}}) {
+        SCOPED_TRACE(concat(shape));
+        const NormResult result = norm(ctx, kind, {.x = Tensor::zeros(shape), .prenorm = true, .path = path});
+        EXPECT_EQ(result.out.shape(), shape);
+        EXPECT_EQ(result.residual.shape(), shape);
+      }
+}
+
+// The variance is that of differences: a large mean cancels nothing away.
+TEST(Norm, LargeMean) {
+  Context ctx;
+  std::vector<float> values(300);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = 4096.0F + (i % 2 == 0 ? 0.25F : -0.25F);
+  const Tensor out = layer_norm(ctx, {.x = Tensor::from(values), .eps = 0.0, .path = NormPath::simd}).out;
+  for (std::int64_t i = 0; i < 300; ++i)
+    ASSERT_NEAR(out.data<float>()[i], i % 2 == 0 ? 1.0 : -1.0, 1e-6) << i;
+}
+
+TEST(Norm, NanStaysInItsRow) {
+  Context ctx;
+  for (const NormPath path : {NormPath::reference, NormPath::simd}) {
+    const Tensor x = Tensor::zeros({3, 21});
+    x.fill(1.0);
+    x.data<float>()[21 + 20] = NAN;
+    const Tensor out = rms_norm(ctx, {.x = x, .path = path}).out;
+    for (std::int64_t i = 0; i < 63; ++i) EXPECT_EQ(std::isnan(out.data<float>()[i]), i / 21 == 1) << i;
+  }
+}
+
+TEST(Norm, ThreadsDoNotChangeBits) {
+  Rng rng(8);
+  const Tensor x = random_tensor(rng, {203, 301});
+  const Tensor z = random_tensor(rng, {203, 301}, DType::bf16);
+  Tensor first;
+  for (const int threads : {1, 2, 3, 7}) {
+    Context ctx(ContextOptions{.threads = threads});
+    const Tensor out = rms_norm(ctx, {.x = x, .z = z}).out;
+    if (!first) first = out;
+    expect_same_bits(out, first, concat(threads, " threads"));
+  }
+}
+
+TEST(Norm, PathsAndBackend) {
+  Context ctx;
+  const Tensor x = Tensor::zeros({2, 3});
+  rms_norm(ctx, {.x = x});
+  EXPECT_NE(ctx.backend().find("simd"), std::string::npos) << ctx.backend();
+  layer_norm(ctx, {.x = x.to(DType::f64)});
+  EXPECT_NE(ctx.backend().find("reference"), std::string::npos) << ctx.backend();
+  ctx.set_reference(true);
+  rms_norm(ctx, {.x = x});
+  EXPECT_NE(ctx.backend().find("reference"), std::string::npos) << ctx.backend();
+}
+
+TEST(Norm, NamesWhatIsWrong) {
+  Context ctx;
+  const Tensor x = Tensor::zeros({2, 6});
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {.x = x, .weight = Tensor::zeros({5})}); }),
+            "[rms_norm] weight has shape (5,), expected (6,): one value per channel");
+  EXPECT_EQ(message_of([&] { layer_norm(ctx, {.x = x, .residual = Tensor::zeros({6})}); }),
+            "[layer_norm] residual has shape (6,), expected (2, 6): that of x");
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {.x = x, .group_size = 4}); }),
+            "[rms_norm] group_size is 4, expected a divisor of the 6 channels");
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {.x = x, .eps = -1.0}); }),
+            "[rms_norm] eps is -1, expected 0 or more");
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {}); }), "[rms_norm] x is missing");
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {.x = Tensor::zeros({2}, DType::i64)}); }),
+            "[rms_norm] x has dtype i64, expected f32, f64, bf16 or f16");
+  EXPECT_EQ(message_of([&] { rms_norm(ctx, {.x = x.to(DType::f64), .path = NormPath::simd}); }),
+            "[rms_norm] the simd path has no f64, expected f32, bf16 or f16");
+  EXPECT_NE(message_of([&] { rms_norm(ctx, {.x = Tensor::zeros({})}); }), "");
+}
+
+}  // namespace
+}  // namespace krait

@@ -1,0 +1,134 @@
+// Random arguments of ssd, and the fast paths against the reference in f64.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "krait/core/context.h"
+#include "krait/ops/ssd.h"
+#include "ops/random_tensors.h"
+
+namespace krait::testing {
+
+inline Tensor to_f64(const Tensor& t) { return t ? t.to(DType::f64) : t; }
+
+inline SsdArgs in_f64(SsdArgs args) {
+  for (Tensor* t :
+       {&args.x, &args.dt, &args.A, &args.B, &args.C, &args.D, &args.z, &args.dt_bias, &args.initial_states})
+    *t = to_f64(*t);
+  args.out = {};
+  args.final_states = {};
+  args.path = SsdPath::reference;
+  return args;
+}
+
+inline void expect_fast(const SsdArgs& args,
+                        std::initializer_list<SsdPath> paths = {SsdPath::recurrent, SsdPath::chunked}) {
+  Context ctx({.threads = 2});
+  const SsdResult exact = ssd(ctx, in_f64(args));
+  EXPECT_EQ(ctx.backend(), "ssd: reference");
+  for (const SsdPath path : paths) {
+    const char* name = path == SsdPath::recurrent ? "recurrent" : "chunked";
+    SCOPED_TRACE(concat(name, " chunk ", args.chunk_size));
+    SsdArgs fast = args;
+    fast.path = path;
+    if (args.out) fast.out.fill(7.0);
+    const SsdResult found = ssd(ctx, fast);
+    EXPECT_EQ(ctx.backend(), concat("ssd: ", name, " (", simd_target(), ")"));
+    EXPECT_EQ(found.out.dtype(), args.x.dtype());
+    // Sums over N and the chunk, in f32, on top of what the output's type rounds.
+    constexpr double kSums = 1e-5;
+    expect_close(found.out, exact.out, rounding_of(args.x.dtype()) + kSums, "out");
+    if (args.return_final_states) {
+      EXPECT_EQ(found.final_states.dtype(), DType::f32);
+      expect_close(found.final_states, exact.final_states, kSums, "final_states");
+    }
+    if (args.state_positions) expect_close(found.states, exact.states, kSums, "states");
+  }
+}
+
+struct SsdSizes {
+  std::int64_t rows = 1;
+  std::int64_t length = 1;
+  std::int64_t heads = 1;
+  std::int64_t headdim = 1;
+  std::int64_t groups = 1;
+  std::int64_t d_state = 1;
+};
+
+// The required arguments, dt as the models have it: small and positive.
+inline SsdArgs plain_case(Rng& rng, const SsdSizes& s, DType dtype = DType::f32, int layout = 0) {
+  return {.x = random_tensor(rng, {s.rows, s.length, s.heads, s.headdim}, dtype, -1, 1, layout),
+          .dt = random_tensor(rng, {s.rows, s.length, s.heads}, dtype, 0.01, 0.5, layout),
+          .A = random_tensor(rng, {s.heads}, DType::f32, -4, -0.1, layout),
+          .B = random_tensor(rng, {s.rows, s.length, s.groups, s.d_state}, dtype, -1, 1, layout),
+          .C = random_tensor(rng, {s.rows, s.length, s.groups, s.d_state}, dtype, -1, 1, layout)};
+}
+
+inline SsdArgs random_case(Rng& rng, std::string& name) {
+  const DType dtype =
+      std::vector<DType>{DType::f32, DType::bf16, DType::f16}[static_cast<std::size_t>(pick(rng, 0, 2))];
+  const bool packed = coin(rng, 0.3);
+  SsdSizes s;
+  s.rows = packed ? 1 : pick(rng, 0, 3);
+  s.length = coin(rng, 0.2) ? pick(rng, 60, 200) : pick(rng, 0, 40);
+  s.groups = pick(rng, 1, 3);
+  s.heads = s.groups * pick(rng, 0, 3);
+  s.headdim = pick(rng, 0, 40);
+  s.d_state = pick(rng, 0, 40);
+  const auto layout = [&] { return static_cast<int>(pick(rng, 0, 3)); };
+  SsdArgs args = plain_case(rng, s, dtype, layout());
+  if (coin(rng)) args.D = random_tensor(rng, {s.heads}, DType::f32, -1, 1, layout());
+  if (coin(rng, 0.3)) args.D = random_tensor(rng, {s.heads, s.headdim}, dtype, -1, 1, layout());
+  if (coin(rng)) args.z = random_tensor(rng, args.x.shape(), dtype, -2, 2, layout());
+  if (coin(rng)) {
+    args.dt_softplus = true;
+    args.dt = random_tensor(rng, args.dt.shape(), DType::f32, -6, 1, layout());
+    args.dt_bias = random_tensor(rng, {s.heads}, DType::f32, -1, 1, layout());
+  }
+  if (coin(rng, 0.3)) args.dt_limit = {0.05F, 0.3F};
+  args.reverse = coin(rng, 0.3);
+  args.chunk_size =
+      std::vector<std::int64_t>{0, 1, 7, 16, 64, 256}[static_cast<std::size_t>(pick(rng, 0, 5))];
+  std::int64_t sequences = s.rows;
+  if (packed) {
+    std::vector<std::int64_t> offsets = {0};
+    while (offsets.back() < s.length) offsets.push_back(pick(rng, offsets.back(), s.length));
+    args.cu_seqlens = Tensor::from(offsets);
+    sequences = static_cast<std::int64_t>(offsets.size()) - 1;
+    if (coin(rng)) args.cu_seqlens = args.cu_seqlens.to(DType::i32);
+  }
+  if (coin(rng, 0.3)) {
+    args.seq_idx = Tensor::zeros({s.rows, s.length}, DType::i64);
+    for (std::int64_t b = 0; b < s.rows; ++b)
+      for (std::int64_t t = 0, id = 0; t < s.length; ++t) {
+        if (coin(rng, 0.1)) ++id;
+        args.seq_idx.data<std::int64_t>()[b * s.length + t] = coin(rng, 0.15) ? -1 : id;
+      }
+    if (coin(rng)) args.seq_idx = args.seq_idx.to(DType::i32);
+  }
+  if (coin(rng))
+    args.initial_states = random_tensor(rng, {sequences, s.heads, s.headdim, s.d_state},
+                                        coin(rng) ? dtype : DType::f32, -1, 1, layout());
+  if (coin(rng, 0.4) && s.length > 0) {
+    const std::int64_t wanted = pick(rng, 0, 4);
+    args.state_positions = Tensor::zeros({s.rows, wanted}, DType::i64);
+    for (std::int64_t i = 0; i < s.rows * wanted; ++i)
+      args.state_positions.data<std::int64_t>()[i] = pick(rng, 0, s.length - 1);
+  }
+  args.return_final_states = coin(rng);
+  if (coin(rng, 0.3)) args.out = laid_out(Tensor::zeros(args.x.shape(), dtype), layout());
+  if (coin(rng, 0.3)) {
+    args.final_states = laid_out(Tensor::zeros({sequences, s.heads, s.headdim, s.d_state}),
+                                 static_cast<int>(pick(rng, 0, 2)));
+    args.return_final_states = true;
+  }
+  name = concat("x ", args.x.shape(), " ", dtype, " G ", s.groups, " N ", s.d_state, " sequences ", sequences,
+                args.D ? " D" : "", args.z ? " z" : "", args.dt_softplus ? " softplus" : "",
+                args.reverse ? " reverse" : "", args.seq_idx ? " seq_idx" : "",
+                args.cu_seqlens ? " packed" : "", args.initial_states ? " initial" : "",
+                args.state_positions ? " positions" : "", args.final_states ? " final" : "");
+  return args;
+}
+
+}  // namespace krait::testing

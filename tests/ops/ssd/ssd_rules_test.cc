@@ -1,0 +1,319 @@
+// What ssd promises beyond its numbers: splitting, packing, padding, threads, aliasing, choices, messages.
+#include <gtest/gtest.h>
+
+#include "ops/ssd/problem.h"
+#include "ops/ssd/ssd_cases.h"
+
+namespace krait {
+namespace {
+
+using namespace testing;
+
+constexpr SsdSizes kSizes{.rows = 2, .length = 75, .heads = 4, .headdim = 12, .groups = 2, .d_state = 20};
+
+SsdArgs part_of(SsdArgs args, std::int64_t begin, std::int64_t end) {
+  for (Tensor* t : {&args.x, &args.dt, &args.B, &args.C, &args.z})
+    if (*t) *t = t->slice(1, begin, end);
+  return args;
+}
+
+TEST(Ssd, SplitWithStateCarriedIsOnePass) {
+  Context ctx;
+  Rng rng(1);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+    SsdArgs args = plain_case(rng, kSizes);
+    args.initial_states = random_tensor(rng, {2, 4, 12, 20});
+    args.return_final_states = true;
+    args.path = path;
+    args.chunk_size = 16;
+    const SsdResult whole = ssd(ctx, args);
+    for (const std::int64_t cut : {0, 1, 16, 40, 75}) {
+      SCOPED_TRACE(concat("path ", static_cast<int>(path), " cut at ", cut));
+      const Tensor state = args.initial_states.clone();  // carried in place
+      SsdArgs carried = args;
+      carried.initial_states = carried.final_states = state;
+      const Tensor left = ssd(ctx, part_of(carried, 0, cut)).out;
+      const Tensor right = ssd(ctx, part_of(carried, cut, 75)).out;
+      expect_close(left, whole.out.slice(1, 0, cut), 1e-5, "left");
+      expect_close(right, whole.out.slice(1, cut, 75), 1e-5, "right");
+      expect_close(state, whole.final_states, 1e-5, "final_states");
+    }
+  }
+}
+
+TEST(Ssd, PackedIsSeparate) {
+  Context ctx;
+  Rng rng(2);
+  const std::vector<std::int64_t> offsets = {0, 3, 3, 70, 75};
+  for (const bool reverse : {false, true}) {
+    for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+      SsdSizes s = kSizes;
+      s.rows = 1;
+      SsdArgs args = plain_case(rng, s);
+      args.initial_states = random_tensor(rng, {4, 4, 12, 20});
+      args.return_final_states = true;
+      args.reverse = reverse;
+      args.path = path;
+      args.chunk_size = 16;
+      SsdArgs packed = args;
+      packed.cu_seqlens = Tensor::from(offsets);
+      const SsdResult together = ssd(ctx, packed);
+      for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+        SCOPED_TRACE(concat("path ", static_cast<int>(path), " reverse ", reverse, " sequence ", i));
+        const auto n = static_cast<std::int64_t>(i);
+        SsdArgs alone = part_of(args, offsets[i], offsets[i + 1]);
+        alone.initial_states = args.initial_states.slice(0, n, n + 1);
+        const SsdResult result = ssd(ctx, alone);
+        expect_same_bits(together.out.slice(1, offsets[i], offsets[i + 1]), result.out, "out");
+        expect_same_bits(together.final_states.slice(0, n, n + 1), result.final_states, "final_states");
+      }
+    }
+  }
+}
+
+TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
+  Context ctx;
+  Rng rng(3);
+  const SsdSizes s{.rows = 1, .length = 9, .heads = 2, .headdim = 5, .groups = 1, .d_state = 6};
+  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+    SCOPED_TRACE(concat("path ", static_cast<int>(path)));
+    SsdArgs args = plain_case(rng, s);
+    args.D = random_tensor(rng, {2});
+    args.initial_states = random_tensor(rng, {1, 2, 5, 6});
+    args.return_final_states = true;
+    args.path = path;
+    SsdArgs padded = args;
+    padded.seq_idx = Tensor::from<std::int64_t>({-1, 4, 4, -1, 4, 7, 7, 7, -1}, {1, 9});
+    padded.state_positions = Tensor::from<std::int64_t>({0, 3, 4, 8}, {1, 4});
+    const SsdResult found = ssd(ctx, padded);
+    for (const std::int64_t t : {0, 3, 8})
+      expect_same_bits(found.out.select(1, t), Tensor::zeros({1, 2, 5}), concat("padding ", t));
+
+    // Tokens 1, 2, 4 with the initial state, then 5, 6, 7 without.
+    SsdArgs first = args;
+    for (Tensor* t : {&first.x, &first.dt, &first.B, &first.C}) {
+      Dims shape = t->shape();
+      shape[1] = 3;
+      const Tensor kept = Tensor::empty(shape);
+      kept.slice(1, 0, 2).copy_from(t->slice(1, 1, 3));
+      kept.slice(1, 2, 3).copy_from(t->slice(1, 4, 5));
+      *t = kept;
+    }
+    const SsdResult left = ssd(ctx, first);
+    SsdArgs second = part_of(args, 5, 8);
+    second.initial_states = {};
+    const SsdResult right = ssd(ctx, second);
+    expect_close(found.out.slice(1, 1, 3), left.out.slice(1, 0, 2), 1e-6, "tokens 1 and 2");
+    expect_close(found.out.slice(1, 4, 5), left.out.slice(1, 2, 3), 1e-6, "token 4");
+    expect_close(found.out.slice(1, 5, 8), right.out, 1e-6, "tokens 5 to 7");
+    expect_close(found.final_states, right.final_states, 1e-6, "final_states");
+    expect_close(found.states.select(1, 0), args.initial_states, 1e-6, "state before any token");
+    expect_close(found.states.select(1, 2), left.final_states, 1e-6, "state after token 4");
+    expect_close(found.states.select(1, 3), right.final_states, 1e-6, "state after the last token");
+  }
+}
+
+TEST(Ssd, RowsWithoutTokensKeepTheirState) {
+  Context ctx;
+  Rng rng(4);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+    SsdArgs args = plain_case(rng, {.rows = 1, .length = 2, .heads = 2, .headdim = 3, .d_state = 4});
+    args.initial_states = random_tensor(rng, {1, 2, 3, 4});
+    args.seq_idx = Tensor::from<std::int32_t>({-1, -1}, {1, 2});
+    args.return_final_states = true;
+    args.path = path;
+    const SsdResult result = ssd(ctx, args);
+    expect_same_bits(result.final_states, args.initial_states, "final_states");
+    args.initial_states = {};
+    expect_same_bits(ssd(ctx, args).final_states, Tensor::zeros({1, 2, 3, 4}), "without initial_states");
+  }
+}
+
+TEST(Ssd, ReverseIsTheFlippedSequence) {
+  Context ctx;
+  Rng rng(5);
+  SsdArgs args = plain_case(rng, kSizes);
+  args.return_final_states = true;
+  args.path = SsdPath::chunked;
+  SsdArgs flipped = args;
+  for (Tensor* t : {&flipped.x, &flipped.dt, &flipped.B, &flipped.C}) {
+    const Tensor to = Tensor::empty(t->shape());
+    for (std::int64_t i = 0; i < 75; ++i) to.select(1, i).copy_from(t->select(1, 74 - i));
+    *t = to;
+  }
+  args.reverse = true;
+  const SsdResult reversed = ssd(ctx, args);
+  const SsdResult forward = ssd(ctx, flipped);
+  expect_same_bits(reversed.final_states, forward.final_states, "final_states");
+  for (std::int64_t i = 0; i < 75; ++i)
+    expect_same_bits(reversed.out.select(1, i), forward.out.select(1, 74 - i), concat("token ", i));
+}
+
+TEST(Ssd, ThreadsDoNotChangeABit) {
+  Rng rng(6);
+  for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+    SsdArgs args =
+        plain_case(rng, {.rows = 2, .length = 90, .heads = 10, .headdim = 20, .groups = 2, .d_state = 24});
+    args.return_final_states = true;
+    args.path = path;
+    Context one({.threads = 1});
+    const SsdResult expected = ssd(one, args);
+    for (const int threads : {2, 3, 7}) {
+      SCOPED_TRACE(concat("path ", static_cast<int>(path), ", ", threads, " threads"));
+      Context ctx({.threads = threads});
+      const SsdResult found = ssd(ctx, args);
+      expect_same_bits(found.out, expected.out, "out");
+      expect_same_bits(found.final_states, expected.final_states, "final_states");
+    }
+  }
+}
+
+TEST(Ssd, StateInPlaceWithSeveralRuns) {
+  Rng rng(7);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+    SsdArgs args = plain_case(rng, kSizes);
+    args.initial_states = random_tensor(rng, {2, 4, 12, 20});
+    args.seq_idx = Tensor::zeros({2, 75}, DType::i64);
+    for (std::int64_t t = 0; t < 150; ++t) args.seq_idx.data<std::int64_t>()[t] = t % 75 / 10;
+    args.return_final_states = true;
+    args.path = path;
+    Context ctx({.threads = 3});
+    const SsdResult apart = ssd(ctx, args);
+    args.final_states = args.initial_states;
+    const SsdResult in_place = ssd(ctx, args);
+    expect_same_bits(in_place.out, apart.out, "out");
+    expect_same_bits(args.initial_states, apart.final_states, "final_states");
+  }
+}
+
+TEST(Ssd, ContextMayAskForTheReference) {
+  Rng rng(8);
+  Context ctx({.reference = true});
+  const SsdArgs args = plain_case(rng, kSizes);
+  (void)ssd(ctx, args);
+  EXPECT_EQ(ctx.backend(), "ssd: reference");
+  ctx.set_reference(false);
+  (void)ssd(ctx, args);
+  EXPECT_EQ(ctx.backend(), concat("ssd: chunked (", simd_target(), ")"));
+}
+
+TEST(ChooseSsd, ShortSequencesAreRecurrent) {
+  EXPECT_EQ(choose_ssd(1, 64, 128).path, SsdPath::recurrent);
+  EXPECT_EQ(choose_ssd(4096, 64, 128).path, SsdPath::chunked);
+  for (const std::int64_t length : {0, 1, 17, 100000})
+    for (const std::int64_t headdim : {0, 1, 64, 512})
+      for (const std::int64_t d_state : {0, 1, 16, 256}) {
+        const SsdChoice choice = choose_ssd(length, headdim, d_state);
+        EXPECT_GE(choice.chunk_size, 1);
+        EXPECT_LE(choice.chunk_size, ssd_detail::kMaxChunk);
+        EXPECT_NE(choice.path, SsdPath::automatic);
+      }
+}
+
+TEST(ChooseHeadsPerBlock, SharesWorkAndFitsTheCache) {
+  using ssd_detail::choose_heads_per_block;
+  EXPECT_EQ(choose_heads_per_block(1, 24, 64 * 128, 1), 16);  // the states fill the cache
+  EXPECT_EQ(choose_heads_per_block(1, 24, 64 * 128, 2), 12);  // half for each thread
+  EXPECT_EQ(choose_heads_per_block(1, 24, 64 * 128, 64), 1);  // never less than one head
+  EXPECT_EQ(choose_heads_per_block(8, 24, 16 * 16, 2), 24);   // sequences enough for all threads
+  EXPECT_EQ(choose_heads_per_block(1, 24, 1024 * 1024, 1), 1);
+  EXPECT_GE(choose_heads_per_block(0, 0, 0, 2), 1);
+}
+
+TEST(Ssd, MessagesNameWhatWasFound) {
+  Context ctx;
+  Rng rng(9);
+  const SsdArgs good =
+      plain_case(rng, {.rows = 2, .length = 7, .heads = 4, .headdim = 3, .groups = 2, .d_state = 5});
+  const auto message = [&](const auto& change) {
+    SsdArgs args = good;
+    change(args);
+    return message_of([&] { (void)ssd(ctx, args); });
+  };
+  const auto zeros = [](const Dims& shape, DType dtype = DType::f32) { return Tensor::zeros(shape, dtype); };
+  EXPECT_EQ(message([&](SsdArgs& a) { a.A = {}; }), "[ssd] x, dt, A, B and C must be given");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.x = zeros({2, 7, 4});
+            }),
+            "[ssd] x has shape (2, 7, 4), expected (B, L, H, P)");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.x = zeros({2, 7, 4, 3}, DType::i64);
+            }),
+            "[ssd] x has dtype i64, expected f32, f64, bf16 or f16");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.dt = zeros({2, 7, 3});
+            }),
+            "[ssd] dt has shape (2, 7, 3), expected (2, 7, 4): one value for each token and head");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.A = zeros({5}); }),
+            "[ssd] A has shape (5), expected (4): one value for each head");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.A = zeros({4}, DType::f64); }),
+            "[ssd] A has dtype f64 beside x of f32: f64 needs x in f64 too");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.B = zeros({2, 7, 5});
+            }),
+            "[ssd] B has shape (2, 7, 5), expected (2, 7, G, N)");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.B = a.C = zeros({2, 7, 3, 5});
+            }),
+            "[ssd] B has 3 groups, which do not divide the 4 heads");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.C = zeros({2, 7, 2, 6});
+            }),
+            "[ssd] C has shape (2, 7, 2, 6), expected (2, 7, 2, 5): as B");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.D = zeros({4, 2});
+            }),
+            "[ssd] D has shape (4, 2), expected (4) or (4, 3)");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.z = zeros({2, 7, 4, 4});
+            }),
+            "[ssd] z has shape (2, 7, 4, 4), expected (2, 7, 4, 3): as x");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.dt_bias = zeros({3}); }),
+            "[ssd] dt_bias has shape (3), expected (4): one value for each head");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.dt_limit = {0.5F, 0.1F};
+            }),
+            "[ssd] dt_limit is (0.5, 0.1), expected low <= high");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.chunk_size = -1; }),
+            "[ssd] chunk_size is -1, expected 0 (automatic) or more");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.initial_states = zeros({1, 4, 3, 5});
+            }),
+            "[ssd] initial_states has shape (1, 4, 3, 5), expected (2, 4, 3, 5): one state for each sequence "
+            "and head");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.final_states = zeros({2, 4, 3, 5}, DType::bf16);
+            }),
+            "[ssd] final_states has dtype bf16, expected f32");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.out = zeros({2, 7, 4, 3}, DType::bf16);
+            }),
+            "[ssd] out has dtype bf16, expected f32 as x");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.out = a.x; }), "[ssd] out overlaps x");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              const Tensor states = zeros({3, 4, 3, 5});
+              a.initial_states = states.slice(0, 0, 2);
+              a.final_states = states.slice(0, 1, 3);
+            }),
+            "[ssd] final_states overlaps initial_states without being the same view");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.seq_idx = zeros({2, 6}, DType::i32);
+            }),
+            "[ssd] seq_idx has shape (2, 6), expected (2, 7)");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.cu_seqlens = Tensor::from<std::int64_t>({0, 7});
+            }),
+            "[ssd] cu_seqlens needs a batch of 1, found 2");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a.state_positions = Tensor::from<std::int64_t>({0, -1}, {2, 1});
+            }),
+            "[ssd] state_positions[1, 0] is -1, expected 0 to 6");
+  EXPECT_EQ(message([&](SsdArgs& a) {
+              a = in_f64(a);
+              a.path = SsdPath::chunked;
+            }),
+            "[ssd] the path chunked takes f32, bf16 or f16, x has dtype f64");
+}
+
+}  // namespace
+}  // namespace krait
