@@ -40,8 +40,8 @@ double Rng::uniform_double() {
 }
 
 float Rng::normal() {
-  const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform_double()));
-  return static_cast<float>(radius * std::cos(2.0 * std::numbers::pi * uniform_double()));
+  const float radius = std::sqrt(-2.0F * std::log(1.0F - uniform()));
+  return radius * std::cos(2.0F * std::numbers::pi_v<float> * uniform());
 }
 
 void Rng::set_position(std::uint64_t position) {

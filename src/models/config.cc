@@ -10,6 +10,7 @@ namespace krait {
 namespace {
 
 constexpr std::int64_t kMaxLayers = 10000;
+constexpr std::int64_t kMaxVocab = std::int64_t{1} << 31;
 
 // A d_inner of expand * d_model beyond this would overflow products of sizes further on.
 void check_expand(const JsonFields& f, double expand) {
@@ -106,7 +107,7 @@ ModelConfig upstream(const JsonFields& f) {
   c.d_model = f.integer("d_model", 0);
   c.d_intermediate = f.integer("d_intermediate", 0, 0);
   c.n_layer = f.integer("n_layer", c.n_layer, 1, kMaxLayers);
-  c.vocab_size = f.integer("vocab_size", c.vocab_size);
+  c.vocab_size = f.integer("vocab_size", c.vocab_size, 1, kMaxVocab);
   const JsonFields ssm = f.object("ssm_cfg");
   const std::string layer = ssm.string("layer", "Mamba1");
   if (layer == "Mamba1")
@@ -134,7 +135,7 @@ ModelConfig hugging_face(const JsonFields& f, Format format, std::int64_t vocab_
                          std::int64_t n_layer, bool tie) {
   ModelConfig c;
   c.format = format;
-  c.vocab_size = f.integer("vocab_size", vocab_size);
+  c.vocab_size = f.integer("vocab_size", vocab_size, 1, kMaxVocab);
   c.d_model = f.integer("hidden_size", d_model);
   c.n_layer = f.integer("num_hidden_layers", n_layer, 1, kMaxLayers);
   c.pad_vocab_size_multiple = 1;

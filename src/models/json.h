@@ -23,7 +23,7 @@ class JsonFields {
 
   [[nodiscard]] bool has(std::string_view key) const;  // present and not null
   [[nodiscard]] std::int64_t integer(std::string_view key, std::int64_t fallback, std::int64_t low = 1,
-                                     std::int64_t high = std::int64_t{1} << 31) const;
+                                     std::int64_t high = std::int64_t{1} << 24) const;
   [[nodiscard]] double number(std::string_view key, double fallback) const;
   [[nodiscard]] bool boolean(std::string_view key, bool fallback) const;
   [[nodiscard]] std::string string(std::string_view key, const std::string& fallback) const;

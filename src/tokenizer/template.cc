@@ -1,6 +1,8 @@
 #include "tokenizer/template.h"
 
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "krait/core/error.h"
 
@@ -38,7 +40,7 @@ const json* id_of(const json& piece, const char* kind) {
   return body.is_object() && body.contains("id") && body.at("id").is_string() ? &body.at("id") : nullptr;
 }
 
-void surround(Template& result, const Component& component) {
+Template surroundings(const Component& component) {
   const json& pieces = component.field("single");
   if (!pieces.is_array()) component.refuse("single", "a list");
   std::vector<std::int64_t> before;
@@ -56,13 +58,13 @@ void surround(Template& result, const Component& component) {
     }
   }
   if (texts != 1) component.refuse("single", "the sequence A once");
-  result.before.insert(result.before.begin(), before.begin(), before.end());
-  result.after.insert(result.after.end(), after.begin(), after.end());
+  return {std::move(before), std::move(after)};
 }
 
-void add(Template& result, const Component& component) {
+void add(std::optional<Template>& result, const Component& component) {
   if (component.type() == "TemplateProcessing") {
-    surround(result, component);
+    require(!result, component.where(), ": there is a second one, expected one at most");
+    result = surroundings(component);
   } else if (component.type() == "Sequence") {
     for (const Component& part : component.parts("processors")) add(result, part);
   } else if (component.type() != "ByteLevel") {
@@ -73,9 +75,9 @@ void add(Template& result, const Component& component) {
 }  // namespace
 
 Template read_template(const json& config, std::string_view name) {
-  Template result;
+  std::optional<Template> result;
   if (!config.is_null()) add(result, Component(config, concat(name, ": post_processor")));
-  return result;
+  return result.value_or(Template{});
 }
 
 }  // namespace krait::tokenizer

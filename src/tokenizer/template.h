@@ -15,9 +15,9 @@ struct Template {
   std::vector<std::int64_t> after;
 };
 
-// `config` is the file's "post_processor" and may be null. ByteLevel adds nothing; in a Sequence each
-// template surrounds what those before it made. Throws Error(invalid_argument), beginning with `name`,
-// for what is not supported: other types, and a template of a single text that does not contain $A once.
+// `config` is the file's "post_processor" and may be null. ByteLevel adds nothing. Throws
+// Error(invalid_argument), beginning with `name`, for what is not supported: other types, a second
+// template, and a template of a single text that does not contain $A once.
 [[nodiscard]] Template read_template(const nlohmann::json& config, std::string_view name);
 
 }  // namespace krait::tokenizer

@@ -83,9 +83,9 @@ TEST(Config, OneLineSaysWhatIsWrong) {
       "config.json: model_type is llama, expected model_type mamba, mamba2, falcon_mamba or gpt_neox, or "
       "upstream's fields (d_model, n_layer, ssm_cfg)");
   EXPECT_EQ(message_of(R"({"d_model": -1})"),
-            "config.json: d_model is -1, expected an integer from 1 to 2147483648");
+            "config.json: d_model is -1, expected an integer from 1 to 16777216");
   EXPECT_EQ(message_of(R"({"d_model": "wide"})"),
-            "config.json: d_model is \"wide\", expected an integer from 1 to 2147483648");
+            "config.json: d_model is \"wide\", expected an integer from 1 to 16777216");
   EXPECT_EQ(message_of(R"({"d_model": 8, "ssm_cfg": {"layer": "Mamba3"}})"),
             "config.json: ssm_cfg: layer is Mamba3, expected Mamba1 or Mamba2");
   EXPECT_NE(message_of(R"({"d_model": 8, "ssm_cfg": {"d_sate": 3}})").find("unknown field d_sate"),

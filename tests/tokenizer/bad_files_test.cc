@@ -191,7 +191,10 @@ TEST(BadFiles, Templates) {
   with(s_a, R"({"<s>": {"ids": [-3]}})", "has the id '-3'");
   with(s_a, R"({"<s>": {"ids": [77]}})", "the id 77, which no token has");
   with(s_a, R"({"<s>": {}})", "no list of ids");
-  EXPECT_NE(a, nullptr);
+  const std::string one =
+      std::string(R"({"type": "TemplateProcessing", "special_tokens": {}, "single": )") + a + "}";
+  const std::string two = R"({"type": "Sequence", "processors": [)" + one + ", " + one + "]}";
+  expect_error_with("/post_processor", two.c_str(), "there is a second one");
 }
 
 // Found only where it is needed, as Hugging Face does.

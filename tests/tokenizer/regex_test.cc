@@ -71,7 +71,7 @@ TEST(Regex, WhatHasNoTranslationIsAnError) {
 // Catastrophic backtracking ends in an error, not in a hang.
 TEST(Regex, GivesUp) {
   EXPECT_THROW(matches("(?:a+)+$", std::string(5000, 'a') + "b"), Error);
-  EXPECT_THROW(matches("(?:(?:a|b|ab)*)*c", std::string(100000, 'a')), Error);
+  EXPECT_THROW(matches("(?:(?:a|b|ab)*)*c", std::string(100000, 'a') + "dc"), Error);
 }
 
 TEST(Gpt2Scanner, EqualsThePattern) {

@@ -4,35 +4,11 @@
 #include <type_traits>
 #include <vector>
 
+#include "core/view.h"
 #include "ops/selective_scan/scan.h"
 
 namespace krait::scan {
 namespace {
-
-// Elements by index. An absent tensor gives a view that is false.
-template <typename T>
-class View {
- public:
-  // A copy in the dtype of T where the tensor has another one.
-  explicit View(const Tensor& tensor) : tensor_(tensor ? tensor.to(dtype_of<T>) : tensor) {
-    if (tensor_) data_ = tensor_.data<T>();
-  }
-  explicit operator bool() const { return tensor_.defined(); }
-  [[nodiscard]] int ndim() const { return tensor_.ndim(); }
-  template <typename... Index>
-  T& operator()(Index... index) const {
-    std::int64_t offset = 0;
-    int dim = 0;
-    ((offset += index * tensor_.strides()[dim++]), ...);
-    return data_[offset];
-  }
-  // Writes the elements back where they were a copy.
-  void store(const Tensor& tensor) const { tensor.copy_from(tensor_); }
-
- private:
-  Tensor tensor_;
-  T* data_ = nullptr;
-};
 
 template <typename S>
 S softplus(S x) {

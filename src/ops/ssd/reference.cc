@@ -53,8 +53,9 @@ void run_reference(Context&, const Problem& p) {
   for (const TokenRun& run : p.runs->runs) {
     for (std::int64_t h = 0; h < heads; ++h) {
       const std::int64_t g = h / p.heads_per_group();
-      const double* start = initial.data + (run.sequence * heads + h) * headdim * d_state;
-      for (std::int64_t i = 0; i < state.numel(); ++i) S[i] = run.first && p.initial_states ? start[i] : 0.0;
+      const std::int64_t start = (run.sequence * heads + h) * headdim * d_state;
+      for (std::int64_t i = 0; i < state.numel(); ++i)
+        S[i] = run.first && p.initial_states ? initial.data[start + i] : 0.0;
 
       std::size_t request = run.requests_begin;
       const auto save = [&](const Tensor& to) { to.copy_from(state); };

@@ -312,7 +312,7 @@ TEST(CausalConv1d, MessagesNameWhatWasFound) {
   EXPECT_EQ(message({.weight = Tensor::zeros({3, 4}, DType::f64)}),
             "[causal_conv1d] weight has dtype f64 beside x of f32: f64 needs x in f64 too");
   EXPECT_EQ(message({.bias = Tensor::zeros({4})}),
-            "[causal_conv1d] bias has shape (4), expected (3): one value for each channel");
+            "[causal_conv1d] bias has shape (4,), expected (3,): one value for each channel");
   EXPECT_EQ(message({.initial_states = Tensor::zeros({2, 3, 4})}),
             "[causal_conv1d] initial_states has shape (2, 3, 4), expected (2, 3, 3): the K - 1 inputs before "
             "each sequence");

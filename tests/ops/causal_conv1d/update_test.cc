@@ -183,7 +183,7 @@ TEST(CausalConv1dUpdate, MessagesNameWhatWasFound) {
     return message_of([&] { (void)causal_conv1d_update(ctx, args); });
   };
   EXPECT_EQ(message({.x = Tensor::zeros({2})}),
-            "[causal_conv1d_update] x has shape (2), expected (B, D) or (B, D, T)");
+            "[causal_conv1d_update] x has shape (2,), expected (B, D) or (B, D, T)");
   EXPECT_EQ(message({.conv_state = Tensor::zeros({2, 3, 2})}),
             "[causal_conv1d_update] conv_state has shape (2, 3, 2), expected (R, 3, S) with S >= K - 1 = 3");
   EXPECT_EQ(message({.conv_state = Tensor::zeros({5, 3, 3})}),
@@ -196,7 +196,7 @@ TEST(CausalConv1dUpdate, MessagesNameWhatWasFound) {
   EXPECT_EQ(message({.cache_seqlens = Tensor::from<std::int64_t>({0, -1})}),
             "[causal_conv1d_update] cache_seqlens[1] is -1, expected 0 or more");
   EXPECT_EQ(message({.cache_seqlens = Tensor::from<std::int64_t>({0})}),
-            "[causal_conv1d_update] cache_seqlens has shape (1), expected (2): one value for each batch row");
+            "[causal_conv1d_update] cache_seqlens has shape (1,), expected (2,): one value for each batch row");
   EXPECT_EQ(message({.seq_idx = Tensor::zeros({2})}),
             "[causal_conv1d_update] seq_idx has dtype f32, expected i32 or i64");
   EXPECT_EQ(message({.out = Tensor::zeros({2, 4})}),

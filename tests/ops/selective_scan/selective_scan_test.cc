@@ -5,50 +5,17 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "core/each_target.h"
+#include "core/tensors.h"
 #include "krait/core/error.h"
-#include "krait/core/random.h"
 #include "ops/selective_scan/scan.h"
 
 namespace krait {
 namespace {
-
-bool is_complex(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
-
-// A tensor whose strides are in no particular order: dimensions permuted, every other element left out,
-// some dimensions running backwards.
-Tensor scattered(Rng& rng, const Dims& shape, DType dtype) {
-  std::vector<int> order(static_cast<std::size_t>(shape.size()));
-  for (int i = 0; i < shape.size(); ++i) order[static_cast<std::size_t>(i)] = i;
-  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.next_u32() % i]);
-  Dims strides = shape;
-  std::int64_t step = 1 + rng.next_u32() % 2;
-  std::int64_t offset = 0;
-  for (const int dim : order) {
-    const bool backwards = rng.next_u32() % 3 == 0;
-    strides[dim] = backwards ? -step : step;
-    if (backwards) offset += (std::max<std::int64_t>(shape[dim], 1) - 1) * step;
-    step *= std::max<std::int64_t>(shape[dim], 1) + rng.next_u32() % 2;
-  }
-  return Tensor::zeros({step + 1}, dtype).as_strided(shape, strides, offset);
-}
-
-// Uniform in [low, high), both parts of complex ones.
-Tensor random(Rng& rng, const Dims& shape, DType dtype, double low, double high, bool scatter = false) {
-  const Tensor numbers = Tensor::empty(shape, is_complex(dtype) ? DType::c128 : DType::f64);
-  auto* to = static_cast<double*>(numbers.raw());
-  const std::int64_t count = numbers.numel() * (is_complex(dtype) ? 2 : 1);
-  for (std::int64_t i = 0; i < count; ++i) to[i] = low + (high - low) * rng.uniform_double();
-  if (!scatter) return numbers.to(dtype);
-  const Tensor result = scattered(rng, shape, dtype);
-  result.copy_from(numbers);
-  return result;
-}
 
 struct Options {
   std::int64_t batch = 2;
@@ -87,27 +54,27 @@ SelectiveScanArgs make_args(const Options& o, std::uint64_t seed) {
   const std::int64_t batch = o.sequences == 3 ? 1 : o.batch;
   const Dims sequence = {batch, o.channels, o.length};
   const auto like_u = [&](double low, double high) {
-    if (!o.channel_last) return random(rng, sequence, o.dtype, low, high, o.scatter);
-    return random(rng, {batch, o.length, o.channels}, o.dtype, low, high).transpose(1, 2);
+    if (!o.channel_last) return random_tensor(rng, sequence, o.dtype, low, high, o.scatter);
+    return random_tensor(rng, {batch, o.length, o.channels}, o.dtype, low, high).transpose(1, 2);
   };
   const DType state_dtype = o.complex ? DType::c64 : DType::f32;
   args.u = like_u(-2, 2);
   // Without softplus a step may be negative.
   args.delta = o.softplus ? like_u(-4, 3) : like_u(-0.05, 0.8);
-  args.A = random(rng, {o.channels, o.d_state}, state_dtype, -3, -0.01, o.scatter);
+  args.A = random_tensor(rng, {o.channels, o.d_state}, state_dtype, -3, -0.01, o.scatter);
   const auto factor = [&](bool constant) {
     if (constant)
-      return random(rng, {o.channels, o.d_state}, o.complex ? DType::c64 : o.dtype, -1, 1, o.scatter);
+      return random_tensor(rng, {o.channels, o.d_state}, o.complex ? DType::c64 : o.dtype, -1, 1, o.scatter);
     const Dims shape = {batch, o.groups, o.d_state, (o.complex ? 2 : 1) * o.length};
     if (o.channel_last)
-      return random(rng, {batch, shape[3], o.groups, o.d_state}, o.dtype, -1, 1).permute({0, 2, 3, 1});
-    return random(rng, shape, o.dtype, -1, 1, o.scatter);
+      return random_tensor(rng, {batch, shape[3], o.groups, o.d_state}, o.dtype, -1, 1).permute({0, 2, 3, 1});
+    return random_tensor(rng, shape, o.dtype, -1, 1, o.scatter);
   };
   args.B = factor(o.constant_b);
   args.C = factor(o.constant_c);
-  if (o.skip) args.D = random(rng, {o.channels}, DType::f32, -1, 1, o.scatter);
+  if (o.skip) args.D = random_tensor(rng, {o.channels}, DType::f32, -1, 1, o.scatter);
   if (o.gate) args.z = like_u(-4, 4);
-  if (o.bias) args.delta_bias = random(rng, {o.channels}, DType::f32, -0.05, 0.5, o.scatter);
+  if (o.bias) args.delta_bias = random_tensor(rng, {o.channels}, DType::f32, -0.05, 0.5, o.scatter);
   args.delta_softplus = o.softplus;
   args.reverse = o.reverse;
   args.return_last_state = true;
@@ -132,7 +99,7 @@ SelectiveScanArgs make_args(const Options& o, std::uint64_t seed) {
     states = std::ssize(bounds) - 1;
   }
   if (o.initial)
-    args.initial_state = random(rng, {states, o.channels, o.d_state}, state_dtype, -2, 2, o.scatter);
+    args.initial_state = random_tensor(rng, {states, o.channels, o.d_state}, state_dtype, -2, 2, o.scatter);
   if (o.positions && o.length > 0) {
     std::vector<std::int64_t> positions;
     for (std::int64_t i = 0; i < 3 * batch; ++i) positions.push_back(rng.next_u32() % o.length);
@@ -152,35 +119,6 @@ SelectiveScanArgs in_double(SelectiveScanArgs args) {
                     &args.initial_state})
     *t = in_double(*t);
   return args;
-}
-
-// |found - expected| <= relative |expected| + absolute * max |expected|.
-void expect_close(const Tensor& found, const Tensor& expected, double relative, double absolute,
-                  const char* what) {
-  SCOPED_TRACE(what);
-  ASSERT_EQ(found.defined(), expected.defined());
-  if (!found) return;
-  ASSERT_EQ(found.shape(), expected.shape());
-  const bool complex = is_complex(found.dtype());
-  const Tensor a = found.to(complex ? DType::c128 : DType::f64).contiguous();
-  const Tensor b = expected.to(complex ? DType::c128 : DType::f64).contiguous();
-  const std::int64_t count = a.numel() * (complex ? 2 : 1);
-  const auto* x = static_cast<const double*>(a.raw());
-  const auto* y = static_cast<const double*>(b.raw());
-  double largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(y[i]));
-  for (std::int64_t i = 0; i < count; ++i)
-    ASSERT_LE(std::abs(x[i] - y[i]), relative * std::abs(y[i]) + absolute * largest)
-        << "element " << i << " is " << x[i] << ", expected " << y[i];
-}
-
-void expect_same_bits(const Tensor& a, const Tensor& b) {
-  ASSERT_EQ(a.shape(), b.shape());
-  ASSERT_EQ(a.dtype(), b.dtype());
-  const Tensor x = a.contiguous();
-  const Tensor y = b.contiguous();
-  if (a.numel() == 0) return;
-  EXPECT_EQ(std::memcmp(x.raw(), y.raw(), x.nbytes()), 0);
 }
 
 double output_precision(DType dtype) {
@@ -324,8 +262,8 @@ TEST(SelectiveScan, DecaysUnderflow) {
     Options o = {.channels = 9, .length = 66, .d_state = 5, .initial = true};
     SelectiveScanArgs args = make_args(o, 5);
     Rng rng(9);
-    args.A = random(rng, {9, 5}, DType::f32, -top, -top / 100);
-    args.delta = random(rng, {2, 9, 66}, DType::f32, 0.5, 5);
+    args.A = random_tensor(rng, {9, 5}, DType::f32, -top, -top / 100);
+    args.delta = random_tensor(rng, {2, 9, 66}, DType::f32, 0.5, 5);
     Context ctx;
     args.path = ScanPath::simd;
     const SelectiveScanResult found = selective_scan(ctx, args);

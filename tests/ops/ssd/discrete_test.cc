@@ -77,7 +77,7 @@ TEST(SsdConversions, MessagesNameWhatWasFound) {
   EXPECT_EQ(message_of([&] { (void)ssd_undiscretize(ctx, X, d, d); }),
             "[ssd_undiscretize] d is 0 for head 1 of token 2 of row 1: x and A cannot be recovered");
   EXPECT_EQ(message_of([&] { (void)ssd_discretize(ctx, X, d, d); }),
-            "[ssd_discretize] A has shape (2, 5, 3), expected (3)");
+            "[ssd_discretize] A has shape (2, 5, 3), expected (3,)");
   const Tensor B = Tensor::zeros({2, 5, 3, 6});
   EXPECT_EQ(message_of([&] { (void)ssd_minimal_discrete(ctx, X, d, B, B, 0); }),
             "[ssd_minimal_discrete] block_len is 0, expected 1 or more");

@@ -245,7 +245,7 @@ TEST(Ssd, MessagesNameWhatWasFound) {
             }),
             "[ssd] dt has shape (2, 7, 3), expected (2, 7, 4): one value for each token and head");
   EXPECT_EQ(message([&](SsdArgs& a) { a.A = zeros({5}); }),
-            "[ssd] A has shape (5), expected (4): one value for each head");
+            "[ssd] A has shape (5,), expected (4,): one value for each head");
   EXPECT_EQ(message([&](SsdArgs& a) { a.A = zeros({4}, DType::f64); }),
             "[ssd] A has dtype f64 beside x of f32: f64 needs x in f64 too");
   EXPECT_EQ(message([&](SsdArgs& a) {
@@ -263,13 +263,13 @@ TEST(Ssd, MessagesNameWhatWasFound) {
   EXPECT_EQ(message([&](SsdArgs& a) {
               a.D = zeros({4, 2});
             }),
-            "[ssd] D has shape (4, 2), expected (4) or (4, 3)");
+            "[ssd] D has shape (4, 2), expected (4,) or (4, 3)");
   EXPECT_EQ(message([&](SsdArgs& a) {
               a.z = zeros({2, 7, 4, 4});
             }),
             "[ssd] z has shape (2, 7, 4, 4), expected (2, 7, 4, 3): as x");
   EXPECT_EQ(message([&](SsdArgs& a) { a.dt_bias = zeros({3}); }),
-            "[ssd] dt_bias has shape (3), expected (4): one value for each head");
+            "[ssd] dt_bias has shape (3,), expected (4,): one value for each head");
   EXPECT_EQ(message([&](SsdArgs& a) {
               a.dt_limit = {0.5F, 0.1F};
             }),

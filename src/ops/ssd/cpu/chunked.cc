@@ -114,25 +114,34 @@ void sum_exponents(std::int64_t tokens, const float* exponent, float* high, floa
   }
 }
 
-// M_ij = CB_ij exp(a_i - a_j) for j <= i, and 0 right of it as far as the tile of row i reads.
-void mask_and_decay(const ChunkLayout& at, std::int64_t tokens, float* HWY_RESTRICT w) {
+// M_ij = CB_ij exp(a_i - a_j) for j <= i; what lies right of the diagonal is not read.
+void decay_products(const ChunkLayout& at, std::int64_t tokens, float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(df));
   for (std::int64_t i = 0; i < tokens; ++i) {
     const float* cb = w + at.CB + i * at.steps;
     float* m = w + at.M + i * at.steps;
     const auto high = hn::Set(df, w[at.high + i]);
     const auto low = hn::Set(df, w[at.low + i]);
-    const std::int64_t read = std::min((i / g::kTileRows + 1) * g::kTileRows, tokens);
-    for (std::int64_t j = 0; j < read; j += lanes) {
+    for (std::int64_t j = 0; j <= i; j += g::kLanes) {
       const auto difference =
           hn::Add(hn::Sub(high, hn::LoadU(df, w + at.high + j)), hn::Sub(low, hn::LoadU(df, w + at.low + j)));
-      auto value = hn::Mul(hn::LoadU(df, cb + j), exp2_flush(df, difference));
-      if (j + lanes > i + 1) {
-        const auto column = hn::Iota(df, static_cast<float>(j));
-        value = hn::IfThenElseZero(hn::Le(column, hn::Set(df, static_cast<float>(i))), value);
-      }
-      hn::StoreU(value, df, m + j);
+      hn::StoreU(hn::Mul(hn::LoadU(df, cb + j), exp2_flush(df, difference)), df, m + j);
+    }
+  }
+}
+
+// y += M (d x) on the diagonal: row r of the tile takes its first r + 1 columns and nothing else, so that
+// not even a NaN passes from a token to an earlier one.
+HWY_INLINE void add_triangle(const float* HWY_RESTRICT m, std::int64_t m_stride, const float* HWY_RESTRICT dx,
+                             std::int64_t rows, float* HWY_RESTRICT y, std::int64_t y_stride) {
+  const hn::ScalableTag<float> df;
+  for (int v = 0; v < g::kTileVectors; ++v) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      auto sum = hn::LoadU(df, y + r * y_stride + v * g::kLanes);
+      for (std::int64_t j = 0; j <= r; ++j)
+        sum = hn::MulAdd(hn::Set(df, m[r * m_stride + j]),
+                         hn::LoadU(df, dx + j * g::kTileColumns + v * g::kLanes), sum);
+      hn::StoreU(sum, df, y + r * y_stride + v * g::kLanes);
     }
   }
 }
@@ -168,34 +177,38 @@ void advance_chunk(const Problem& p, const ChunkLayout& at, const Chunk& chunk, 
   float* d = w + at.d;
   load_steps(p, chunk, head, d, w + at.exponent);
   sum_exponents(tokens, w + at.exponent, w + at.high, w + at.low);
-  mask_and_decay(at, tokens, w);
+  decay_products(at, tokens, w);
   load_tokens(p, chunk, p.x, head, w + at.x, at.width);
   pack_inputs(at, tokens, panels, w);
 
-  // y = exp(a_i) S C_i + M (d x).
+  // y = exp(a_i) S C_i + M (d x). Panels come outermost: a panel of S or d x stays in the first-level cache.
+  float* y = w + at.y;
+  const auto tile_of_y = [&](std::int64_t i, std::int64_t q) {
+    return Strided<float>{y + i * at.width + q * g::kTileColumns, at.width, 1};
+  };
   if (carry) {
-    for (std::int64_t i = 0; i < tokens; i += g::kTileRows) {
-      const std::int64_t rows = std::min<std::int64_t>(g::kTileRows, tokens - i);
-      for (std::int64_t q = 0; q < panels; ++q)
+    for (std::int64_t q = 0; q < panels; ++q)
+      for (std::int64_t i = 0; i < tokens; i += g::kTileRows)
         g::multiply_tile(w + at.C + i * at.c_columns, {at.c_columns, 1},
-                         state + q * d_state * g::kTileColumns, d_state,
-                         Strided<float>{w + at.y + i * at.width + q * g::kTileColumns, at.width, 1}, rows,
-                         g::kTileColumns, false);
-    }
+                         state + q * d_state * g::kTileColumns, d_state, tile_of_y(i, q),
+                         std::min<std::int64_t>(g::kTileRows, tokens - i), g::kTileColumns, false);
     for (std::int64_t i = 0; i < tokens; i += g::kLanes)
       hn::StoreU(exp2_flush(df, hn::Add(hn::LoadU(df, w + at.high + i), hn::LoadU(df, w + at.low + i))), df,
                  w + at.exponent + i);
     for (std::int64_t i = 0; i < tokens; ++i)
-      scale_row(w + at.y + i * at.width, panels * g::kTileColumns, w[at.exponent + i]);
+      scale_row(y + i * at.width, panels * g::kTileColumns, w[at.exponent + i]);
   }
-  for (std::int64_t i = 0; i < tokens; i += g::kTileRows) {
-    const std::int64_t rows = std::min<std::int64_t>(g::kTileRows, tokens - i);
-    for (std::int64_t q = 0; q < panels; ++q)
-      g::multiply_tile(w + at.M + i * at.steps, {at.steps, 1}, w + at.dx + q * tokens * g::kTileColumns,
-                       i + rows, Strided<float>{w + at.y + i * at.width + q * g::kTileColumns, at.width, 1},
-                       rows, g::kTileColumns, carry);
+  for (std::int64_t q = 0; q < panels; ++q) {
+    const float* dx = w + at.dx + q * tokens * g::kTileColumns;
+    for (std::int64_t i = 0; i < tokens; i += g::kTileRows) {
+      const std::int64_t rows = std::min<std::int64_t>(g::kTileRows, tokens - i);
+      const float* m = w + at.M + i * at.steps;
+      const Strided<float> to = tile_of_y(i, q);
+      g::multiply_tile(m, {at.steps, 1}, dx, i, to, rows, g::kTileColumns, carry);
+      add_triangle(m + i, at.steps, dx + i * g::kTileColumns, rows, to.data, to.row_stride);
+    }
   }
-  finish_tokens(p, chunk, head, w + at.y, w + at.x, w + at.spare, at.width);
+  finish_tokens(p, chunk, head, y, w + at.x, w + at.spare, at.width);
   if (!keep) return;
 
   // S = exp(a_last) S + sum_j exp(a_last - a_j) d_j x_j B_j^T.
@@ -211,13 +224,14 @@ void advance_chunk(const Problem& p, const ChunkLayout& at, const Chunk& chunk, 
     float* dx = w + at.dx + q * tokens * g::kTileColumns;
     for (std::int64_t j = 0; j < tokens; ++j)
       scale_row(dx + j * g::kTileColumns, g::kTileColumns, w[at.exponent + j]);
-    float* panel = state + q * d_state * g::kTileColumns;
-    if (carry) scale_row(panel, d_state * g::kTileColumns, decay);
-    for (std::int64_t n = 0; n < d_state; n += g::kTileRows)
-      g::multiply_tile(w + at.B + n, {1, at.b_columns}, dx, tokens,
-                       Strided<float>{panel + n * g::kTileColumns, g::kTileColumns, 1},
-                       std::min<std::int64_t>(g::kTileRows, d_state - n), g::kTileColumns, carry);
   }
+  if (carry) scale_row(state, panels * d_state * g::kTileColumns, decay);
+  // Rows of N come outermost: B is read in strips of a tile's rows, each once.
+  for (std::int64_t n = 0; n < d_state; n += g::kTileRows)
+    for (std::int64_t q = 0; q < panels; ++q)
+      g::multiply_tile(w + at.B + n, {1, at.b_columns}, w + at.dx + q * tokens * g::kTileColumns, tokens,
+                       Strided<float>{state + (q * d_state + n) * g::kTileColumns, g::kTileColumns, 1},
+                       std::min<std::int64_t>(g::kTileRows, d_state - n), g::kTileColumns, carry);
 }
 
 void load_state(const Problem& p, const Tensor& from, float* HWY_RESTRICT state) {
@@ -295,11 +309,12 @@ void run_chunked(Context& ctx, const Problem& p) {
   const auto count = static_cast<std::int64_t>(blocks.size());
   const std::int64_t parts = std::clamp<std::int64_t>(count, 1, ctx.threads());
   const ChunkLayout at(p.chunk_size, p.headdim(), p.d_state(), heads);
-  // Zeros, so that the parts of tiles that are computed but belong to no token or channel stay finite.
-  const Tensor workspace = ctx.zeros({parts, at.total});
+  const Tensor workspace = ctx.empty({parts, at.total});
   std::atomic<std::int64_t> next{0};
   parallel_for(ctx, parts, 1, [&](std::int64_t begin, std::int64_t) {
     float* w = workspace.data<float>() + begin * at.total;
+    // Parts of tiles belong to no token or channel: they are computed, so that they should be finite.
+    std::fill_n(w, at.states, 0.0F);
     for (std::int64_t i = next++; i < count; i = next++)
       HWY_DYNAMIC_DISPATCH(chunked_run)(p, at, blocks[static_cast<std::size_t>(i)], w);
   });

@@ -153,11 +153,12 @@ void run_recurrent(Context& ctx, const Problem& p) {
   const RecurrentLayout at(p.headdim(), p.d_state());
   const std::int64_t items = static_cast<std::int64_t>(p.runs->runs.size()) * p.heads();
   const std::int64_t parts = std::clamp<std::int64_t>(items, 1, ctx.threads());
-  // Zeros, so that the columns beyond N, which are never written, add nothing.
-  const Tensor workspace = ctx.zeros({parts, at.total});
+  const Tensor workspace = ctx.empty({parts, at.total});
   std::atomic<std::int64_t> next{0};
   parallel_for(ctx, parts, 1, [&](std::int64_t begin, std::int64_t) {
     float* w = workspace.data<float>() + begin * at.total;
+    // The columns beyond N and P are never written and must add nothing.
+    std::fill_n(w, at.total, 0.0F);
     for (std::int64_t i = next++; i < items; i = next++) HWY_DYNAMIC_DISPATCH(recurrent_run)
     (p, at, p.runs->runs[static_cast<std::size_t>(i / p.heads())], i % p.heads(), w);
   });

@@ -1,0 +1,49 @@
+// What validation hands to the paths of state_update: every tensor brought to one set of dimensions by
+// views. A state (R, D, N) with G groups of channels is one of G heads of D / G channels.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "krait/core/context.h"
+#include "krait/core/tensor.h"
+#include "krait/ops/state_update.h"
+
+namespace krait::update {
+
+struct Problem {
+  Tensor state;    // (R, H, P, N)
+  Tensor x;        // (B, T, H, P)
+  Tensor dt;       // (B, T, H, P)
+  Tensor A;        // (H, P, N)
+  Tensor B;        // (B, T, G, N)
+  Tensor C;        // (B, T, G, N)
+  Tensor D;        // (H, P)
+  Tensor z;        // (B, T, H, P)
+  Tensor dt_bias;  // (H, P)
+  Tensor out;      // (B, T, H, P)
+  bool dt_softplus = false;
+  DtLimit dt_limit;
+  std::vector<std::int64_t> rows;  // the row of `state` of each batch entry; negative: a padding slot
+
+  std::int64_t tokens = 0;
+  std::int64_t heads = 0;
+  std::int64_t headdim = 0;
+  std::int64_t d_state = 0;
+  std::int64_t groups = 1;
+
+  [[nodiscard]] std::int64_t batch() const { return static_cast<std::int64_t>(rows.size()); }
+  [[nodiscard]] std::int64_t group(std::int64_t head) const { return head / (heads / groups); }
+};
+
+// The path that `requested` means: `automatic` is simd, except where a tensor is f64 or the context asks
+// for the reference.
+[[nodiscard]] StateUpdatePath choose_path(StateUpdatePath requested, bool double_precision,
+                                          bool prefer_reference);
+// Threads worth their start for this many elements of state; `exponentials` where each has its own decay.
+[[nodiscard]] int choose_threads(std::int64_t elements, bool exponentials, int available);
+
+void run_reference(const Problem& problem, bool in_double);
+void run_simd(Context& ctx, const Problem& problem);
+
+}  // namespace krait::update
