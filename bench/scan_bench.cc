@@ -6,6 +6,7 @@
 #include "krait/core/context.h"
 #include "krait/core/random.h"
 #include "krait/ops/selective_scan.h"
+#include "krait/ops/state_update.h"
 
 namespace krait {
 namespace {
@@ -66,6 +67,41 @@ KRAIT_SCAN(channel_last_f32_N64, 1, 1536, 512, 64, DType::f32, true, 2);
 KRAIT_SCAN(channel_last_f32_N1, 1, 1536, 512, 1, DType::f32, true, 2);
 KRAIT_SCAN(channel_last_f32_long, 1, 1536, 4096, 16, DType::f32, true, 2);
 KRAIT_SCAN(one_token, 1, 1536, 1, 16, DType::f32, true, 2);
+
+// One token of `batch` sequences, and the bytes of state read and written in a second. `headdim` 0: Mamba-1.
+void update(benchmark::State& state, std::int64_t batch, std::int64_t channels, std::int64_t headdim,
+            std::int64_t d_state, int threads) {
+  Rng rng(1);
+  const bool heads = headdim > 0;
+  const Dims x_shape = heads ? Dims{batch, channels, headdim} : Dims{batch, channels};
+  StateUpdateArgs args;
+  args.state =
+      heads ? Tensor::zeros({batch, channels, headdim, d_state}) : Tensor::zeros({batch, channels, d_state});
+  args.x = random(rng, x_shape, DType::f32, -1, 1);
+  args.dt = random(rng, heads ? Dims{batch, channels} : x_shape, DType::f32, -1, 1);
+  args.A = random(rng, heads ? Dims{channels} : Dims{channels, d_state}, DType::f32, -16, -1);
+  args.B = random(rng, {batch, d_state}, DType::f32, -1, 1);
+  args.C = random(rng, {batch, d_state}, DType::f32, -1, 1);
+  args.D = random(rng, {channels}, DType::f32, -1, 1);
+  args.dt_bias = random(rng, {channels}, DType::f32, -6, -3);
+  args.dt_softplus = true;
+  args.out = args.x.clone();
+  Context ctx({.threads = threads});
+  for (auto _ : state) benchmark::DoNotOptimize(state_update(ctx, args));
+  state.counters["state_bytes/s"] = benchmark::Counter(2 * static_cast<double>(args.state.nbytes()),
+                                                       benchmark::Counter::kIsIterationInvariantRate);
+}
+
+#define KRAIT_UPDATE(name, ...) \
+  BENCHMARK_CAPTURE(update, name, __VA_ARGS__)->UseRealTime()->Unit(benchmark::kMicrosecond)
+KRAIT_UPDATE(mamba1_130m_1_thread, 1, 1536, 0, 16, 1);
+KRAIT_UPDATE(mamba1_130m, 1, 1536, 0, 16, 2);
+KRAIT_UPDATE(mamba1_130m_batch_8, 8, 1536, 0, 16, 2);
+KRAIT_UPDATE(mamba2_130m_1_thread, 1, 24, 64, 128, 1);
+KRAIT_UPDATE(mamba2_130m, 1, 24, 64, 128, 2);
+KRAIT_UPDATE(mamba2_2_7b, 1, 80, 64, 128, 2);
+// More state than any cache holds.
+KRAIT_UPDATE(mamba2_2_7b_batch_64, 64, 80, 64, 128, 2);
 
 }  // namespace
 }  // namespace krait

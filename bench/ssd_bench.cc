@@ -80,6 +80,11 @@ BENCHMARK(ssd_chunked)
 BENCHMARK(ssd_chunked_bf16)->Args({4096, 24, 64, 128, 1, 2, 0})->UseRealTime();
 BENCHMARK(ssd_recurrent)->Args({512, 24, 64, 128, 1, 2, 0})->UseRealTime();
 // Where the two paths cross.
+// Which chunk size pays for small and large states.
+BENCHMARK(ssd_chunked)
+    ->ArgsProduct({{1024}, {8}, {64}, {16, 64, 256}, {1}, {1}, {16, 32, 64, 96, 128, 256}})
+    ->UseRealTime();
+BENCHMARK(ssd_recurrent)->ArgsProduct({{1024}, {8}, {64}, {16, 64, 256}, {1}, {1}, {0}})->UseRealTime();
 BENCHMARK(ssd_recurrent)->ArgsProduct({{2, 4, 8, 16, 32}, {24}, {64}, {128}, {1}, {1}, {0}})->UseRealTime();
 BENCHMARK(ssd_chunked)->ArgsProduct({{2, 4, 8, 16, 32}, {24}, {64}, {128}, {1}, {1}, {0}})->UseRealTime();
 

@@ -1,5 +1,5 @@
 # Each dependency and the room that needs it: docs in CONTRIBUTING.md.
-find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(Threads REQUIRED)
 find_package(hwy REQUIRED)
 find_package(nlohmann_json 3.10 REQUIRED)
 find_package(CLI11 REQUIRED)
@@ -10,6 +10,7 @@ pkg_check_modules(curl REQUIRED IMPORTED_TARGET libcurl)
 pkg_check_modules(crypto REQUIRED IMPORTED_TARGET libcrypto)
 if(KRAIT_ONEDNN)
   find_package(dnnl REQUIRED)
+  find_package(OpenMP REQUIRED COMPONENTS CXX) # to tell oneDNN how many threads to use
 endif()
 if(KRAIT_TESTS)
   find_package(GTest REQUIRED)
@@ -27,7 +28,7 @@ target_compile_options(krait_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion
 # GCC 12 and 13 report false positives of these from inlined library code at -O3.
 target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-restrict>)
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
-target_link_libraries(krait_flags INTERFACE OpenMP::OpenMP_CXX)
+target_link_libraries(krait_flags INTERFACE Threads::Threads)
 
 # Highway: SSE4, AVX2, AVX-512 (or NEON, SVE) and a portable baseline from each SIMD source.
 add_library(krait_simd INTERFACE)

@@ -14,7 +14,9 @@ CLI::Validator bounds(T minimum, T maximum) {
   return CLI::Validator(
       [minimum, maximum](const std::string& text) {
         T value{};
-        if (CLI::detail::lexical_cast(text, value) && value >= minimum && value <= maximum)
+        // CLI11 reads a negative number as a large unsigned one.
+        const bool negative = std::is_unsigned_v<T> && text.starts_with('-');
+        if (!negative && CLI::detail::lexical_cast(text, value) && value >= minimum && value <= maximum)
           return std::string();
         std::string expected = std::is_integral_v<T> ? "an integer" : "a number";
         expected += concat(" of at least ", minimum);

@@ -1,7 +1,6 @@
 #include "version.h"
 
 #include <hwy/highway.h>
-#include <omp.h>
 
 #include <algorithm>
 #include <array>
@@ -10,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/thread_pool.h"
 #include "krait/core/context.h"
 #include "krait/core/error.h"
 #ifdef KRAIT_ONEDNN
@@ -76,7 +76,7 @@ std::string version_text() {
   const Processor cpu = processor();
   return concat("krait ", KRAIT_VERSION, "\n",                                                //
                 "compiler   ", compiler(), "\n",                                              //
-                "processor  ", cpu.name, ", ", omp_get_num_procs(), " threads\n",             //
+                "processor  ", cpu.name, ", ", available_processors(), " threads\n",          //
                 "features  ", cpu.features, "\n",                                             //
                 "backends   cpu: Highway ", HWY_MAJOR, ".", HWY_MINOR, ".", HWY_PATCH, " (",  //
                 simd_target(), " of", built_targets(), "), ", products());

@@ -28,9 +28,10 @@ Ceilings measure_ceilings(Context& ctx) {
   Ceilings best;
   for (int i = 0; i < kRepeats; ++i) {
     const double read = seconds_of([&] {
-      parallel_for(ctx, kFloats, 1, [&](std::int64_t begin, std::int64_t end) {
-        sinks[static_cast<std::size_t>(omp_get_thread_num()) * 16] =
-            sum_floats(buffer.data<float>() + begin, end - begin);
+      parallel_for(ctx, ctx.threads(), 1, [&](std::int64_t t, std::int64_t) {
+        const std::int64_t begin = kFloats * t / ctx.threads();
+        const std::int64_t end = kFloats * (t + 1) / ctx.threads();
+        sinks[static_cast<std::size_t>(t) * 16] = sum_floats(buffer.data<float>() + begin, end - begin);
       });
     });
     best.read_bytes_per_second =

@@ -1,7 +1,5 @@
 #include "krait/core/context.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -11,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/thread_pool.h"
 #include "krait/core/error.h"
 
 namespace krait {
@@ -83,7 +82,8 @@ Context::Context(ContextOptions options) : options_(std::move(options)), pool_(s
           ": this build of krait has the backend cpu only");
   require(options_.threads >= 0 && options_.threads <= 4096, "threads is ", options_.threads,
           ", expected 0 (all processors) to 4096");
-  if (options_.threads == 0) options_.threads = std::max(1, omp_get_num_procs());
+  if (options_.threads == 0) options_.threads = available_processors();
+  workers_ = std::make_unique<ThreadPool>(options_.threads);
 }
 
 Context::~Context() = default;

@@ -8,8 +8,9 @@
 namespace krait {
 
 std::string_view simd_target() {
-  // Highway numbers better targets lower: the lowest set bit is the one that dispatch takes.
-  const auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets());
+  // Highway numbers better targets lower: of those compiled, the lowest set bit is the one that dispatch
+  // takes.
+  const auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets() & HWY_TARGETS);
   return hwy::TargetName(static_cast<std::int64_t>(targets & (~targets + 1)));
 }
 

@@ -111,10 +111,11 @@ std::int64_t numel_of(const Dims& shape) {
 
 Dims contiguous_strides(const Dims& shape) {
   Dims strides = shape;
-  std::int64_t step = 1;
+  // An empty tensor may have sizes whose product overflows; nothing is ever at its strides.
+  std::uint64_t step = 1;
   for (int i = shape.size() - 1; i >= 0; --i) {
-    strides[i] = step;
-    step *= std::max<std::int64_t>(shape[i], 1);
+    strides[i] = static_cast<std::int64_t>(step);
+    step *= static_cast<std::uint64_t>(std::max<std::int64_t>(shape[i], 1));
   }
   return strides;
 }
@@ -177,9 +178,10 @@ void Tensor::check_contiguous() const {
 }
 
 bool Tensor::is_contiguous() const {
+  if (numel_ == 0) return true;
   std::int64_t step = 1;
   for (int i = ndim() - 1; i >= 0; --i) {
-    if (shape_[i] != 1 && strides_[i] != step && numel_ != 0) return false;
+    if (shape_[i] != 1 && strides_[i] != step) return false;
     step *= shape_[i];
   }
   return true;

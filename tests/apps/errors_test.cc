@@ -92,7 +92,7 @@ TEST_F(BadInput, Ids) {
   expect_refusal(with(logits, path("nowhere.npy")), 1, {path("nowhere.npy")});
   expect_refusal(with(logits, ids({1, 2, 100000, 3}, {1, 4})), 1, {"100000"});
   expect_refusal(with(logits, ids({1, 2, -1, 3}, {1, 4})), 1, {"-1"});
-  expect_refusal(with(logits, ids({1, 2, 3}, {3})), 1, {"ids.npy", "(3)", "(batch, length)"});
+  expect_refusal(with(logits, ids({1, 2, 3}, {3})), 1, {"ids.npy", "(3,)", "(batch, length)"});
   expect_refusal(with(logits, ids({}, {1, 0})), 1, {"ids.npy", "(1, 0)"});
   expect_refusal(with(logits, ids({}, {0, 4})), 1, {"ids.npy", "(0, 4)"});
   io::write_npy(scratch_ / "floats.npy", Tensor::from(std::vector<float>{1.0F, 2.0F}, {1, 2}));

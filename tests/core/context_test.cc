@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <numeric>
 
@@ -58,6 +59,41 @@ TEST(ParallelFor, CoversEveryIndexOnce) {
       parallel_for_dynamic(ctx, count, [&](std::int64_t i) { ++seen[static_cast<std::size_t>(i)]; });
       for (const auto& n : seen) EXPECT_EQ(n, 2);
     }
+  }
+}
+
+TEST(ParallelFor, LoopsWithinLoopsRunWhereTheyAre) {
+  const Context ctx(ContextOptions{.threads = 3});
+  std::atomic<int> calls{0};
+  parallel_for(ctx, 3, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i)
+      parallel_for(ctx, 100, 1, [&](std::int64_t b, std::int64_t e) { calls += static_cast<int>(e - b); });
+  });
+  EXPECT_EQ(calls, 300);
+}
+
+// Many short runs, one after the other, on more threads than processors: none is lost, none runs twice, and
+// no worker touches a run that has ended.
+TEST(ThreadPool, ManyShortRuns) {
+  const Context ctx(ContextOptions{.threads = 7});
+  std::int64_t total = 0;
+  for (int run = 0; run < 20000; ++run) {
+    std::array<std::int64_t, 7> parts{};
+    parallel_for(ctx, 7, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) parts[static_cast<std::size_t>(i)] += i + 1;
+    });
+    for (const std::int64_t p : parts) total += p;
+  }
+  EXPECT_EQ(total, 20000 * 28);
+}
+
+TEST(ThreadPool, ContextsComeAndGo) {
+  for (int i = 0; i < 50; ++i) {
+    const Context used(ContextOptions{.threads = 4});
+    std::atomic<int> calls{0};
+    parallel_for_dynamic(used, 8, [&](std::int64_t) { ++calls; });
+    EXPECT_EQ(calls, 8);
+    const Context unused(ContextOptions{.threads = 4});
   }
 }
 

@@ -138,8 +138,9 @@ TEST(StopText, FindsStopsAcrossPieces) {
   for (std::size_t cut = 0; cut <= text.size(); ++cut)
     for (std::size_t second = cut; second <= text.size(); ++second) {
       StopText stop({"aabc", "zz"});
-      std::string out = stop.push(text.substr(0, cut)) + stop.push(text.substr(cut, second - cut)) +
-                        stop.push(text.substr(second));
+      std::string out = stop.push(text.substr(0, cut));
+      out += stop.push(text.substr(cut, second - cut));
+      out += stop.push(text.substr(second));
       EXPECT_TRUE(stop.stopped());
       EXPECT_EQ(out, "abc");
     }
@@ -147,7 +148,8 @@ TEST(StopText, FindsStopsAcrossPieces) {
 
 TEST(StopText, GivesBackWhatWasNoStop) {
   StopText stop({"END"});
-  std::string out = stop.push("xE") + stop.push("N") + stop.push("Ex") + stop.push("EN");
+  std::string out;
+  for (const char* piece : {"xE", "N", "Ex", "EN"}) out += stop.push(piece);
   EXPECT_EQ(out, "xENEx");
   EXPECT_EQ(stop.finish(), "EN");
   EXPECT_FALSE(stop.stopped());

@@ -15,6 +15,8 @@
 
 namespace krait {
 
+class ThreadPool;
+
 enum class LogLevel { debug, info, warning };
 
 struct ContextOptions {
@@ -59,10 +61,14 @@ class Context {
   [[nodiscard]] const std::string& backend() const { return backend_; }
   void set_backend(std::string_view op, std::string_view path);
 
+  // The threads behind parallel loops.
+  [[nodiscard]] ThreadPool& workers() const { return *workers_; }
+
  private:
   class Pool;
   ContextOptions options_;
   std::shared_ptr<Pool> pool_;
+  std::unique_ptr<ThreadPool> workers_;
   std::map<const void*, std::shared_ptr<void>> attachments_;
   std::string backend_;
 };

@@ -19,23 +19,27 @@ struct CausalConv1dArgs {
   Tensor bias;            // (D), optional
   Tensor initial_states;  // (B, D, K-1), optional; (n, D, K-1) with cu_seqlens. Belongs to the sequence that
                           // the row starts with.
-  Tensor seq_idx;  // (B, L) i32 or i64, optional: taps of another sequence are 0; where it is -1 the output
-                   // is 0 and the token is not part of any sequence
+  Tensor seq_idx;  // (B, L) i32 or i64, optional: taps of another sequence are 0. Where it is -1 the output
+                   // is 0 and the windows of later tokens are as if the token were not there.
   Tensor cu_seqlens;  // (n+1) i32 or i64, optional, B = 1: sequence i is [cu_seqlens[i], cu_seqlens[i+1])
-  Tensor state_positions;  // (B, M) i64, optional: windows wanted after those tokens
+  Tensor state_positions;  // (B, M) i32 or i64, optional: windows wanted after those tokens
   Activation activation = Activation::none;
   bool return_final_states = false;
-  Tensor out;           // optional destinations
+  Tensor out;           // optional destinations; out may not overlap x
   Tensor final_states;  // (B, D, K-1) or (n, D, K-1); may be initial_states itself
   ConvPath path = ConvPath::automatic;
 };
 
 struct CausalConv1dResult {
   Tensor out;           // (B, D, L) in x's dtype, strides like x where new
-  Tensor final_states;  // the last K-1 of [initial_states, x] of each row or packed sequence
-  Tensor states;        // (B, M, D, K-1) with state_positions
+  Tensor final_states;  // the last K-1 of [initial_states, x] of each row or packed sequence; x's dtype where
+                        // new
+  Tensor states;        // (B, M, D, K-1) with state_positions, x's dtype
 };
 
+// Every tensor may be f32, bf16 or f16 in any mixture, but for out, which has x's dtype; f64 beside an x of
+// f64, on the reference. Sums are in f32. Throws Error(invalid_argument) that names the tensor, what was
+// found and what was expected.
 CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args);
 
 struct CausalConv1dUpdateArgs {
@@ -47,8 +51,8 @@ struct CausalConv1dUpdateArgs {
   Tensor cache_seqlens;       // (B) i32 or i64, optional: the state is a ring written at cache_seqlens % S
   Tensor conv_state_indices;  // (B) i32 or i64, optional: the row of conv_state of each batch row; negative
                               // is a padding slot (output 0, state untouched)
-  Tensor seq_idx;  // (B), optional: a negative one is a padding slot too
-  Tensor out;      // optional destination, x's shape
+  Tensor seq_idx;             // (B), optional: a negative one is a padding slot too
+  Tensor out;                 // optional destination, x's shape
   ConvPath path = ConvPath::automatic;
 };
 

@@ -21,33 +21,37 @@ struct SelectiveScanArgs {
   Tensor u;      // (B, D, L) f32, bf16, f16 (f64: reference), any strides
   Tensor delta;  // (B, D, L)
   Tensor A;      // (D, N) f32 or c64 (f64, c128: reference)
-  Tensor B;      // (D, N), (B, N, L) or (B, G, N, L); last size 2L, interleaved re and im, where A is complex
-                 // and B is variable; (D, N) complex where A is complex and B constant
-  Tensor C;      // like B, independently constant or variable
-  Tensor D;      // (D), optional
-  Tensor z;      // (B, D, L), optional
+  // Each constant (D, N), complex where A is, or variable (B, N, L) or (B, G, N, L); where A is complex a
+  // variable one has 2L numbers, real and imaginary parts interleaved. G divides D; channel d uses group
+  // d / (D / G). B and C have the same G, or one of them 1.
+  Tensor B;
+  Tensor C;
+  Tensor D;              // (D), optional
+  Tensor z;              // (B, D, L), optional
   Tensor delta_bias;     // (D), optional
   Tensor initial_state;  // (B, D, N), optional; (n, D, N) with cu_seqlens; complex where A is
   Tensor seq_idx;  // (B, L) i32 or i64, optional: the state restarts from 0 where it changes; -1 yields 0 and
                    // leaves the state untouched. initial_state belongs to the row's first sequence.
-  Tensor cu_seqlens;       // (n+1) i32 or i64, optional, B = 1
-  Tensor state_positions;  // (B, M) i64, optional: states wanted after those tokens
+  Tensor cu_seqlens;       // (n+1) i32 or i64, optional, B = 1; excludes seq_idx
+  Tensor state_positions;  // (B, M) i32 or i64, optional: states wanted after those tokens
   bool delta_softplus = false;
   bool reverse = false;  // t runs from L-1 to 0 (within each sequence)
   bool return_last_state = false;
-  Tensor out;         // optional destinations
-  Tensor last_state;  // (B, D, N) or (n, D, N); may be initial_state itself
+  Tensor out;         // optional destination in u's dtype; may be u or z itself
+  Tensor last_state;  // optional destination, (B, D, N) or (n, D, N); may be initial_state itself
   ScanPath path = ScanPath::automatic;
 };
 
 struct SelectiveScanResult {
-  Tensor out;  // (B, D, L) in u's dtype, strides like u where new
+  Tensor out;  // (B, D, L) in u's dtype, laid out in memory like u where new
   Tensor
       last_state;  // after the last token of each row or packed sequence, f32 or c64 (f64, c128: reference)
   Tensor states;   // (B, M, D, N) with state_positions
 };
 
-// Channel d uses group d / (D / G). Accumulation and state in f32. 64-bit offsets; L, B, D, N may be 0.
+// Accumulation and state in f32; 64-bit offsets; L, B, D, N may be 0. The bits of the result do not depend on
+// the number of threads. The inputs may have dtypes of their own; where any of them is f64 or c128, the
+// reference computes in f64. Throws Error(invalid_argument) for shapes, dtypes or sequences that do not fit.
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args);
 
 }  // namespace krait

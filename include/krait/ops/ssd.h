@@ -21,34 +21,38 @@ enum class SsdPath : std::uint8_t {
 };
 
 struct SsdArgs {
-  Tensor x;                // (B, L, H, P) f32, bf16, f16 (f64: reference), any strides
-  Tensor dt;               // (B, L, H)
-  Tensor A;                // (H) f32, negative
-  Tensor B;                // (B, L, G, N); head h uses group h / (H / G)
-  Tensor C;                // (B, L, G, N)
-  Tensor D;                // (H) or (H, P), optional
-  Tensor z;                // (B, L, H, P), optional
-  Tensor dt_bias;          // (H), optional
-  Tensor initial_states;   // (B, H, P, N), optional; (n, H, P, N) with cu_seqlens
-  Tensor seq_idx;          // (B, L) i32 or i64, optional, as in selective_scan
+  Tensor x;               // (B, L, H, P) f32, bf16, f16 (f64: reference), any strides
+  Tensor dt;              // (B, L, H)
+  Tensor A;               // (H) f32, negative
+  Tensor B;               // (B, L, G, N); head h uses group h / (H / G)
+  Tensor C;               // (B, L, G, N)
+  Tensor D;               // (H) or (H, P), optional
+  Tensor z;               // (B, L, H, P), optional
+  Tensor dt_bias;         // (H), optional
+  Tensor initial_states;  // (B, H, P, N), optional; (n, H, P, N) with cu_seqlens
+  Tensor seq_idx;  // (B, L) i32 or i64, optional: the state restarts from 0 where it changes; -1 yields 0 and
+                   // leaves the state untouched. initial_states belong to the row's first sequence.
   Tensor cu_seqlens;       // (n+1) i32 or i64, optional, B = 1
-  Tensor state_positions;  // (B, M) i64, optional
+  Tensor state_positions;  // (B, M) i32 or i64, optional: states wanted after those tokens
   bool dt_softplus = false;
   DtLimit dt_limit;
   bool reverse = false;         // t runs from L-1 to 0 (within each sequence)
-  std::int64_t chunk_size = 0;  // 0: chosen from the shape. The result depends on it by rounding only.
+  std::int64_t chunk_size = 0;  // 0: chosen from the shape; chunks are never longer than 256. The result
+                                // depends on it by rounding only.
   bool return_final_states = false;
-  Tensor out;           // optional destinations
+  Tensor out;           // optional destinations, which may not overlap the inputs
   Tensor final_states;  // (B, H, P, N) or (n, H, P, N); may be initial_states itself
   SsdPath path = SsdPath::automatic;
 };
 
 struct SsdResult {
   Tensor out;           // (B, L, H, P) in x's dtype, contiguous where new
-  Tensor final_states;  // f32 (f64: reference), one for each row or packed sequence
-  Tensor states;        // (B, M, H, P, N) with state_positions
+  Tensor final_states;  // f32 (f64 where x is f64), one for each row or packed sequence
+  Tensor states;        // (B, M, H, P, N) with state_positions, likewise
 };
 
+// Inputs may be f32, bf16 or f16 in any mixture, f64 beside an x of f64 on the reference. Sums and states are
+// in f32. Throws Error(invalid_argument) that names the tensor, what was found and what was expected.
 SsdResult ssd(Context& ctx, const SsdArgs& args);
 
 // The path and chunk size that `automatic` takes.

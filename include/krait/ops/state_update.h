@@ -28,16 +28,19 @@ struct StateUpdateArgs {
   Tensor D;        // (H), (H, P) or (D), optional
   Tensor z;        // like x, optional
   Tensor dt_bias;  // (H), (H, P) or (D), optional
-  Tensor
-      state_batch_indices;  // (B) i32 or i64, optional; negative is a padding slot: output 0, state untouched
+  // (B) i32 or i64, optional: the row of state of each entry, all distinct; negative is a padding slot:
+  // output 0, no state touched. Without it R = B.
+  Tensor state_batch_indices;
   bool dt_softplus = false;
   DtLimit dt_limit;
-  Tensor out;  // optional destination, x's shape
+  Tensor out;  // optional destination of x's shape and dtype; may be x or z itself
   StateUpdatePath path = StateUpdatePath::automatic;
 };
 
-// One step (or T) of the recurrence in place, for decoding. dt_limit applies as in ssd, so that step =
-// prefill.
+// One step (or T) of the recurrence in place; returns out, in x's dtype. dt_limit applies as in ssd, so that
+// step = prefill. The arithmetic is f32 (f64 by the reference where any tensor is f64); a state of bf16 or
+// f16 is rounded to nearest once a token, so that T tokens give the bits of T calls. The bits do not depend
+// on the number of threads. Throws Error(invalid_argument) for what does not fit, before anything is written.
 Tensor state_update(Context& ctx, const StateUpdateArgs& args);
 
 }  // namespace krait

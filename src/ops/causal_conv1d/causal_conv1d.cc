@@ -34,18 +34,6 @@ bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, con
   return path == ConvPath::reference;
 }
 
-Taps make_taps(Context& ctx, const Tensor& weight, const Tensor& bias) {
-  Taps taps{ctx.empty({weight.size(1), weight.size(0)}), {}};
-  taps.weight.copy_from(weight.transpose(0, 1));
-  if (bias) {
-    taps.bias = ctx.empty(bias.shape());
-    taps.bias.copy_from(bias);
-  } else {
-    taps.bias = ctx.zeros({weight.size(0)});
-  }
-  return taps;
-}
-
 namespace {
 
 // to (D, K-1) = the window after `count` tokens of `run`. Columns are written in ascending order and read

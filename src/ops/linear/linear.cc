@@ -140,8 +140,9 @@ OnednnProducts onednn_products() { return OnednnProducts::none; }
 LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
                               OnednnProducts onednn) {
   if (rows <= 16) return LinearPath::gemv;
-  // Making a primitive costs more than small products do.
-  const bool large = rows >= 32 && in * out >= 65536;
+  // Below 64 rows oneDNN divides bf16 products badly among many threads, and making a primitive costs
+  // more than a small product does.
+  const bool large = rows >= 64 && in * out >= 65536;
   if (weight == DType::bf16 && onednn == OnednnProducts::f32_and_bf16 && large) return LinearPath::onednn;
   return LinearPath::gemm;
 }

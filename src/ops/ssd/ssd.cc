@@ -124,10 +124,13 @@ SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted
 
 }  // namespace ssd_detail
 
-SsdChoice choose_ssd(std::int64_t length, std::int64_t headdim, std::int64_t d_state) {
-  (void)headdim;
-  (void)d_state;
-  return {length < 16 ? SsdPath::recurrent : SsdPath::chunked, 64};
+SsdChoice choose_ssd(std::int64_t length, std::int64_t /*headdim*/, std::int64_t d_state) {
+  // Below this the products of a chunk are too thin for their tiles.
+  constexpr std::int64_t kShortest = 16;
+  // The product with the masked matrix grows with the chunk, those with the state do not: a small state wants
+  // short chunks.
+  return {.path = length < kShortest ? SsdPath::recurrent : SsdPath::chunked,
+          .chunk_size = d_state < 64 ? 32 : 64};
 }
 
 SsdResult ssd(Context& ctx, const SsdArgs& args) {

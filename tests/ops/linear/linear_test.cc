@@ -383,7 +383,9 @@ TEST(Linear, ChoosesItsPath) {
     for (const OnednnProducts onednn :
          {OnednnProducts::none, OnednnProducts::f32, OnednnProducts::f32_and_bf16}) {
       EXPECT_EQ(choose_linear_path(1, 768, 3072, dtype, onednn), LinearPath::gemv);
-      EXPECT_EQ(choose_linear_path(8, 768, 50280, dtype, onednn), LinearPath::gemv);
+      EXPECT_EQ(choose_linear_path(16, 768, 50280, dtype, onednn), LinearPath::gemv);
+      EXPECT_EQ(choose_linear_path(17, 768, 3072, dtype, onednn), LinearPath::gemm);
+      EXPECT_EQ(choose_linear_path(512, 48, 64, dtype, onednn), LinearPath::gemm);
       const bool bf16_products = dtype == DType::bf16 && onednn == OnednnProducts::f32_and_bf16;
       EXPECT_EQ(choose_linear_path(512, 768, 3072, dtype, onednn),
                 bf16_products ? LinearPath::onednn : LinearPath::gemm);

@@ -155,7 +155,7 @@ Options random_options(std::uint64_t seed) {
   Options o;
   o.batch = pick(1, 2, 3);
   o.groups = pick(1, 1, 2, 3);
-  o.channels = o.groups * pick(1, 2, 7, 8, 16, 33, 40);
+  o.channels = o.groups * pick(1, 2, 7, 8, 16, 33, 70);
   o.length = pick(0, 1, 2, 5, 31, 64, 65, 100, 150);
   o.d_state = pick(0, 1, 2, 3, 4, 7, 8, 16, 17);
   const DType dtypes[] = {DType::f32, DType::bf16, DType::f16};
@@ -464,9 +464,9 @@ TEST(SelectiveScan, Paths) {
 }
 
 TEST(SelectiveScan, BlocksOfChannels) {
-  EXPECT_EQ(scan::choose_channel_block(1, 1, 1536, 2), 32);
-  EXPECT_EQ(scan::choose_channel_block(8, 1, 16, 2), 32);
-  EXPECT_LT(scan::choose_channel_block(1, 1, 64, 4), 32);
+  EXPECT_EQ(scan::choose_channel_block(1, 1, 1536, 2), 64);
+  EXPECT_EQ(scan::choose_channel_block(8, 1, 16, 2), 64);
+  EXPECT_LT(scan::choose_channel_block(1, 1, 64, 4), 64);
   EXPECT_EQ(scan::choose_steps(16, false), 32);
   EXPECT_EQ(scan::choose_steps(1000, false), 8);
 }

@@ -199,7 +199,11 @@ TEST(Ssd, ContextMayAskForTheReference) {
 
 TEST(ChooseSsd, ShortSequencesAreRecurrent) {
   EXPECT_EQ(choose_ssd(1, 64, 128).path, SsdPath::recurrent);
+  EXPECT_EQ(choose_ssd(15, 64, 128).path, SsdPath::recurrent);
+  EXPECT_EQ(choose_ssd(16, 64, 128).path, SsdPath::chunked);
   EXPECT_EQ(choose_ssd(4096, 64, 128).path, SsdPath::chunked);
+  EXPECT_EQ(choose_ssd(4096, 64, 128).chunk_size, 64);
+  EXPECT_EQ(choose_ssd(4096, 64, 16).chunk_size, 32);
   for (const std::int64_t length : {0, 1, 17, 100000})
     for (const std::int64_t headdim : {0, 1, 64, 512})
       for (const std::int64_t d_state : {0, 1, 16, 256}) {

@@ -143,7 +143,7 @@ Options random_options(std::uint64_t seed) {
   o.batch = pick(1, 2, 3, 5);
   o.tokens = pick(0, 0, 1, 2, 5);
   o.groups = pick(0, 1, 2, 3);
-  o.channels = std::max<std::int64_t>(o.groups, 1) * pick(1, 2, 5, 24);
+  o.channels = std::max<std::int64_t>(o.groups, 1) * (o.heads ? pick(1, 2, 3) : pick(1, 5, 24, 70));
   o.headdim = pick(1, 3, 4, 8, 63, 64, 65, 130);
   o.d_state = pick(0, 1, 2, 7, 8, 16, 17, 32, 64, 100, 128);
   o.dtype = dtypes[rng.next_u32() % 4];

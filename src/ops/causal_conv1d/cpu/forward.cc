@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "core/simd/tile-inl.h"
 #include "ops/causal_conv1d/conv.h"
 #include "ops/causal_conv1d/cpu/rows-inl.h"
 
@@ -52,6 +53,8 @@ TapRows taps_at(const Forward& f, const Taps& taps, std::int64_t channel) {
 template <typename T>
 void convolve_staged(const Forward& f, const Taps& taps, const Block& block, std::int64_t begin,
                      std::int64_t end, float* tile) {
+  using krait::HWY_NAMESPACE::load_tile;
+  using krait::HWY_NAMESPACE::store_tile;
   const std::int64_t width = taps.weight.size(0) - 1;
   const TokenRun& run = *block.run;
   const T* x = f.x.data<T>() + run.row * f.x.stride(0);
@@ -64,15 +67,13 @@ void convolve_staged(const Forward& f, const Taps& taps, const Block& block, std
         float* row = tile + r * kTileChannels;
         const std::int64_t i = t0 - width + r;
         if (i >= 0) {
-          gather_row(x + f.runs->position(run, i) * f.x.stride(2) + c0 * f.x.stride(1), f.x.stride(1),
-                     channels, row);
+          load_tile(x + f.runs->position(run, i) * f.x.stride(2) + c0 * f.x.stride(1), 0, f.x.stride(1), 1,
+                    channels, row, 0);
         } else if (run.first && f.initial_states) {
-          with_storage(f.initial_states.dtype(), [&](auto tag) {
-            const auto* from = f.initial_states.data<decltype(tag)>();
-            gather_row(from + run.sequence * f.initial_states.stride(0) + c0 * f.initial_states.stride(1) +
-                           (i + width) * f.initial_states.stride(2),
-                       f.initial_states.stride(1), channels, row);
-          });
+          const Tensor& from = f.initial_states;
+          load_tile(from.dtype(), from.raw(),
+                    run.sequence * from.stride(0) + c0 * from.stride(1) + (i + width) * from.stride(2), 0,
+                    from.stride(1), 1, channels, row, 0);
         } else {
           std::fill_n(row, channels, 0.0F);
         }
@@ -80,9 +81,9 @@ void convolve_staged(const Forward& f, const Taps& taps, const Block& block, std
       float* results = tile + (kTileTokens + width) * kTileChannels;
       convolve(tile, kTileChannels, taps_at(f, taps, c0), results, kTileChannels, tokens, channels);
       for (std::int64_t t = 0; t < tokens; ++t)
-        scatter_row(results + t * kTileChannels, channels,
-                    out + f.runs->position(run, t0 + t) * f.out.stride(2) + c0 * f.out.stride(1),
-                    f.out.stride(1));
+        store_tile(results + t * kTileChannels, 0,
+                   out + f.runs->position(run, t0 + t) * f.out.stride(2) + c0 * f.out.stride(1), 0,
+                   f.out.stride(1), 1, channels);
     }
   }
 }
@@ -141,6 +142,14 @@ void convolve_blocks(const Forward& f, const Taps& taps, const Block* blocks, st
   });
 }
 
+void load_taps(const Tensor& weight, const Tensor& bias, const Taps& to) {
+  krait::HWY_NAMESPACE::load_tile(weight.dtype(), weight.raw(), 0, weight.stride(1), weight.stride(0),
+                                  weight.size(1), weight.size(0), to.weight.data<float>(), weight.size(0));
+  if (bias)
+    krait::HWY_NAMESPACE::load_tile(bias.dtype(), bias.raw(), 0, 0, bias.stride(0), 1, bias.size(0),
+                                    to.bias.data<float>(), 0);
+}
+
 }  // namespace
 }  // namespace krait::conv_detail::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -149,6 +158,14 @@ HWY_AFTER_NAMESPACE();
 namespace krait::conv_detail {
 
 HWY_EXPORT(convolve_blocks);
+HWY_EXPORT(load_taps);
+
+Taps make_taps(Context& ctx, const Tensor& weight, const Tensor& bias) {
+  const std::int64_t channels = weight.size(0);
+  Taps taps{ctx.empty({weight.size(1), channels}), bias ? ctx.empty({channels}) : ctx.zeros({channels})};
+  HWY_DYNAMIC_DISPATCH(load_taps)(weight, bias, taps);
+  return taps;
+}
 
 void forward_simd(Context& ctx, const Forward& f) {
   const Taps taps = make_taps(ctx, f.weight, f.bias);

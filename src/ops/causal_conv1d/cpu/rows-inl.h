@@ -1,5 +1,4 @@
-// The convolution of rows of channels, and tiles of f32 gathered from any layout. Included once for each
-// SIMD target.
+// The convolution of rows of channels. Included once for each SIMD target.
 #if defined(KRAIT_OPS_CAUSAL_CONV1D_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KRAIT_OPS_CAUSAL_CONV1D_CPU_ROWS_INL_H_
 #undef KRAIT_OPS_CAUSAL_CONV1D_CPU_ROWS_INL_H_
@@ -117,27 +116,6 @@ void convolve(const T* x, std::int64_t x_stride, const TapRows& taps, T* out, st
     case 4: return convolve_rows<4>(x, x_stride, taps, out, out_stride, rows, channels);
     default: return convolve_rows<0>(x, x_stride, taps, out, out_stride, rows, channels);
   }
-}
-
-// One row of a tile from `channels` elements that are `stride` apart, and back.
-template <typename T>
-void gather_row(const T* from, std::int64_t stride, std::int64_t channels, float* HWY_RESTRICT to) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t c = 0;
-  if (stride == 1)
-    for (; c + lanes <= channels; c += lanes) hn::StoreU(load_f32(d, from + c), d, to + c);
-  for (; c < channels; ++c) to[c] = static_cast<float>(from[c * stride]);
-}
-
-template <typename T>
-void scatter_row(const float* HWY_RESTRICT from, std::int64_t channels, T* to, std::int64_t stride) {
-  const hn::ScalableTag<float> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t c = 0;
-  if (stride == 1)
-    for (; c + lanes <= channels; c += lanes) store_f32(d, hn::LoadU(d, from + c), to + c);
-  for (; c < channels; ++c) to[c * stride] = static_cast<T>(from[c]);
 }
 
 }  // namespace krait::conv_detail::HWY_NAMESPACE

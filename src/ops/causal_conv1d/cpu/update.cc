@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/parallel.h"
+#include "core/simd/tile-inl.h"
 #include "ops/causal_conv1d/conv.h"
 #include "ops/causal_conv1d/cpu/rows-inl.h"
 
@@ -24,10 +25,12 @@ HWY_BEFORE_NAMESPACE();
 namespace krait::conv_detail::HWY_NAMESPACE {
 namespace {
 
-// `tile` has (K - 1 + 2 T) rows of kUpdateChannels: the window, the inputs, the outputs.
+// `tile` has (S + 2 T) rows of kUpdateChannels: the state from the oldest input on, the inputs, the outputs.
 template <typename T, typename S>
 void update_block(const Update& u, const Taps& taps, const Slot& slot, std::int64_t channel,
                   std::int64_t channels, float* tile) {
+  using krait::HWY_NAMESPACE::load_tile;
+  using krait::HWY_NAMESPACE::store_tile;
   const std::int64_t width = taps.weight.size(0) - 1;
   const std::int64_t tokens = u.x.size(2);
   const std::int64_t states = u.conv_state.size(2);
@@ -36,31 +39,29 @@ void update_block(const Update& u, const Taps& taps, const Slot& slot, std::int6
   const T* x = u.x.data<T>() + slot.row * u.x.stride(0) + channel * u.x.stride(1);
   T* out = u.out.data<T>() + slot.row * u.out.stride(0) + channel * u.out.stride(1);
   S* state = u.conv_state.data<S>() + slot.state * u.conv_state.stride(0) + channel * across;
-  // Entry `age` counts from the oldest.
-  const auto entry = [&](std::int64_t age) {
-    return slot.ring < 0 ? age : (slot.ring + age < states ? slot.ring + age : slot.ring + age - states);
-  };
-
-  for (std::int64_t j = 0; j < width; ++j)
-    gather_row(state + entry(states - width + j) * along, across, channels, tile + j * kUpdateChannels);
-  float* inputs = tile + width * kUpdateChannels;
-  for (std::int64_t t = 0; t < tokens; ++t)
-    gather_row(x + t * u.x.stride(2), u.x.stride(1), channels, inputs + t * kUpdateChannels);
+  float* inputs = tile + states * kUpdateChannels;
   float* results = inputs + tokens * kUpdateChannels;
-  convolve(tile, kUpdateChannels,
+
+  if (slot.ring < 0) {
+    load_tile(state, along, across, states, channels, tile, kUpdateChannels);
+  } else {  // only the window; its oldest input lies K - 1 places behind the one to be written
+    for (std::int64_t j = 0; j < width; ++j)
+      load_tile(state + (slot.ring + states - width + j) % states * along, 0, across, 1, channels,
+                tile + (states - width + j) * kUpdateChannels, 0);
+  }
+  load_tile(x, u.x.stride(2), u.x.stride(1), tokens, channels, inputs, kUpdateChannels);
+  convolve(tile + (states - width) * kUpdateChannels, kUpdateChannels,
            TapRows{taps.weight.data<float>() + channel, taps.weight.stride(0),
                    taps.bias.data<float>() + channel, width + 1, u.activation},
            results, kUpdateChannels, tokens, channels);
-  for (std::int64_t t = 0; t < tokens; ++t)
-    scatter_row(results + t * kUpdateChannels, channels, out + t * u.out.stride(2), u.out.stride(1));
+  store_tile(results, kUpdateChannels, out, u.out.stride(2), u.out.stride(1), tokens, channels);
 
-  const std::int64_t kept = slot.ring < 0 ? std::max<std::int64_t>(states - tokens, 0) : 0;
-  for (std::int64_t c = 0; c < channels && kept > 0; ++c)
-    for (std::int64_t j = 0; j < kept; ++j)
-      state[c * across + j * along] = state[c * across + (j + tokens) * along];
-  for (std::int64_t t = std::max<std::int64_t>(tokens - states, 0); t < tokens; ++t) {
-    const std::int64_t to = slot.ring < 0 ? states - tokens + t : (slot.ring + t) % states;
-    scatter_row(inputs + t * kUpdateChannels, channels, state + to * along, across);
+  if (slot.ring < 0) {
+    store_tile(tile + tokens * kUpdateChannels, kUpdateChannels, state, along, across, states, channels);
+  } else {
+    for (std::int64_t t = std::max<std::int64_t>(tokens - states, 0); t < tokens; ++t)
+      store_tile(inputs + t * kUpdateChannels, 0, state + (slot.ring + t) % states * along, 0, across, 1,
+                 channels);
   }
 }
 
@@ -93,7 +94,7 @@ void update_simd(Context& ctx, const Update& u) {
   const std::int64_t channels = u.x.size(1);
   const std::int64_t in_row = (channels + kUpdateChannels - 1) / kUpdateChannels;
   const std::int64_t count = static_cast<std::int64_t>(u.slots->size()) * in_row;
-  const std::int64_t rows = u.weight.size(1) - 1 + 2 * u.x.size(2);
+  const std::int64_t rows = u.conv_state.size(2) + 2 * u.x.size(2);
   // A fork costs some microseconds: about as much as 8,192 channels.
   const std::int64_t outputs = static_cast<std::int64_t>(u.slots->size()) * channels * u.x.size(2);
   const std::int64_t parts = std::clamp<std::int64_t>(std::min(count, outputs / 8192), 1, ctx.threads());

@@ -34,8 +34,9 @@ constexpr int kLanes = static_cast<int>(hn::MaxLanes(D()));
 constexpr int kStep = 2 * kLanes;
 // Outputs whose sums are collected before they are finished: a multiple of every block height.
 constexpr int kRun = 24;
-// Rows of x that meet a block while its weights are in the first-level cache.
-constexpr int kMaxColumns = 16;
+// Rows of x that meet a block while its weights are in the first-level cache; beyond them the weights are
+// read from memory again.
+constexpr int kMaxColumns = 32;
 constexpr std::int64_t kProductsPerThread = 25000;
 // The largest block of weights that is asked for ahead of its use.
 constexpr std::int64_t kPrefetchBytes = 131072;

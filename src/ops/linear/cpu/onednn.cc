@@ -129,20 +129,13 @@ void prepare_sum(Context& ctx, const Problem& p, const Tensor& sum) {
   });
 }
 
-}  // namespace
-
-void onednn(Context& ctx, const Problem& p) {
-  const Tensor x = operand(ctx, p.x, p.weight.dtype());
-  const bool direct = p.out.dtype() == DType::f32 && has_plain_rows(p.out);
-  const Tensor sum = direct ? p.out : ctx.empty(p.out.shape());
-  const bool add = p.accumulate || p.bias.defined();
-  if (add) prepare_sum(ctx, p, sum);
-
+// sum = x W^T, or += where `add`.
+void multiply(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor& sum, bool add) {
   try {
     const ThreadCount threads(ctx.threads());
     Cache& cache = cache_of(ctx);
     const Key key{.sizes = {x.size(0), x.size(1), sum.size(1)},
-                  .strides = {x.stride(0), p.weight.stride(0), p.weight.stride(1), sum.stride(0)},
+                  .strides = {x.stride(0), weight.stride(0), weight.stride(1), sum.stride(0)},
                   .dtype = x.dtype(),
                   .add = add};
     auto found = cache.products.find(key);
@@ -153,13 +146,29 @@ void onednn(Context& ctx, const Problem& p) {
     const Product& product = found->second;
     product.matmul.execute(cache.stream,
                            {{DNNL_ARG_SRC, dnnl::memory(product.x, cache.engine, x.raw())},
-                            {DNNL_ARG_WEIGHTS, dnnl::memory(product.weight, cache.engine, p.weight.raw())},
+                            {DNNL_ARG_WEIGHTS, dnnl::memory(product.weight, cache.engine, weight.raw())},
                             {DNNL_ARG_DST, dnnl::memory(product.out, cache.engine, sum.raw())}});
     cache.stream.wait();
   } catch (const dnnl::error& e) {
     fail(e.status == dnnl_out_of_memory ? ErrorKind::out_of_memory : ErrorKind::invalid_argument,
-         "[linear] oneDNN ", onednn_version(), " failed on ", x.shape(), " by ", p.weight.shape(), ": ",
+         "[linear] oneDNN ", onednn_version(), " failed on ", x.shape(), " by ", weight.shape(), ": ",
          e.what());
+  }
+}
+
+}  // namespace
+
+void onednn(Context& ctx, const Problem& p) {
+  const Tensor x = operand(ctx, p.x, p.weight.dtype());
+  const bool direct = p.out.dtype() == DType::f32 && has_plain_rows(p.out);
+  const Tensor sum = direct ? p.out : ctx.empty(p.out.shape());
+  const bool add = p.accumulate || p.bias.defined();
+  if (add) prepare_sum(ctx, p, sum);
+
+  if (p.x.size(1) > 0) {
+    multiply(ctx, x, p.weight, sum, add);
+  } else if (!add) {
+    sum.fill(0.0);  // oneDNN divides by the shared size
   }
   if (!direct) p.out.copy_from(sum);
 }

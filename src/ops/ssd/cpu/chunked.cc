@@ -135,13 +135,17 @@ void decay_products(const ChunkLayout& at, std::int64_t tokens, float* HWY_RESTR
 HWY_INLINE void add_triangle(const float* HWY_RESTRICT m, std::int64_t m_stride, const float* HWY_RESTRICT dx,
                              std::int64_t rows, float* HWY_RESTRICT y, std::int64_t y_stride) {
   const hn::ScalableTag<float> df;
-  for (int v = 0; v < g::kTileVectors; ++v) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      auto sum = hn::LoadU(df, y + r * y_stride + v * g::kLanes);
+  for (int v = 0; v < g::kTileVectors; ++v, dx += g::kLanes, y += g::kLanes) {
+    const auto add_row = [&](std::int64_t r) HWY_ATTR {
+      auto sum = hn::LoadU(df, y + r * y_stride);
       for (std::int64_t j = 0; j <= r; ++j)
-        sum = hn::MulAdd(hn::Set(df, m[r * m_stride + j]),
-                         hn::LoadU(df, dx + j * g::kTileColumns + v * g::kLanes), sum);
-      hn::StoreU(sum, df, y + r * y_stride + v * g::kLanes);
+        sum = hn::MulAdd(hn::Set(df, m[r * m_stride + j]), hn::LoadU(df, dx + j * g::kTileColumns), sum);
+      hn::StoreU(sum, df, y + r * y_stride);
+    };
+    if (rows == g::kTileRows) {  // nearly always: the compiler unrolls it
+      for (int r = 0; r < g::kTileRows; ++r) add_row(r);
+    } else {
+      for (std::int64_t r = 0; r < rows; ++r) add_row(r);
     }
   }
 }
