@@ -31,7 +31,6 @@ int usage_error(const CLI::App& app, const CLI::ParseError& error) {
 int run(int argc, char** argv) {
   CLI::App app{"Mamba and other state-space language models on this machine's own processors.", "krait"};
   app.set_version_flag("--version", krait::cli::version_text, "Version, compiler, processor and backends");
-  app.require_subcommand(1);
   app.formatter(std::make_shared<krait::cli::HelpFormatter>());
   krait::cli::add_generate(app);
   krait::cli::add_logits(app);
@@ -44,6 +43,8 @@ int run(int argc, char** argv) {
   krait::cli::add_completion(app);
   try {
     app.parse(argc, argv);
+    // require_subcommand() would complain of the absence before it complains of an unknown one.
+    if (app.get_subcommands().empty()) throw CLI::RequiredError("A subcommand");
   } catch (const CLI::Success& help) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {

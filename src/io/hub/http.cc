@@ -261,9 +261,14 @@ Response Http::perform(Method method, const std::string& url, std::uint64_t offs
     const std::string detail =
         handles_->message[0] != '\0' ? handles_->message.data() : curl_easy_strerror(code);
     const std::string message = concat(origin_of(url), ": ", without_line_breaks(detail));
-    if (is_transient(code)) throw TransientError(message);
+    // A hub that has never answered is out of reach rather than troubled: waiting would only keep the user
+    // from learning it.
+    const bool unreachable =
+        !reached_ && (code == CURLE_COULDNT_RESOLVE_HOST || code == CURLE_COULDNT_RESOLVE_PROXY);
+    if (is_transient(code) && !unreachable) throw TransientError(message);
     throw Error(ErrorKind::network, message);
   }
+  reached_ = true;
   transfer.read_head();
   const int status = transfer.response.status;
   if (is_transient(status)) {

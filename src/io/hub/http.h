@@ -66,6 +66,7 @@ class Http {
   struct Handles;
   const Options& options_;
   std::string endpoint_origin_;
+  bool reached_ = false;  // some server has answered
   std::unique_ptr<Handles> handles_;
 };
 

@@ -419,7 +419,7 @@ TEST(StateUpdate, RefusesWhatDoesNotFit) {
             "[state_update] x has shape (2, 6, 5), expected (2, 6, 4): the state's channels");
   EXPECT_EQ(with(false,
                  [&](Args& a) {
-                   a.x = t({2, 3, 5});
+                   a.x = t({2, 3, 6});
                  }),
             "[state_update] B has shape (2, 16), expected (B, T, N) or (B, T, G, N)");
   EXPECT_EQ(with(true,
