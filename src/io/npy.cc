@@ -36,8 +36,8 @@ constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"f4", DTyp
                                                                      {"c16", DType::c128}}};
 
 struct Header {
-  DType dtype;
-  bool fortran_order;
+  DType dtype = DType::f32;
+  bool fortran_order = false;
   Dims shape;
 };
 

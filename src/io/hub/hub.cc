@@ -72,7 +72,7 @@ bool is_complete(const Cache& cache, const std::string& commit, Parts parts) {
 }
 
 std::optional<std::string> cached_commit(const Cache& cache, const ModelId& id, Parts parts) {
-  const std::optional<std::string> commit = cache.commit_of(id.revision);
+  std::optional<std::string> commit = cache.commit_of(id.revision);
   if (!commit || !is_usable(cache, *commit, parts)) return std::nullopt;
   return commit;
 }

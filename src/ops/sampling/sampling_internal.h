@@ -23,25 +23,31 @@ void check_arguments(std::span<const float> logits, std::int64_t vocab_size, con
 // The smallest logit that min_p keeps beside the largest one.
 [[nodiscard]] float min_p_threshold(float largest, double min_p);
 
-// Logits are scanned in groups of kGroup and weights are summed in blocks of kBlock.
+// Logits are scanned in groups of kGroup, which are also the blocks over which weights are summed.
 inline constexpr std::size_t kGroup = 64;
-inline constexpr std::size_t kBlock = 256;
+[[nodiscard]] inline std::size_t groups_of(std::size_t count) { return (count + kGroup - 1) / kGroup; }
 
 // The largest logit of each group into group_max; returns the largest of all, NaN where any logit is NaN.
 float scan_maxima(std::span<const float> logits, std::span<float> group_max);
 
-// exp((logit - largest) * scale) for logits >= lowest, else 0; `lowest` is finite. The sum of each block of
-// weights goes into block_sum, and each weight into `weights` unless that is empty. Returns the sum of all.
-double scan_weights(std::span<const float> logits, float largest, float scale, float lowest,
-                    std::span<float> weights, std::span<double> block_sum);
+// Weights are exp((logit - largest) * scale) for logits >= lowest, a finite number, and 0 for others.
+struct Weighing {
+  float largest;
+  float scale;
+  float lowest;
+};
 
-// The sums of weights over logits at and above each of kLevels thresholds.
+// The sum of each group's weights into group_sum; returns the sum of all.
+double scan_weights(std::span<const float> logits, const Weighing& weighing, std::span<double> group_sum);
+
+// The sums of the weights of logits at and above each of kLevels thresholds.
 inline constexpr std::size_t kLevels = 8;
-std::array<double, kLevels> scan_levels(std::span<const float> logits, std::span<const float> weights,
-                                        const std::array<float, kLevels>& thresholds);
+using Levels = std::array<float, kLevels>;
+std::array<double, kLevels> scan_levels(std::span<const float> logits, const Weighing& weighing,
+                                        const Levels& thresholds);
 
 // The ids, ascending, whose logit is in [lowest, below). Gives up, and returns false, beyond `limit` of them.
-bool collect(std::span<const float> logits, float lowest, float below, std::size_t limit,
-             std::vector<std::int32_t>& ids);
+bool collect(std::span<const float> logits, std::span<const float> group_max, float lowest, float below,
+             std::size_t limit, std::vector<std::int32_t>& ids);
 
 }  // namespace krait::sampling

@@ -4,6 +4,8 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <limits>
 
 #include "core/simd/convert-inl.h"
@@ -48,105 +50,119 @@ float maxima(std::span<const float> logits, std::span<float> group_max) {
   return hn::GetLane(all);
 }
 
-HWY_INLINE V weight_of(D d, V logit, V largest, V scale, V lowest) {
+struct Constants {
+  V largest;
+  V scale;
+  V lowest;
+};
+
+// As a power of two: the scale includes log2(e).
+HWY_INLINE V weight_of(D d, V logit, const Constants& c) {
   // The difference of two finite floats may overflow, and infinity times a scale of 0 is NaN.
-  const V below = hn::Max(hn::Sub(logit, largest), hn::Set(d, kLowest));
-  return hn::IfThenElseZero(hn::Ge(logit, lowest), simd::exp(d, hn::Mul(below, scale)));
+  const V below = hn::Max(hn::Sub(logit, c.largest), hn::Set(d, kLowest));
+  return hn::IfThenElseZero(hn::Ge(logit, c.lowest), simd::exp2_flush(d, hn::Mul(below, c.scale)));
 }
 
-double weigh(std::span<const float> logits, float largest, float scale, float lowest,
-             std::span<float> weights, std::span<double> block_sum) {
+HWY_INLINE Constants constants_of(D d, const Weighing& w) {
+  constexpr float kLog2e = 1.44269504F;
+  const float scale = std::min(w.scale * kLog2e, std::numeric_limits<float>::max());
+  return {hn::Set(d, w.largest), hn::Set(d, scale), hn::Set(d, w.lowest)};
+}
+
+double weigh(std::span<const float> logits, const Weighing& weighing, std::span<double> group_sum) {
   const D d;
   const std::size_t lanes = hn::Lanes(d);
-  const V vlargest = hn::Set(d, largest);
-  const V vscale = hn::Set(d, scale);
-  const V vlowest = hn::Set(d, lowest);
-  const bool keep = !weights.empty();
+  const Constants c = constants_of(d, weighing);
   double total = 0.0;
-  for (std::size_t block = 0; block < block_sum.size(); ++block) {
-    std::size_t i = block * kBlock;
-    const std::size_t end = std::min(i + kBlock, logits.size());
-    V sum0 = hn::Zero(d);
-    V sum1 = hn::Zero(d);
-    for (; i + 2 * lanes <= end; i += 2 * lanes) {
-      const V w0 = weight_of(d, hn::LoadU(d, logits.data() + i), vlargest, vscale, vlowest);
-      const V w1 = weight_of(d, hn::LoadU(d, logits.data() + i + lanes), vlargest, vscale, vlowest);
-      sum0 = hn::Add(sum0, w0);
-      sum1 = hn::Add(sum1, w1);
-      if (keep) {
-        hn::StoreU(w0, d, weights.data() + i);
-        hn::StoreU(w1, d, weights.data() + i + lanes);
-      }
+  for (std::size_t group = 0; group < group_sum.size(); ++group) {
+    const std::size_t end = std::min((group + 1) * kGroup, logits.size());
+    std::size_t i = group * kGroup;
+    V sum = hn::Zero(d);
+    for (; i + lanes <= end; i += lanes) sum = hn::Add(sum, weight_of(d, hn::LoadU(d, logits.data() + i), c));
+    if (i < end) {
+      const V rest = weight_of(d, simd::load_f32_n(d, logits.data() + i, end - i), c);
+      sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, end - i), rest));
     }
-    while (i < end) {
-      const std::size_t rest = std::min(lanes, end - i);
-      V w = rest == lanes ? hn::LoadU(d, logits.data() + i) : simd::load_f32_n(d, logits.data() + i, rest);
-      w = hn::IfThenElseZero(hn::FirstN(d, rest), weight_of(d, w, vlargest, vscale, vlowest));
-      sum0 = hn::Add(sum0, w);
-      if (keep && rest == lanes) hn::StoreU(w, d, weights.data() + i);
-      if (keep && rest < lanes) simd::store_f32_n(d, w, weights.data() + i, rest);
-      i += rest;
-    }
-    block_sum[block] = static_cast<double>(hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1))));
-    total += block_sum[block];
+    group_sum[group] = static_cast<double>(hn::GetLane(hn::SumOfLanes(d, sum)));
+    total += group_sum[group];
   }
   return total;
 }
 
-void levels(std::span<const float> logits, std::span<const float> weights, const float* thresholds,
-            double* sums) {
-  static_assert(kLevels == 8);
+void levels(std::span<const float> logits, const Weighing& weighing, const float* thresholds, double* sums) {
   const D d;
   const std::size_t lanes = hn::Lanes(d);
+  const Constants c = constants_of(d, weighing);
   std::fill_n(sums, kLevels, 0.0);
-  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    const std::size_t end = std::min(begin + kBlock, logits.size());
-    std::size_t i = begin;
-    V s0 = hn::Zero(d);
-    V s1 = s0, s2 = s0, s3 = s0, s4 = s0, s5 = s0, s6 = s0, s7 = s0;
-    const auto add = [&](V& sum, std::size_t level, V logit, V weight) HWY_ATTR {
-      const auto above = hn::Ge(logit, hn::Set(d, thresholds[level]));
-      sum = hn::Add(sum, hn::IfThenElseZero(above, weight));
-    };
-    const auto add_all = [&](V logit, V weight) HWY_ATTR {
-      add(s0, 0, logit, weight);
-      add(s1, 1, logit, weight);
-      add(s2, 2, logit, weight);
-      add(s3, 3, logit, weight);
-      add(s4, 4, logit, weight);
-      add(s5, 5, logit, weight);
-      add(s6, 6, logit, weight);
-      add(s7, 7, logit, weight);
-    };
-    for (; i + lanes <= end; i += lanes)
-      add_all(hn::LoadU(d, logits.data() + i), hn::LoadU(d, weights.data() + i));
-    if (i < end)  // the lanes beyond have weight 0
-      add_all(simd::load_f32_n(d, logits.data() + i, end - i),
-              simd::load_f32_n(d, weights.data() + i, end - i));
-    const V all[kLevels] = {s0, s1, s2, s3, s4, s5, s6, s7};
-    for (std::size_t level = 0; level < kLevels; ++level)
-      sums[level] += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, all[level])));
+  // A piece of weights in the first-level cache, then all thresholds over it.
+  constexpr std::size_t kPiece = 8 * kGroup;
+  HWY_ALIGN float weights[kPiece];
+  for (std::size_t begin = 0; begin < logits.size(); begin += kPiece) {
+    const float* piece = logits.data() + begin;
+    const std::size_t count = std::min(kPiece, logits.size() - begin);
+    const std::size_t whole = count / lanes * lanes;
+    for (std::size_t i = 0; i < whole; i += lanes)
+      hn::Store(weight_of(d, hn::LoadU(d, piece + i), c), d, weights + i);
+    V rest_logit = hn::Zero(d);
+    V rest = hn::Zero(d);
+    if (whole < count) {
+      rest_logit = simd::load_f32_n(d, piece + whole, count - whole);
+      rest = hn::IfThenElseZero(hn::FirstN(d, count - whole), weight_of(d, rest_logit, c));
+    }
+    static_assert(kLevels % 4 == 0);
+    for (std::size_t level = 0; level < kLevels; level += 4) {
+      const V t0 = hn::Set(d, thresholds[level]);
+      const V t1 = hn::Set(d, thresholds[level + 1]);
+      const V t2 = hn::Set(d, thresholds[level + 2]);
+      const V t3 = hn::Set(d, thresholds[level + 3]);
+      V s0 = hn::IfThenElseZero(hn::Ge(rest_logit, t0), rest);
+      V s1 = hn::IfThenElseZero(hn::Ge(rest_logit, t1), rest);
+      V s2 = hn::IfThenElseZero(hn::Ge(rest_logit, t2), rest);
+      V s3 = hn::IfThenElseZero(hn::Ge(rest_logit, t3), rest);
+      for (std::size_t i = 0; i < whole; i += lanes) {
+        const V logit = hn::LoadU(d, piece + i);
+        const V weight = hn::Load(d, weights + i);
+        s0 = hn::Add(s0, hn::IfThenElseZero(hn::Ge(logit, t0), weight));
+        s1 = hn::Add(s1, hn::IfThenElseZero(hn::Ge(logit, t1), weight));
+        s2 = hn::Add(s2, hn::IfThenElseZero(hn::Ge(logit, t2), weight));
+        s3 = hn::Add(s3, hn::IfThenElseZero(hn::Ge(logit, t3), weight));
+      }
+      sums[level] += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, s0)));
+      sums[level + 1] += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, s1)));
+      sums[level + 2] += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, s2)));
+      sums[level + 3] += static_cast<double>(hn::GetLane(hn::SumOfLanes(d, s3)));
+    }
   }
 }
 
-bool collect_ids(std::span<const float> logits, float lowest, float below, std::size_t limit,
-                 std::vector<std::int32_t>& ids) {
+bool collect_ids(std::span<const float> logits, std::span<const float> group_max, float lowest, float below,
+                 std::size_t limit, std::vector<std::int32_t>& ids) {
   const D d;
   const std::size_t lanes = hn::Lanes(d);
-  const V vlowest = hn::Set(d, lowest);
+  static_assert(kGroup == 64);  // one bit for each logit of a group
   ids.clear();
-  const auto take = [&](std::size_t begin, std::size_t end) {
-    for (std::size_t i = begin; i < end; ++i)
-      if (logits[i] >= lowest && logits[i] < below) ids.push_back(static_cast<std::int32_t>(i));
-  };
-  std::size_t i = 0;
-  for (; i + lanes <= logits.size(); i += lanes) {
-    if (hn::AllFalse(d, hn::Ge(hn::LoadU(d, logits.data() + i), vlowest))) continue;
-    take(i, i + lanes);
+  for (std::size_t group = 0; group < group_max.size(); ++group) {
+    if (group_max[group] < lowest) continue;
+    const float* logit = logits.data() + group * kGroup;
+    const std::size_t count = std::min(kGroup, logits.size() - group * kGroup);
+    std::uint64_t inside = 0;
+    std::size_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      const V v = hn::LoadU(d, logit + i);
+      const auto mask = hn::And(hn::Ge(v, hn::Set(d, lowest)), hn::Lt(v, hn::Set(d, below)));
+      std::uint8_t bytes[8] = {};
+      hn::StoreMaskBits(d, mask, bytes);
+      std::uint64_t bits = 0;
+      for (int b = 0; b < 8; ++b) bits |= std::uint64_t{bytes[b]} << (8 * b);
+      inside |= bits << i;
+    }
+    for (; i < count; ++i)
+      if (logit[i] >= lowest && logit[i] < below) inside |= std::uint64_t{1} << i;
+    for (; inside != 0; inside &= inside - 1)
+      ids.push_back(static_cast<std::int32_t>(group * kGroup) + std::countr_zero(inside));
     if (ids.size() > limit) return false;
   }
-  take(i, logits.size());
-  return ids.size() <= limit;
+  return true;
 }
 
 }  // namespace krait::sampling::HWY_NAMESPACE
@@ -164,21 +180,20 @@ float scan_maxima(std::span<const float> logits, std::span<float> group_max) {
   return HWY_DYNAMIC_DISPATCH(maxima)(logits, group_max);
 }
 
-double scan_weights(std::span<const float> logits, float largest, float scale, float lowest,
-                    std::span<float> weights, std::span<double> block_sum) {
-  return HWY_DYNAMIC_DISPATCH(weigh)(logits, largest, scale, lowest, weights, block_sum);
+double scan_weights(std::span<const float> logits, const Weighing& weighing, std::span<double> group_sum) {
+  return HWY_DYNAMIC_DISPATCH(weigh)(logits, weighing, group_sum);
 }
 
-std::array<double, kLevels> scan_levels(std::span<const float> logits, std::span<const float> weights,
-                                        const std::array<float, kLevels>& thresholds) {
+std::array<double, kLevels> scan_levels(std::span<const float> logits, const Weighing& weighing,
+                                        const Levels& thresholds) {
   std::array<double, kLevels> sums;
-  HWY_DYNAMIC_DISPATCH(levels)(logits, weights, thresholds.data(), sums.data());
+  HWY_DYNAMIC_DISPATCH(levels)(logits, weighing, thresholds.data(), sums.data());
   return sums;
 }
 
-bool collect(std::span<const float> logits, float lowest, float below, std::size_t limit,
-             std::vector<std::int32_t>& ids) {
-  return HWY_DYNAMIC_DISPATCH(collect_ids)(logits, lowest, below, limit, ids);
+bool collect(std::span<const float> logits, std::span<const float> group_max, float lowest, float below,
+             std::size_t limit, std::vector<std::int32_t>& ids) {
+  return HWY_DYNAMIC_DISPATCH(collect_ids)(logits, group_max, lowest, below, limit, ids);
 }
 
 }  // namespace krait::sampling
