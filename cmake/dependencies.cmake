@@ -30,12 +30,15 @@ target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(krait_flags INTERFACE Threads::Threads)
 
-# Highway: SSE4, AVX2, AVX-512 (or NEON, SVE) and a portable baseline from each SIMD source.
+# Highway: SSE4, AVX2, AVX-512 (or NEON) and a portable baseline from each SIMD source. Left out are targets that
+# give nothing over these, and ARM's vectors of unknown length, of which there can be no arrays.
 add_library(krait_simd INTERFACE)
 target_link_libraries(krait_simd INTERFACE hwy::hwy)
-if(KRAIT_FEW_TARGETS)
-  target_compile_definitions(krait_simd INTERFACE
-    "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL)")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm")
+  set(without "HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128")
+elseif(KRAIT_FEW_TARGETS)
+  set(without "HWY_SSSE3|HWY_SSE4|HWY_AVX3|HWY_AVX3_DL")
 else()
-  target_compile_definitions(krait_simd INTERFACE "HWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_AVX3_DL)")
+  set(without "HWY_SSSE3|HWY_AVX3_DL")
 endif()
+target_compile_definitions(krait_simd INTERFACE "HWY_DISABLED_TARGETS=(${without})")

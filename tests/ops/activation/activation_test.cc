@@ -1,10 +1,10 @@
 #include "krait/ops/activation.h"
 
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <cmath>
 
+#include "core/each_target.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 
@@ -27,20 +27,6 @@ void expect_close(const Tensor& got, const Tensor& want, double tolerance) {
 }
 
 double tolerance_of(DType dtype) { return dtype == DType::f32 ? 1e-6 : dtype == DType::f16 ? 1e-3 : 8e-3; }
-
-// Runs `test` with each instruction set that this machine and this build have.
-template <typename Test>
-void on_each_target(const Test& test) {
-  const auto supported =
-      static_cast<std::uint64_t>(hwy::SupportedTargets()) & static_cast<std::uint64_t>(HWY_TARGETS);
-  for (std::uint64_t left = supported; left != 0; left &= left - 1) {
-    const auto target = static_cast<std::int64_t>(left & (~left + 1));
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    test();
-    hwy::SetSupportedTargetsForTest(0);
-  }
-}
 
 TEST(Activation, SimdMatchesTheReferenceInEachDtype) {
   on_each_target([] {
