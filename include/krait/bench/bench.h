@@ -31,7 +31,7 @@ struct ModelBench {
   double prefill_seconds = 0.0;
   double decode_seconds = 0.0;
   std::int64_t weight_bytes = 0;
-  std::int64_t state_bytes = 0;  // of one sequence after the prompt
+  std::int64_t state_bytes = 0;        // of one sequence after the prompt
   std::int64_t peak_memory_bytes = 0;  // of the process, before the ceilings were measured
   // Bytes that a step cannot avoid reading or writing, over the time it took, over the read bandwidth.
   double decode_share_of_bandwidth = 0.0;

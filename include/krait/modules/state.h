@@ -17,9 +17,9 @@ namespace krait {
 
 // The state of one layer for one sequence. Absent parts have no dimensions.
 struct LayerStateShape {
-  Dims conv;                    // (channels, d_conv - 1)
-  Dims ssm;                     // (d_inner, d_state) or (nheads, headdim, d_state)
-  Dims kv;                      // (2, num_heads_kv, head_dim): keys and values of one token
+  Dims conv;             // (channels, d_conv - 1)
+  Dims ssm;              // (d_inner, d_state) or (nheads, headdim, d_state)
+  Dims kv;               // (2, num_heads_kv, head_dim): keys and values of one token
   Tensor ssm_initial{};  // the learnt initial state (init_states), or absent for zeros
 };
 

@@ -195,8 +195,9 @@ TEST(CausalConv1dUpdate, MessagesNameWhatWasFound) {
             "state");
   EXPECT_EQ(message({.cache_seqlens = Tensor::from<std::int64_t>({0, -1})}),
             "[causal_conv1d_update] cache_seqlens[1] is -1, expected 0 or more");
-  EXPECT_EQ(message({.cache_seqlens = Tensor::from<std::int64_t>({0})}),
-            "[causal_conv1d_update] cache_seqlens has shape (1,), expected (2,): one value for each batch row");
+  EXPECT_EQ(
+      message({.cache_seqlens = Tensor::from<std::int64_t>({0})}),
+      "[causal_conv1d_update] cache_seqlens has shape (1,), expected (2,): one value for each batch row");
   EXPECT_EQ(message({.seq_idx = Tensor::zeros({2})}),
             "[causal_conv1d_update] seq_idx has dtype f32, expected i32 or i64");
   EXPECT_EQ(message({.out = Tensor::zeros({2, 4})}),
