@@ -37,20 +37,28 @@ constexpr std::array<std::pair<std::string_view, DType>, 12> kTypes{{{"f4", DTyp
 
 struct Header {
   DType dtype = DType::f32;
+  bool is_unsigned = false;  // of 2, 4 or 8 bytes: read as the signed type of that size, then widened
   bool fortran_order = false;
   Dims shape;
 };
 
-DType dtype_from(std::string_view descr, const std::string& file) {
+struct ElementType {
+  DType dtype = DType::f32;
+  bool is_unsigned = false;
+};
+
+ElementType element_type_from(std::string_view descr, const std::string& file) {
   const char order = descr.empty() ? '\0' : descr[0];
   const bool has_order = order == '<' || order == '>' || order == '|' || order == '=';
-  const std::string_view code = descr.substr(has_order ? 1 : 0);
+  std::string code(descr.substr(has_order ? 1 : 0));
+  const bool is_unsigned = code == "u2" || code == "u4" || code == "u8";
+  if (is_unsigned) code[0] = 'i';
   const auto* found = std::find_if(kTypes.begin(), kTypes.end(), [&](auto& t) { return t.first == code; });
   require(has_order && found != kTypes.end(), file, ": has elements of type ", printable(descr),
-          ", expected f2, f4, f8, i1, i2, i4, i8, u1, b1, c8, c16 or V2");
+          ", expected f2, f4, f8, i1 to i8, u1 to u8, b1, c8, c16 or V2");
   require(order != '>' || size_of(found->second) == 1, file, ": has big-endian elements (", printable(descr),
           "), expected little-endian ones");
-  return found->second;
+  return {.dtype = found->second, .is_unsigned = is_unsigned};
 }
 
 // The header is a Python dict with three known keys. This reads that and no more of the language.
@@ -59,15 +67,15 @@ class HeaderParser {
   HeaderParser(std::string_view text, const std::string& file) : rest_(text), file_(file) {}
 
   Header parse() {
-    std::optional<DType> dtype;
+    std::optional<ElementType> element;
     std::optional<bool> fortran_order;
     std::optional<Dims> shape;
     expect('{');
     while (!accept('}')) {
       const std::string_view key = quoted_text();
       expect(':');
-      if (key == "descr" && !dtype)
-        dtype = dtype_from(descr(), file_);
+      if (key == "descr" && !element)
+        element = element_type_from(descr(), file_);
       else if (key == "fortran_order" && !fortran_order)
         fortran_order = boolean();
       else if (key == "shape" && !shape)
@@ -81,8 +89,11 @@ class HeaderParser {
     }
     skip_space();
     if (!rest_.empty()) fail_at("text after the header");
-    require(dtype && fortran_order && shape, file_, ": has a header without descr, fortran_order or shape");
-    return {.dtype = *dtype, .fortran_order = *fortran_order, .shape = *shape};
+    require(element && fortran_order && shape, file_, ": has a header without descr, fortran_order or shape");
+    return {.dtype = element->dtype,
+            .is_unsigned = element->is_unsigned,
+            .fortran_order = *fortran_order,
+            .shape = *shape};
   }
 
  private:
@@ -145,6 +156,19 @@ class HeaderParser {
   const std::string& file_;
 };
 
+// Unsigned integers, seen as signed ones of their size, as i64.
+Tensor from_unsigned(const Tensor& view, const std::string& file) {
+  const Tensor wide = view.to(DType::i64).clone();
+  const std::size_t bits = 8 * size_of(view.dtype());
+  for (std::int64_t& value : wide.span<std::int64_t>()) {
+    if (bits < 64)
+      value &= (std::int64_t{1} << bits) - 1;
+    else
+      require(value >= 0, file, ": has an element of 2^63 or more, expected at most 2^63 - 1");
+  }
+  return wide;
+}
+
 Dims fortran_strides(const Dims& shape) {
   Dims strides = shape;
   std::int64_t step = 1;
@@ -181,9 +205,10 @@ Tensor parse_npy(std::span<const std::byte> bytes, std::shared_ptr<void> owner, 
   require(data.size() == expected, name, ": has ", data.size(), " bytes of elements, expected ", expected,
           " for shape ", header.shape, " of ", header.dtype);
   const Bytes usable = usable_as({.data = data, .owner = std::move(owner)}, header.dtype, name);
-  return view_of(usable, header.shape,
-                 header.fortran_order ? fortran_strides(header.shape) : contiguous_strides(header.shape),
-                 header.dtype);
+  const Tensor view = view_of(
+      usable, header.shape,
+      header.fortran_order ? fortran_strides(header.shape) : contiguous_strides(header.shape), header.dtype);
+  return header.is_unsigned ? from_unsigned(view, name) : view;
 }
 
 Tensor read_npy(const std::filesystem::path& path) {

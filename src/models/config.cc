@@ -44,8 +44,9 @@ Mamba1Config upstream_mamba1(const JsonFields& f) {
 DtLimit dt_limit(const JsonFields& f, std::string_view key) {
   const auto values = f.numbers(key);
   if (values.empty()) return {};
-  require(values.size() == 2 && values[0] <= values[1], f.path(), ": ", key, " has ", values.size(),
-          " values, expected two, the lower limit first");
+  require(values.size() == 2, f.path(), ": ", key, " has ", values.size(), " values, expected two");
+  require(values[0] <= values[1], f.path(), ": ", key, " is [", values[0], ", ", values[1],
+          "], expected the lower limit first");
   return {.low = static_cast<float>(values[0]), .high = static_cast<float>(values[1])};
 }
 
@@ -94,6 +95,8 @@ MhaConfig upstream_attention(const JsonFields& f) {
   c.qkv_proj_bias = f.boolean("qkv_proj_bias", c.qkv_proj_bias);
   c.out_proj_bias = f.boolean("out_proj_bias", c.out_proj_bias);
   c.softmax_scale = f.number("softmax_scale", c.softmax_scale);
+  require(!f.has("softmax_scale") || (std::isfinite(c.softmax_scale) && c.softmax_scale != 0.0), f.path(),
+          ": softmax_scale is ", c.softmax_scale, ", expected a number other than 0");
   c.causal = f.boolean("causal", c.causal);
   c.d_conv = f.integer("d_conv", 0, 0, 65536);
   c.rotary_emb_dim = f.integer("rotary_emb_dim", 0, 0);
@@ -271,8 +274,9 @@ ModelConfig parse_config(std::string_view text, const std::string& name) {
          "n_layer, "
          "ssm_cfg)");
   require(c.d_model > 0, name, ": d_model is missing, expected an integer from 1");
-  require(std::isfinite(c.norm_epsilon) && c.norm_epsilon >= 0, name, ": the norm epsilon is ",
-          c.norm_epsilon);
+  require(std::isfinite(c.norm_epsilon) && c.norm_epsilon >= 0, name,
+          ": the epsilon of the norms (layer_norm_epsilon, layer_norm_eps) is ", c.norm_epsilon,
+          ", expected 0 or more");
   c.mamba1.d_model = c.mamba2.d_model = c.attn.d_model = c.d_model;
   return c;
 }

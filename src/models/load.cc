@@ -206,12 +206,32 @@ ModelConfig read_config(const ModelFiles& files) {
   return config;
 }
 
+namespace {
+
+// Sizes that do not fit together are found by the module that they belong to; the message says whose they
+// are.
+LanguageModel make_model(const ModelFiles& files) {
+  const ModelConfig config = read_config(files);
+  try {
+    return LanguageModel(config);
+  } catch (const Error& e) {
+    fail(e.kind(), files.name, "/config.json: ", e.what());
+  }
+}
+
+}  // namespace
+
 LanguageModel load_language_model(Context& ctx, const ModelFiles& files, const LoadOptions& options) {
   require(!options.dtype || *options.dtype == DType::f32 || *options.dtype == DType::bf16 ||
               *options.dtype == DType::f16,
           "dtype is ", options.dtype.value_or(DType::f32), ", expected f32, bf16 or f16");
   io::prefetch(files.tensors);
-  LanguageModel model(read_config(files));
+  LanguageModel model = make_model(files);
+  const ModelConfig& config = model.config();
+  if (!config.attn_layer_idx.empty() && !config.attn.causal)
+    ctx.warn(concat(files.name,
+                    ": attention layers look ahead (attn_cfg: causal is not true): logits of a token "
+                    "depend on the tokens after it"));
   Loader loader(ctx, files, model.config(), options);
   model.visit([&](const Parameter& p) { loader.place(p); });
   loader.finish();

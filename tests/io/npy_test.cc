@@ -52,6 +52,16 @@ TEST(Npy, ReadsWhateverPythonMayWrite) {
   EXPECT_EQ(parse(npy(header_of("=f4", "(6,)"), kSix)).dtype(), DType::f32);
 }
 
+TEST(Npy, WidensUnsignedIntegers) {
+  const Tensor t = parse(npy(header_of("<u2", "(3,)"), raw(std::vector<std::uint16_t>{0, 50277, 65535})));
+  EXPECT_EQ(values_of<std::int64_t>(t), (std::vector<std::int64_t>{0, 50277, 65535}));
+  const Tensor wide = parse(npy(header_of("<u4", "(2,)"), raw(std::vector<std::uint32_t>{7, 0xffffffffU})));
+  EXPECT_EQ(values_of<std::int64_t>(wide), (std::vector<std::int64_t>{7, 0xffffffffLL}));
+  EXPECT_EQ(values_of<std::int64_t>(parse(npy(header_of("<u8", "(1,)"), raw(std::uint64_t{9})))),
+            (std::vector<std::int64_t>{9}));
+  EXPECT_THROW(parse(npy(header_of("<u8", "(1,)"), raw(~std::uint64_t{0}))), Error);
+}
+
 TEST(Npy, WritesEveryTypeAndReadsItBack) {
   const Scratch scratch;
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16, DType::i8, DType::u8, DType::i16,
@@ -123,7 +133,7 @@ TEST(Npy, RefusesOddHeaders) {
   } cases[] = {
       {header_of(">f4", "(6,)"), "has big-endian elements (\">f4\")"},
       {header_of(">V2", "(12,)"), "has big-endian elements (\">V2\")"},
-      {header_of("<u4", "(6,)"), "has elements of type \"<u4\", expected"},
+      {header_of("<u3", "(6,)"), "has elements of type \"<u3\", expected"},
       {header_of("<f16", "(6,)"), "has elements of type \"<f16\""},
       {header_of("<U6", "(1,)"), "has elements of type \"<U6\""},
       {header_of("|O", "(1,)"), "has elements of type \"|O\""},

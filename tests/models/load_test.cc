@@ -137,6 +137,12 @@ TEST_F(Load, BrokenConfigIsNamed) {
   EXPECT_NE(message().find("model_type is llama"), std::string::npos);
 }
 
+TEST_F(Load, SizesThatDoNotFitNameTheConfig) {
+  write("config.json",
+        R"({"d_model": 8, "n_layer": 1, "ssm_cfg": {"layer": "Mamba2", "headdim": 2, "ngroups": 3}})");
+  EXPECT_EQ(message(), directory_.string() + "/config.json: Mamba2: 8 heads are not a multiple of ngroups 3");
+}
+
 TEST_F(Load, AbsurdSizesDoNotAllocate) {
   write("config.json", R"({"model_type": "mamba", "hidden_size": 16777216, "num_hidden_layers": 10000,
                            "vocab_size": 2147483648, "state_size": 16777216})");
