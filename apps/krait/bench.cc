@@ -1,13 +1,14 @@
 // krait bench: speed of a model, or of one operator, beside what the machine can do at most.
 #include "krait/bench/bench.h"
 
+#include <charconv>
 #include <chrono>
 #include <iomanip>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "input.h"
+#include "json_object.h"
 #include "krait/core/error.h"
 #include "options.h"
 #include "terminal.h"
@@ -54,26 +55,25 @@ void run_model(const ModelOptions& options) {
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - begin;
   const ModelBench b = bench_model(ctx, model, options.bench);
   if (options.json) {
-    const nlohmann::ordered_json root = {
-        {"prefill_tokens_per_second", b.prefill_tokens_per_second},
-        {"decode_tokens_per_second", b.decode_tokens_per_second},
-        {"load_seconds", load.count()},
-        {"prefill_seconds", b.prefill_seconds},
-        {"decode_seconds", b.decode_seconds},
-        {"peak_memory_bytes", b.peak_memory_bytes},
-        {"weight_bytes", b.weight_bytes},
-        {"state_bytes", b.state_bytes},
-        {"decode_share_of_bandwidth", b.decode_share_of_bandwidth},
-        {"prefill_share_of_flops", b.prefill_share_of_flops},
-        {"read_bytes_per_second", b.ceilings.read_bytes_per_second},
-        {"flops_per_second", b.ceilings.flops_per_second},
-        {"prompt_length", options.bench.prompt_length},
-        {"new_tokens", options.bench.new_tokens},
-        {"batch", options.bench.batch},
-        {"repeat", options.bench.repeat},
-        {"threads", ctx.threads()},
-    };
-    print(root.dump() + "\n");
+    print(JsonObject()
+              .add("prefill_tokens_per_second", b.prefill_tokens_per_second)
+              .add("decode_tokens_per_second", b.decode_tokens_per_second)
+              .add("load_seconds", load.count())
+              .add("prefill_seconds", b.prefill_seconds)
+              .add("decode_seconds", b.decode_seconds)
+              .add("peak_memory_bytes", b.peak_memory_bytes)
+              .add("weight_bytes", b.weight_bytes)
+              .add("state_bytes", b.state_bytes)
+              .add("decode_share_of_bandwidth", b.decode_share_of_bandwidth)
+              .add("prefill_share_of_flops", b.prefill_share_of_flops)
+              .add("read_bytes_per_second", b.ceilings.read_bytes_per_second)
+              .add("flops_per_second", b.ceilings.flops_per_second)
+              .add("prompt_length", options.bench.prompt_length)
+              .add("new_tokens", options.bench.new_tokens)
+              .add("batch", options.bench.batch)
+              .add("repeat", options.bench.repeat)
+              .add("threads", ctx.threads())
+              .line());
     return;
   }
   print_row("load", load.count(), 3, "s");
@@ -93,10 +93,11 @@ std::map<std::string, std::int64_t> parse_shape(const std::vector<std::string>& 
   std::map<std::string, std::int64_t> shape;
   for (const std::string& word : words) {
     const auto equals = word.find('=');
+    const char* end = word.data() + word.size();
     std::int64_t size = 0;
     if (equals == 0 || equals == std::string::npos ||
-        !CLI::detail::lexical_cast(word.substr(equals + 1), size))
-      throw CLI::ValidationError("--shape", concat("found '", word, "', expected sizes such as B=8"));
+        std::from_chars(word.data() + equals + 1, end, size) != std::from_chars_result{end, std::errc()})
+      throw UsageError(concat("--shape: found '", word, "', expected sizes such as B=8"));
     shape[word.substr(0, equals)] = size;
   }
   return shape;
@@ -107,18 +108,17 @@ void run_op(const OpOptions& options) {
   const OpBench b = bench_op(ctx, options.name, parse_shape(options.shape),
                              parse_dtype(options.common.dtype).value_or(DType::f32), options.repeat);
   if (options.json) {
-    const nlohmann::ordered_json root = {
-        {"op", b.name},
-        {"shape", b.shape},
-        {"backend", b.backend},
-        {"seconds", b.seconds},
-        {"bytes_per_second", b.bytes / b.seconds},
-        {"flops_per_second", b.flops / b.seconds},
-        {"read_bytes_per_second_ceiling", b.ceilings.read_bytes_per_second},
-        {"flops_per_second_ceiling", b.ceilings.flops_per_second},
-        {"threads", ctx.threads()},
-    };
-    print(root.dump() + "\n");
+    print(JsonObject()
+              .add("op", b.name)
+              .add("shape", b.shape)
+              .add("backend", b.backend)
+              .add("seconds", b.seconds)
+              .add("bytes_per_second", b.bytes / b.seconds)
+              .add("flops_per_second", b.flops / b.seconds)
+              .add("read_bytes_per_second_ceiling", b.ceilings.read_bytes_per_second)
+              .add("flops_per_second_ceiling", b.ceilings.flops_per_second)
+              .add("threads", ctx.threads())
+              .line());
     return;
   }
   print(concat(b.name, " ", b.shape, " (", b.backend, ")\n"));
@@ -140,39 +140,37 @@ std::string list_of_operators() {
   return text;
 }
 
-void add_op(CLI::App& bench) {
+void add_op(const Command& bench) {
   auto options = std::make_shared<OpOptions>();
-  CLI::App& command = *bench.add_subcommand("op", "Measure one operator");
-  command.add_option("name", options->name, "The operator")->type_name("NAME")->required();
-  command.add_option("--shape", options->shape, "Sizes, such as B=8 L=2048")->type_name("LETTER=N");
-  add_integer(command, "--repeat", options->repeat, 1, 1'000'000, "Runs, of which the median counts");
-  command.add_flag("--json", options->json, "Print one JSON object");
+  const Command command = bench.add_command("op", "Measure one operator");
+  command.text("name", options->name, "NAME", "The operator").required();
+  command.texts("--shape", options->shape, "LETTER=N", /*greedy=*/true, "Sizes, such as B=8 L=2048");
+  command.integer("--repeat", options->repeat, 1, 1'000'000, "Runs, of which the median counts");
+  command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
-  command.footer(list_of_operators());
-  command.callback([options] { run_op(*options); });
+  command.epilogue(list_of_operators());
+  command.on_run([options] { run_op(*options); });
 }
 
 }  // namespace
 
-void add_bench(CLI::App& app) {
+void add_bench(const Command& program) {
   auto options = std::make_shared<ModelOptions>();
   ModelBenchOptions& b = options->bench;
-  CLI::App& command = *app.add_subcommand("bench", "Measure the speed of a model or of one operator");
-  auto* model = add_model(command, options->common);
-  add_input_file(command, "--config", options->config,
-                 "Random weights for this config.json (of type f32 unless --dtype says otherwise)")
-      ->excludes(model);
-  add_integer(command, "--prompt-length", b.prompt_length, 1, std::int64_t{1} << 40, "Tokens of each prompt");
-  add_integer(command, "--new-tokens", b.new_tokens, 1, std::int64_t{1} << 40,
-              "Tokens to make, one at a time");
-  add_integer(command, "--batch", b.batch, 1, 1'000'000, "Sequences at once");
-  add_integer(command, "--repeat", b.repeat, 1, 1'000'000, "Runs, of which the median counts");
-  command.add_flag("--json", options->json, "Print one JSON object");
+  const Command command = program.add_command("bench", "Measure the speed of a model or of one operator");
+  const Option model = add_model(command, options->common);
+  command
+      .text("--config", options->config, "FILE",
+            "Random weights for this config.json (of type f32 unless --dtype says otherwise)")
+      .excludes(model);
+  command.integer("--prompt-length", b.prompt_length, 1, kMaxCount, "Tokens of each prompt");
+  command.integer("--new-tokens", b.new_tokens, 1, kMaxCount, "Tokens to make, one at a time");
+  command.integer("--batch", b.batch, 1, 1'000'000, "Sequences at once");
+  command.integer("--repeat", b.repeat, 1, 1'000'000, "Runs, of which the median counts");
+  command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
   add_op(command);
-  command.callback([options, &command] {
-    if (command.get_subcommands().empty()) run_model(*options);
-  });
+  command.on_run([options] { run_model(*options); });
 }
 
 }  // namespace krait::cli

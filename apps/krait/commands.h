@@ -2,21 +2,19 @@
 // parsing the command line then runs it.
 #pragma once
 
-namespace CLI {
-class App;
-}
+#include "command.h"
 
 namespace krait::cli {
 
-void add_generate(CLI::App& app);
-void add_logits(CLI::App& app);
-void add_score(CLI::App& app);
-void add_bench(CLI::App& app);
-void add_info(CLI::App& app);
-void add_tokenize(CLI::App& app);
-void add_download(CLI::App& app);
-// Hidden: writes the man page and the shell completions, from the option tables of all of `app`.
-void add_man(CLI::App& app);
-void add_completion(CLI::App& app);
+void add_generate(const Command& program);
+void add_logits(const Command& program);
+void add_score(const Command& program);
+void add_bench(const Command& program);
+void add_info(const Command& program);
+void add_tokenize(const Command& program);
+void add_download(const Command& program);
+// Hidden: writes the man page and the shell completions, from the option tables of `program`.
+void add_man(const Command& program);
+void add_completion(const Command& program);
 
 }  // namespace krait::cli

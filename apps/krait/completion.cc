@@ -1,20 +1,28 @@
-#include <CLI/CLI.hpp>
 #include <memory>
 
 #include "commands.h"
 #include "help_pages.h"
-#include "option_table.h"
-#include "options.h"
 #include "terminal.h"
 
 namespace krait::cli {
 namespace {
 
-std::string joined(const std::vector<std::string>& words) { return CLI::detail::join(words, " "); }
+std::string joined(const std::vector<std::string>& words) {
+  std::string text;
+  for (const std::string& word : words) text += (text.empty() ? "" : " ") + word;
+  return text;
+}
 
 // The text between single quotes of a shell. bash and zsh end the quotes, fish escapes within them.
 std::string quoted(const std::string& text, const std::string& quote) {
-  return "'" + CLI::detail::find_and_replace(text, "'", quote) + "'";
+  std::string out = "'";
+  for (const char c : text) {
+    if (c == '\'')
+      out += quote;
+    else
+      out += c;
+  }
+  return out + "'";
 }
 
 // Everything that may be typed after a command.
@@ -43,8 +51,8 @@ std::string zsh_argument(const OptionEntry& option) {
 
 }  // namespace
 
-std::string bash_completion(const CLI::App& app) {
-  const auto commands = option_table(app);
+std::string bash_completion(const Command& program) {
+  const auto commands = program.table();
   std::string paths;
   std::string choices;
   std::string words;
@@ -76,8 +84,8 @@ std::string bash_completion(const CLI::App& app) {
          "complete -o default -F _krait krait\n";
 }
 
-std::string zsh_completion(const CLI::App& app) {
-  const auto commands = option_table(app);
+std::string zsh_completion(const Command& program) {
+  const auto commands = program.table();
   std::string names;
   std::string cases;
   for (const CommandEntry& command : commands) {
@@ -113,8 +121,8 @@ std::string zsh_completion(const CLI::App& app) {
          "_krait \"$@\"\n";
 }
 
-std::string fish_completion(const CLI::App& app) {
-  const auto commands = option_table(app);
+std::string fish_completion(const Command& program) {
+  const auto commands = program.table();
   std::string out = "# fish completion for krait\n";
   for (const CommandEntry& command : commands) {
     const std::string leaf = command.path.substr(command.path.rfind(' ') + 1);
@@ -139,20 +147,22 @@ std::string fish_completion(const CLI::App& app) {
   return out;
 }
 
-void add_completion(CLI::App& app) {
-  CLI::App& command = *app.add_subcommand("completion", "Write a shell completion script")->group("");
+void add_completion(const Command& program) {
   auto shell = std::make_shared<std::string>();
-  add_choice(command, "shell", *shell, {"bash", "zsh", "fish"}, "The shell")->required();
-  command.callback([shell, &app] {
-    print(*shell == "bash"  ? bash_completion(app)
-          : *shell == "zsh" ? zsh_completion(app)
-                            : fish_completion(app));
+  const Command command = program.add_command("completion", "Write a shell completion script");
+  command.hide();
+  command.choice("shell", *shell, {"bash", "zsh", "fish"}, "The shell").required();
+  command.on_run([shell, program] {
+    print(*shell == "bash"  ? bash_completion(program)
+          : *shell == "zsh" ? zsh_completion(program)
+                            : fish_completion(program));
   });
 }
 
-void add_man(CLI::App& app) {
-  CLI::App& command = *app.add_subcommand("man", "Write the man page")->group("");
-  command.callback([&app] { print(man_page(app)); });
+void add_man(const Command& program) {
+  const Command command = program.add_command("man", "Write the man page");
+  command.hide();
+  command.on_run([program] { print(man_page(program)); });
 }
 
 }  // namespace krait::cli

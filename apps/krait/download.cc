@@ -24,14 +24,13 @@ void run(const CommonOptions& options) {
 
 }  // namespace
 
-void add_download(CLI::App& app) {
+void add_download(const Command& program) {
   auto options = std::make_shared<CommonOptions>();
-  CLI::App& command = *app.add_subcommand("download", "Fetch a model into the cache and print its directory");
-  command.add_option("model", options->model, "Name on the hub: org/name[@revision]")
-      ->type_name("MODEL")
-      ->required();
+  const Command command =
+      program.add_command("download", "Fetch a model into the cache and print its directory");
+  command.text("model", options->model, "MODEL", "Name on the hub: org/name[@revision]").required();
   add_messages(command, *options);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli

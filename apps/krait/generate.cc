@@ -3,12 +3,13 @@
 
 #include <algorithm>
 #include <iomanip>
+#include <limits>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "commands.h"
 #include "input.h"
+#include "json_object.h"
 #include "krait/core/error.h"
 #include "krait/io/npy.h"
 #include "options.h"
@@ -81,25 +82,23 @@ std::span<const std::int64_t> new_ids(const Generation& g) {
 }
 
 std::string to_json(const GenerateResult& result, const Prompts& prompts, const Options& options) {
-  nlohmann::ordered_json root;
-  root["sequences"] = nlohmann::ordered_json::array();
+  std::vector<JsonObject> sequences;
   for (std::size_t i = 0; i < result.sequences.size(); ++i) {
     const Generation& g = result.sequences[i];
-    nlohmann::ordered_json sequence;
-    if (!prompts.texts.empty()) sequence["prompt"] = prompts.texts[i];
-    sequence["text"] = g.text;
-    sequence["prompt_tokens"] = g.prompt_length;
-    sequence["ids"] = g.ids;
-    if (options.logprobs) sequence["logprobs"] = g.logprobs;
-    sequence["finish_reason"] = name_of(g.finish);
-    root["sequences"].push_back(std::move(sequence));
+    JsonObject& sequence = sequences.emplace_back();
+    if (!prompts.texts.empty()) sequence.add("prompt", prompts.texts[i]);
+    sequence.add("text", g.text).add("prompt_tokens", g.prompt_length).add("ids", g.ids);
+    if (options.logprobs) sequence.add("logprobs", g.logprobs);
+    sequence.add("finish_reason", name_of(g.finish));
   }
-  root["seed"] = options.generate.seed;
-  root["prompt_tokens"] = result.prompt_tokens;
-  root["new_tokens"] = result.new_tokens;
-  root["prefill_seconds"] = result.prefill_seconds;
-  root["decode_seconds"] = result.decode_seconds;
-  return root.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  return JsonObject()
+      .add("sequences", sequences)
+      .add("seed", options.generate.seed)
+      .add("prompt_tokens", result.prompt_tokens)
+      .add("new_tokens", result.new_tokens)
+      .add("prefill_seconds", result.prefill_seconds)
+      .add("decode_seconds", result.decode_seconds)
+      .line();
 }
 
 // One line for each new token: its id, its log-probability, and the token as JSON spells it.
@@ -109,8 +108,7 @@ void print_logprobs(const Generation& g, const Tokenizer* tokenizer) {
     std::ostringstream line;
     line << ids[i] << '\t' << std::fixed << std::setprecision(6) << g.logprobs[i];
     if (tokenizer != nullptr) {
-      const std::string token = tokenizer->decode(ids.subspan(i, 1));
-      line << '\t' << nlohmann::json(token).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+      line << '\t' << json_string(tokenizer->decode(ids.subspan(i, 1)));
     }
     print(line.str() + "\n");
   }
@@ -179,46 +177,43 @@ void run(Options& options) {
 
 }  // namespace
 
-void add_generate(CLI::App& app) {
+void add_generate(const Command& program) {
   auto options = std::make_shared<Options>();
   GenerateOptions& g = options->generate;
-  CLI::App& command = *app.add_subcommand("generate", "Continue a prompt");
+  const Command command = program.add_command("generate", "Continue a prompt");
   add_model(command, options->common);
 
-  auto* prompt = command.add_option("--prompt,-p", options->prompt, "A text to continue")->type_name("TEXT");
-  auto* prompt_file = add_input_file(command, "--prompt-file,-f", options->prompt_file,
-                                     "A file with the text; - is standard input");
-  auto* ids =
-      add_input_file(command, "--ids", options->ids, "Token ids, (batch, length) int64 in a .npy file");
-  require_one(command, {prompt, prompt_file, ids});
-  command
-      .add_flag("--batch", options->batch, "Each line of --prompt-file is a prompt; they run as one batch")
-      ->needs(prompt_file);
+  const Option prompt = command.text("--prompt,-p", options->prompt, "TEXT", "A text to continue");
+  const Option prompt_file = command.text("--prompt-file,-f", options->prompt_file, "FILE",
+                                          "A file with the text; - is standard input");
+  const Option ids =
+      command.text("--ids", options->ids, "FILE", "Token ids, (batch, length) int64 in a .npy file");
+  command.require_one({prompt, prompt_file, ids});
+  command.flag("--batch", options->batch, "Each line of --prompt-file is a prompt; they run as one batch")
+      .needs(prompt_file);
 
-  add_integer(command, "--max-new-tokens,-n", g.max_new_tokens, 0, std::int64_t{1} << 40,
-              "Tokens to make at most");
+  command.integer("--max-new-tokens,-n", g.max_new_tokens, 0, kMaxCount, "Tokens to make at most");
   constexpr double kLargest = std::numeric_limits<double>::max();
-  add_number(command, "--temperature", g.sampling.temperature, 0, kLargest, "0 is greedy");
-  add_integer(command, "--top-k", g.sampling.top_k, 0, std::int64_t{1} << 40,
-              "Draw from the N most probable tokens; 0 is off, 1 is greedy");
-  add_number(command, "--top-p", g.sampling.top_p, 0, 1,
-             "Draw from the most probable tokens that together reach this probability; 1 is off");
-  add_number(command, "--min-p", g.sampling.min_p, 0, 1,
-             "Draw from tokens at least this probable beside the most probable one; off with --top-k");
-  add_number(command, "--repetition-penalty", g.sampling.repetition_penalty, 0, kLargest,
-             "Above 1: make tokens that were there already less probable");
-  add_seed(command, "--seed", options->seed, "Seed of the draws; from the system where left out");
-  command.add_option("--stop", g.stop, "End before this text; may be given several times")
-      ->type_name("TEXT")
-      ->allow_extra_args(false);
-  command.add_flag("--ignore-eos", g.ignore_eos, "Go on after the model's end of text");
+  command.number("--temperature", g.sampling.temperature, 0, kLargest, "0 is greedy");
+  command.integer("--top-k", g.sampling.top_k, 0, kMaxCount,
+                  "Draw from the N most probable tokens; 0 is off, 1 is greedy");
+  command.number("--top-p", g.sampling.top_p, 0, 1,
+                 "Draw from the most probable tokens that together reach this probability; 1 is off");
+  command.number("--min-p", g.sampling.min_p, 0, 1,
+                 "Draw from tokens at least this probable beside the most probable one; off with --top-k");
+  command.number("--repetition-penalty", g.sampling.repetition_penalty, 0, kLargest,
+                 "Above 1: make tokens that were there already less probable");
+  command.integer("--seed", options->seed, "Seed of the draws; from the system where left out");
+  command.texts("--stop", g.stop, "TEXT", /*greedy=*/false,
+                "End before this text; may be given several times");
+  command.flag("--ignore-eos", g.ignore_eos, "Go on after the model's end of text");
 
-  command.add_flag("--logprobs", options->logprobs, "Print each new token with its log-probability");
-  add_output_file(command, "--out,-o", options->out,
-                  "Write prompt and continuation as token ids, (batch, length + new) int64, to a .npy file");
-  command.add_flag("--json", options->json, "Print one JSON object instead of text");
+  command.flag("--logprobs", options->logprobs, "Print each new token with its log-probability");
+  command.text("--out,-o", options->out, "FILE",
+               "Write prompt and continuation as token ids, (batch, length + new) int64, to a .npy file");
+  command.flag("--json", options->json, "Print one JSON object instead of text");
   add_common(command, options->common);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli

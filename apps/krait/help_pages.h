@@ -3,17 +3,15 @@
 
 #include <string>
 
-namespace CLI {
-class App;
-}
+#include "command.h"
 
 namespace krait::cli {
 
 // In roff, for man(1).
-std::string man_page(const CLI::App& app);
+std::string man_page(const Command& program);
 
-std::string bash_completion(const CLI::App& app);
-std::string zsh_completion(const CLI::App& app);
-std::string fish_completion(const CLI::App& app);
+std::string bash_completion(const Command& program);
+std::string zsh_completion(const Command& program);
+std::string fish_completion(const Command& program);
 
 }  // namespace krait::cli

@@ -1,10 +1,10 @@
 // krait info: what a checkpoint is made of.
 #include <iomanip>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "input.h"
+#include "json_object.h"
 #include "krait/core/error.h"
 #include "krait/models/describe.h"
 #include "options.h"
@@ -19,23 +19,22 @@ struct Options {
 };
 
 void print_json(const std::string& name, const ModelDescription& d) {
-  const nlohmann::ordered_json root = {
-      {"model", name},
-      {"format", d.format},
-      {"architecture", d.architecture},
-      {"d_model", d.d_model},
-      {"n_layer", d.n_layer},
-      {"vocab_size", d.vocab_size},
-      {"padded_vocab_size", d.padded_vocab_size},
-      {"tied_embeddings", d.tied_embeddings},
-      {"parameters", d.parameters},
-      {"parameters_by_part", d.parameters_by_part},
-      {"bytes_by_dtype", d.bytes_by_dtype},
-      {"weight_bytes", d.weight_bytes},
-      {"state_bytes_per_sequence", d.state_bytes_per_sequence},
-      {"state_bytes_per_token", d.state_bytes_per_token},
-  };
-  print(root.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  print(JsonObject()
+            .add("model", name)
+            .add("format", d.format)
+            .add("architecture", d.architecture)
+            .add("d_model", d.d_model)
+            .add("n_layer", d.n_layer)
+            .add("vocab_size", d.vocab_size)
+            .add("padded_vocab_size", d.padded_vocab_size)
+            .add("tied_embeddings", d.tied_embeddings)
+            .add("parameters", d.parameters)
+            .add("parameters_by_part", d.parameters_by_part)
+            .add("bytes_by_dtype", d.bytes_by_dtype)
+            .add("weight_bytes", d.weight_bytes)
+            .add("state_bytes_per_sequence", d.state_bytes_per_sequence)
+            .add("state_bytes_per_token", d.state_bytes_per_token)
+            .line());
 }
 
 template <typename... Parts>
@@ -65,14 +64,14 @@ void run(const Options& options) {
 
 }  // namespace
 
-void add_info(CLI::App& app) {
+void add_info(const Command& program) {
   auto options = std::make_shared<Options>();
-  CLI::App& command =
-      *app.add_subcommand("info", "Describe a model: architecture, parameters, dtypes, state");
+  const Command command =
+      program.add_command("info", "Describe a model: architecture, parameters, dtypes, state");
   add_model(command, options->common);
-  command.add_flag("--json", options->json, "Print one JSON object");
+  command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli

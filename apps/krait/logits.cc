@@ -25,17 +25,17 @@ void run(const Options& options) {
 
 }  // namespace
 
-void add_logits(CLI::App& app) {
+void add_logits(const Command& program) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *app.add_subcommand("logits", "Write the logits of given token ids");
+  const Command command = program.add_command("logits", "Write the logits of given token ids");
   add_model(command, options->common);
-  add_input_file(command, "--ids", options->ids, "Token ids, (batch, length) int64 in a .npy file")
-      ->required();
-  add_output_file(command, "--out,-o", options->out,
-                  "The logits, (batch, length, vocabulary) float32, rows that pad the head included")
-      ->required();
+  command.text("--ids", options->ids, "FILE", "Token ids, (batch, length) int64 in a .npy file").required();
+  command
+      .text("--out,-o", options->out, "FILE",
+            "The logits, (batch, length, vocabulary) float32, rows that pad the head included")
+      .required();
   add_common(command, options->common);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli

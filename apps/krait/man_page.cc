@@ -1,6 +1,5 @@
 #include "help_pages.h"
 #include "krait/core/error.h"
-#include "option_table.h"
 
 namespace krait::cli {
 namespace {
@@ -42,8 +41,8 @@ std::string options_section(const CommandEntry& command) {
 
 }  // namespace
 
-std::string man_page(const CLI::App& app) {
-  const std::vector<CommandEntry> commands = option_table(app);
+std::string man_page(const Command& program) {
+  const std::vector<CommandEntry> commands = program.table();
   std::string out = concat(".TH KRAIT 1 \"\" \"krait ", KRAIT_VERSION, "\" \"User Commands\"\n");
   out += ".SH NAME\nkrait \\- run Mamba language models\n";
   out += ".SH SYNOPSIS\n\\fBkrait\\fR \\fIcommand\\fR [\\fIoption\\fR]...\n";

@@ -2,10 +2,10 @@
 #include "krait/eval/score.h"
 
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "input.h"
+#include "json_object.h"
 #include "krait/core/error.h"
 #include "options.h"
 #include "terminal.h"
@@ -32,12 +32,10 @@ Score score(const Options& options) {
 void run(const Options& options) {
   const Score result = score(options);
   if (options.json) {
-    nlohmann::ordered_json root;
-    root["loss"] = result.loss;
-    root["perplexity"] = result.perplexity;
-    if (result.bits_per_byte) root["bits_per_byte"] = *result.bits_per_byte;
-    root["tokens"] = result.tokens;
-    print(root.dump() + "\n");
+    JsonObject root;
+    root.add("loss", result.loss).add("perplexity", result.perplexity);
+    if (result.bits_per_byte) root.add("bits_per_byte", *result.bits_per_byte);
+    print(root.add("tokens", result.tokens).line());
     return;
   }
   print(concat("loss           ", result.loss, " nats per token\n"));
@@ -48,21 +46,22 @@ void run(const Options& options) {
 
 }  // namespace
 
-void add_score(CLI::App& app) {
+void add_score(const Command& program) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *app.add_subcommand("score", "Measure how well a model predicts a text");
+  const Command command = program.add_command("score", "Measure how well a model predicts a text");
   add_model(command, options->common);
-  auto* ids = add_input_file(command, "--ids", options->ids,
-                             "Token ids, (n, length) int64 in a .npy file; each row from an empty state");
-  auto* text = add_input_file(command, "--text", options->text, "A text file; - is standard input");
-  require_one(command, {ids, text});
-  add_integer(command, "--block", options->block, 2, std::int64_t{1} << 40,
-              "Cut the text into blocks of N tokens, each from an empty state; else it is one stream")
-      ->default_str("")
-      ->needs(text);
-  command.add_flag("--json", options->json, "Print one JSON object");
+  const Option ids =
+      command.text("--ids", options->ids, "FILE",
+                   "Token ids, (n, length) int64 in a .npy file; each row from an empty state");
+  const Option text = command.text("--text", options->text, "FILE", "A text file; - is standard input");
+  command.require_one({ids, text});
+  command
+      .integer("--block", options->block, 2, kMaxCount,
+               "Cut the text into blocks of N tokens, each from an empty state; else it is one stream")
+      .needs(text);
+  command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli

@@ -59,19 +59,17 @@ void run(const Options& options) {
 
 }  // namespace
 
-void add_tokenize(CLI::App& app) {
+void add_tokenize(const Command& program) {
   auto options = std::make_shared<Options>();
-  CLI::App& command = *app.add_subcommand(
+  const Command command = program.add_command(
       "tokenize", "Turn standard input into token ids; with --jsonl line by line, in both directions");
-  auto* tokenizer =
-      command.add_option("--tokenizer", options->tokenizer, "A tokenizer.json")->type_name("FILE");
-  add_model(command, options->common)->excludes(tokenizer);
-  command.add_flag(
-      "--jsonl", options->jsonl,
-      "Lines {\"text\": ...} become {\"ids\": [...]}, and {\"ids\": [...]} become {\"text\": ...}");
-  command.add_flag("--skip-special", options->skip_special, "Leave special tokens out of decoded text");
+  const Option tokenizer = command.text("--tokenizer", options->tokenizer, "FILE", "A tokenizer.json");
+  add_model(command, options->common).excludes(tokenizer);
+  command.flag("--jsonl", options->jsonl,
+               "Lines {\"text\": ...} become {\"ids\": [...]}, and {\"ids\": [...]} become {\"text\": ...}");
+  command.flag("--skip-special", options->skip_special, "Leave special tokens out of decoded text");
   add_messages(command, options->common);
-  command.callback([options] { run(*options); });
+  command.on_run([options] { run(*options); });
 }
 
 }  // namespace krait::cli
