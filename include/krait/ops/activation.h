@@ -34,4 +34,25 @@ struct GeluArgs {
 
 Tensor gelu(Context& ctx, const GeluArgs& args);
 
+struct GatedSiluBackwardArgs {
+  Tensor x;      // (..., C), as in the forward
+  Tensor gate;   // (..., C)
+  Tensor dout;   // (..., C)
+  Tensor dx;     // (..., C), written where given; may be x, gate or dout itself
+  Tensor dgate;  // (..., C), likewise
+  ActivationPath path = ActivationPath::automatic;
+};
+
+void gated_silu_backward(Context& ctx, const GatedSiluBackwardArgs& args);
+
+struct GeluBackwardArgs {
+  Tensor x;     // (..., C), as in the forward
+  Tensor dout;  // (..., C)
+  Tensor dx;    // (..., C), written; may be x or dout itself
+  GeluKind kind = GeluKind::exact;
+  ActivationPath path = ActivationPath::automatic;
+};
+
+void gelu_backward(Context& ctx, const GeluBackwardArgs& args);
+
 }  // namespace krait

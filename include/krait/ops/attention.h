@@ -17,11 +17,30 @@ struct AttentionArgs {
   bool causal = false;  // query i sees keys 0 .. Lk - Lq + i: the queries are the last Lq positions
   double scale = 0.0;   // 0: head_dim^-0.5
   Tensor out;           // (Lq, H, head_dim_v), optional destination
+  Tensor logsumexp;     // (Lq, H) f32 (f64: reference), optional destination: of the scaled scores
   AttentionPath path = AttentionPath::automatic;
 };
 
 // One sequence. Softmax and sums in f32, never all Lq x Lk scores at once. Returns q's dtype.
 // Requires Lk >= Lq when causal.
 Tensor attention(Context& ctx, const AttentionArgs& args);
+
+struct AttentionBackwardArgs {
+  Tensor q;  // as in the forward
+  Tensor k;
+  Tensor v;
+  bool causal = false;
+  double scale = 0.0;
+  Tensor out;        // (Lq, H, head_dim_v) of the forward
+  Tensor logsumexp;  // (Lq, H) of the forward
+  Tensor dout;       // (Lq, H, head_dim_v)
+  Tensor dq;         // (Lq, H, head_dim), each written where given
+  Tensor dk;         // (Lk, Hkv, head_dim)
+  Tensor dv;         // (Lk, Hkv, head_dim_v)
+  AttentionPath path = AttentionPath::automatic;
+};
+
+// Scores are recomputed block by block (Dao et al. 2022, "FlashAttention", algorithm 4).
+void attention_backward(Context& ctx, const AttentionBackwardArgs& args);
 
 }  // namespace krait

@@ -64,4 +64,24 @@ Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args);
 Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& cu_seqlens,
                                    std::int64_t state_len);
 
+struct CausalConv1dBackwardArgs {
+  Tensor x;  // as in the forward
+  Tensor weight;
+  Tensor bias;
+  Tensor initial_states;
+  Tensor seq_idx;
+  Tensor cu_seqlens;
+  Activation activation = Activation::none;
+  Tensor dout;             // (B, D, L)
+  Tensor dfinal_states;    // (B, D, K-1) or (n, D, K-1), optional
+  Tensor dx;               // (B, D, L), written where given; may be dout itself
+  Tensor dweight;          // (D, K) f32, added to where given
+  Tensor dbias;            // (D) f32, likewise
+  Tensor dinitial_states;  // (B, D, K-1) or (n, D, K-1), written where given; may be dfinal_states itself
+  ConvPath path = ConvPath::automatic;
+};
+
+// What the activation saw is computed anew. The bits of the result do not depend on the number of threads.
+void causal_conv1d_backward(Context& ctx, const CausalConv1dBackwardArgs& args);
+
 }  // namespace krait

@@ -38,4 +38,28 @@ struct LinearCrossEntropyArgs {
 // Head and loss fused over blocks of tokens: no more than `block` rows of logits exist at a time.
 CrossEntropyResult linear_cross_entropy(Context& ctx, const LinearCrossEntropyArgs& args);
 
+struct CrossEntropyBackwardArgs {
+  Tensor logits;   // (T, V), as in the forward
+  Tensor targets;  // (T)
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0.0;
+  Tensor logsumexp;    // (T) of the forward; absent: computed anew
+  double scale = 1.0;  // gradient of each loss: 1 / count for that of the mean
+  Tensor dlogits;      // (T, V), written: scale (softmax - target), 0 where ignored; may be logits itself
+};
+
+void cross_entropy_backward(Context& ctx, const CrossEntropyBackwardArgs& args);
+
+struct LinearCrossEntropyBackwardArgs {
+  LinearCrossEntropyArgs forward;
+  double scale = 1.0;  // gradient of each loss
+  Tensor dx;           // (T, d), written where given; may be x itself
+  Tensor dweight;      // (V, d) f32, added to where given
+  Tensor dbias;        // (V) f32, likewise
+};
+
+// Losses and gradients in one pass: a block of logits is computed once, turned into its gradient in place
+// and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns.
+CrossEntropyResult linear_cross_entropy_backward(Context& ctx, const LinearCrossEntropyBackwardArgs& args);
+
 }  // namespace krait

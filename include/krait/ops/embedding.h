@@ -16,4 +16,13 @@ struct EmbeddingArgs {
 // Returns weight[ids], (..., d). Throws where an id is outside [0, vocabulary), naming id and position.
 Tensor embedding(Context& ctx, const EmbeddingArgs& args);
 
+struct EmbeddingBackwardArgs {
+  Tensor ids;      // (...), as in the forward
+  Tensor dout;     // (..., d)
+  Tensor dweight;  // (vocabulary, d) f32 (f64 beside a dout of f64), added to
+};
+
+// dweight[ids] += dout, repeated ids in the order of their positions.
+void embedding_backward(Context& ctx, const EmbeddingBackwardArgs& args);
+
 }  // namespace krait

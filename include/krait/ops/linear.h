@@ -40,4 +40,19 @@ enum class OnednnProducts : std::uint8_t { none, f32, f32_and_bf16 };
 [[nodiscard]] LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out,
                                             DType weight, OnednnProducts onednn);
 
+struct LinearBackwardArgs {
+  Tensor x;                    // (..., in), as in the forward; needed for dweight
+  Tensor weight;               // (out, in); needed for dx
+  Tensor dout;                 // (..., out)
+  Tensor dx;                   // (..., in), written where given: dout W
+  bool accumulate_dx = false;  // dx += instead
+  Tensor dweight;              // (out, in) f32, added to where given: dout^T x
+  Tensor dbias;                // (out) f32, added to where given
+  LinearPath path = LinearPath::automatic;
+};
+
+// Sums are in f32. Where the weight is bf16 and the CPU multiplies bf16, x and dout are rounded to bf16 for
+// the products; dweight and dx are not.
+void linear_backward(Context& ctx, const LinearBackwardArgs& args);
+
 }  // namespace krait

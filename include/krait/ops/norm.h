@@ -41,4 +41,23 @@ NormResult rms_norm(Context& ctx, const NormArgs& args);
 NormResult layer_norm(Context& ctx, const NormArgs& args);
 NormResult norm(Context& ctx, NormKind kind, const NormArgs& args);
 
+struct NormBackwardArgs {
+  Tensor x;       // (..., C) what was normalised: x, or x + residual, which prenorm returns
+  Tensor weight;  // as in the forward
+  Tensor z;
+  double eps = 1e-6;
+  std::int64_t group_size = 0;
+  bool norm_before_gate = true;
+  Tensor dout;       // (..., C)
+  Tensor dresidual;  // (..., C), optional: the gradient of the returned residual
+  Tensor dx;         // (..., C) of x and of residual alike; may be dout or dresidual itself
+  Tensor dz;         // (..., C); may be dout or z itself
+  Tensor dweight;    // (C), added to
+  Tensor dbias;      // (C), added to
+  NormPath path = NormPath::automatic;
+};
+
+// Gradients are written or added to where a destination is given. Statistics are computed anew from x.
+void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args);
+
 }  // namespace krait

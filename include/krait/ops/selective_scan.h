@@ -54,4 +54,27 @@ struct SelectiveScanResult {
 // reference computes in f64. Throws Error(invalid_argument) for shapes, dtypes or sequences that do not fit.
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args);
 
+struct SelectiveScanBackwardArgs {
+  SelectiveScanArgs forward;  // as given to selective_scan; destinations and state_positions are not used
+  Tensor dout;                // (B, D, L)
+  Tensor dlast_state;         // like last_state, optional: the gradient that comes through it
+  // Written where given, any float dtype and strides, none overlapping another or an input:
+  Tensor du;              // (B, D, L)
+  Tensor ddelta;          // (B, D, L)
+  Tensor dz;              // (B, D, L)
+  Tensor dinitial_state;  // like initial_state; may be dlast_state itself
+  // Like B and C: written where they are variable, added to where they are constant. Where A is complex they
+  // are laid out as B and C are, and a complex gradient is d/d(re) + i d/d(im), as PyTorch defines it.
+  Tensor dB;
+  Tensor dC;
+  // Added to where given, f32 or c64 (f64, c128: reference):
+  Tensor dA;           // (D, N)
+  Tensor dD;           // (D)
+  Tensor ddelta_bias;  // (D)
+};
+
+// States are recomputed from checkpoints every few tokens: memory grows with (B, D, N) and not with L times
+// that. The bits of the result do not depend on the number of threads.
+void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args);
+
 }  // namespace krait

@@ -77,4 +77,25 @@ DiscreteSsm ssd_discretize(Context& ctx, const Tensor& x, const Tensor& d, const
 // discrete -> continuous: x = X / d, A_h = A / d at each position, (B, L, H); d must not be 0.
 DiscreteSsm ssd_undiscretize(Context& ctx, const Tensor& X, const Tensor& A, const Tensor& d);
 
+struct SsdBackwardArgs {
+  SsdArgs forward;       // as given to ssd; destinations and state_positions are not used
+  Tensor dout;           // (B, L, H, P)
+  Tensor dfinal_states;  // like final_states, optional: the gradient that comes through them
+  // Written where given, any float dtype and strides, none overlapping another or an input:
+  Tensor dx;               // (B, L, H, P)
+  Tensor ddt;              // (B, L, H); 0 where dt_limit clamps
+  Tensor dB;               // (B, L, G, N)
+  Tensor dC;               // (B, L, G, N)
+  Tensor dz;               // (B, L, H, P)
+  Tensor dinitial_states;  // like initial_states; may be dfinal_states itself
+  // Added to where given, f32 (f64: reference):
+  Tensor dA;        // (H)
+  Tensor dD;        // (H) or (H, P), as D
+  Tensor ddt_bias;  // (H)
+};
+
+// Works on chunks; the states between them are recomputed and kept for one sequence and head at a time. The
+// bits of the result do not depend on the number of threads.
+void ssd_backward(Context& ctx, const SsdBackwardArgs& args);
+
 }  // namespace krait
