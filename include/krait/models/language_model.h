@@ -18,6 +18,8 @@
 #include "krait/models/config.h"
 #include "krait/modules/batch.h"
 #include "krait/modules/parameter.h"
+#include "krait/modules/tape.h"
+#include "krait/ops/cross_entropy.h"
 
 namespace krait {
 
@@ -25,7 +27,11 @@ class Backbone {
  public:
   virtual ~Backbone() = default;
   // Embedded tokens (T, d_model), which it may overwrite -> final normed hidden states (T, d_model).
-  virtual Tensor forward(Context& ctx, Tensor hidden, const Batch& batch) const = 0;
+  // With a tape, keeps on it what backward reads.
+  virtual Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape = nullptr) const = 0;
+  // Gradient of forward's result (T, d_model), which it may overwrite -> gradient of its input. Adds to the
+  // gradients of parameters that have one.
+  virtual Tensor backward(Context& ctx, Tensor dout, const Batch& batch, Tape& tape) const = 0;
   [[nodiscard]] virtual std::vector<LayerStateShape> state_shapes() const = 0;
   virtual void visit(const ParameterVisitor& visitor) = 0;
   // Draws layer by layer and calls `done` after each, so that a caller may convert as it goes.
@@ -37,6 +43,17 @@ class Backbone {
 struct Sequence {
   std::span<const std::int64_t> ids;
   State* state = nullptr;
+};
+
+// A batch to train on: B rows of L tokens.
+struct TrainingBatch {
+  static constexpr std::int64_t kNoLoss = -100;
+  Tensor inputs;   // (B, L) i64
+  Tensor targets;  // (B, L) i64, what follows each input; kNoLoss where nothing is to be learnt
+  Tensor seq_idx;  // (B, L) i32, optional: states do not pass between tokens of different numbers
+  // Optional: row i starts from the state in row i of the pool and leaves its last state there (truncated
+  // back-propagation through time). Not with attention layers.
+  std::shared_ptr<StatePool> states;
 };
 
 enum class LogitRows : std::uint8_t {
@@ -83,6 +100,17 @@ class LanguageModel {
   Tensor head(Context& ctx, const Tensor& hidden) const;
   [[nodiscard]] const Tensor& head_weight() const;
 
+  // Training. Gradients are absent until zero_gradients(), which makes f32 ones for every parameter, or sets
+  // them to 0; weights must be in memory that may be written (initialize(), or load with a conversion, or
+  // own_parameters()).
+  void zero_gradients();
+  void drop_gradients();
+  // Copies parameters whose memory belongs to a mapped file.
+  void own_parameters();
+  // Forward and backward of one batch: adds `scale` times the gradient of the sum of losses to the gradients
+  // of all parameters. Returns the losses. Throws where an id or target is outside of the vocabulary.
+  CrossEntropyResult accumulate_gradients(Context& ctx, const TrainingBatch& batch, Tape& tape, double scale);
+
  private:
   void check(std::span<const Sequence> sequences) const;
   void run_passes(Context& ctx, std::span<const Sequence> sequences, std::size_t offset,
@@ -92,6 +120,8 @@ class LanguageModel {
   std::int64_t pass_tokens_;
   Tensor embedding_;  // (V, d_model)
   Tensor lm_head_;    // (V, d_model), absent where tied
+  Tensor dembedding_;
+  Tensor dlm_head_;
   std::unique_ptr<Backbone> backbone_;
 };
 

@@ -1,5 +1,5 @@
 // Parameters: modules show each of theirs to a visitor, by the name that checkpoints use. Loading,
-// initialisation, saving, counting and (later) optimisation are visitors.
+// initialisation, saving, counting and optimisation are visitors.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,7 @@ struct Parameter {
   std::string name;  // "layers.3.mixer.in_proj.weight"
   Dims shape;
   Tensor& tensor;
+  Tensor& gradient;  // f32, added to by backward; absent: the parameter is not trained
   ParameterKind kind = ParameterKind::small;
   bool no_weight_decay = false;
 };
@@ -33,9 +34,13 @@ struct LinearLayer {
   bool has_bias = false;
   Tensor weight{};
   Tensor bias{};
+  Tensor dweight{};
+  Tensor dbias{};
 
   // x (..., in) -> (..., out)
   Tensor operator()(Context& ctx, const Tensor& x) const;
+  // Adds to dweight and dbias where they are present; returns dx (..., in).
+  Tensor backward(Context& ctx, const Tensor& x, const Tensor& dout) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 };
 
@@ -46,6 +51,8 @@ struct ConvLayer {
   bool has_bias = true;
   Tensor weight{};
   Tensor bias{};
+  Tensor dweight{};
+  Tensor dbias{};
 
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 };
@@ -57,6 +64,8 @@ struct NormLayer {
   double eps = 1e-5;
   Tensor weight{};
   Tensor bias{};  // LayerNorm only
+  Tensor dweight{};
+  Tensor dbias{};
 
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
 };
