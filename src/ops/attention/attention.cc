@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <initializer_list>
 #include <string_view>
 
 #include "core/parallel.h"
@@ -24,113 +25,194 @@ Plan make_plan(const Problem& p) {
   return plan;
 }
 
+BackwardPlan make_backward_plan(const Problem& p) {
+  BackwardPlan plan;
+  plan.row_blocks = (p.queries * p.group + kBlockRows - 1) / kBlockRows;
+  plan.key_blocks = (p.keys + kBlockKeys - 1) / kBlockKeys;
+  // Enough tasks for many threads, from rows that are worth sums of dk and dv of their own.
+  constexpr std::int64_t kTasks = 32;
+  constexpr std::int64_t kBlocksOfTask = 4;
+  if (p.heads_kv > 0)
+    plan.splits =
+        std::clamp<std::int64_t>(plan.row_blocks / kBlocksOfTask, 1, (kTasks + p.heads_kv - 1) / p.heads_kv);
+  return plan;
+}
+
 }  // namespace attention_kernels
 
 namespace {
 
+using attention_kernels::BackwardPlan;
+using attention_kernels::Gradients;
 using attention_kernels::Operand;
 using attention_kernels::Plan;
 using attention_kernels::Problem;
 
-void require_operand(std::string_view name, const Tensor& t, std::string_view shape) {
-  require(t.defined(), "[attention] ", name, " is missing");
-  require(t.ndim() == 3, "[attention] ", name, " has shape ", t.shape(), ", expected ", shape);
-  require(is_float(t.dtype()), "[attention] ", name, " has dtype ", t.dtype(),
+void require_operand(std::string_view op, std::string_view name, const Tensor& t, std::string_view shape) {
+  require(t.defined(), "[", op, "] ", name, " is missing");
+  require(t.ndim() == 3, "[", op, "] ", name, " has shape ", t.shape(), ", expected ", shape);
+  require(is_float(t.dtype()), "[", op, "] ", name, " has dtype ", t.dtype(),
           ", expected f32, f64, bf16 or f16");
 }
 
-void validate(const AttentionArgs& args) {
+// Args: of the forward or the backward.
+template <typename Args>
+void validate_inputs(std::string_view op, const Args& args) {
   const Tensor& q = args.q;
   const Tensor& k = args.k;
   const Tensor& v = args.v;
-  require_operand("q", q, "(Lq, H, head_dim)");
-  require_operand("k", k, "(Lk, Hkv, head_dim)");
-  require_operand("v", v, "(Lk, Hkv, head_dim_v)");
-  require(k.size(2) == q.size(2), "[attention] k has shape ", k.shape(), ", expected (Lk, Hkv, ", q.size(2),
+  require_operand(op, "q", q, "(Lq, H, head_dim)");
+  require_operand(op, "k", k, "(Lk, Hkv, head_dim)");
+  require_operand(op, "v", v, "(Lk, Hkv, head_dim_v)");
+  require(k.size(2) == q.size(2), "[", op, "] k has shape ", k.shape(), ", expected (Lk, Hkv, ", q.size(2),
           "): the head_dim of q");
-  require(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[attention] v has shape ", v.shape(),
+  require(v.size(0) == k.size(0) && v.size(1) == k.size(1), "[", op, "] v has shape ", v.shape(),
           ", expected (", k.size(0), ", ", k.size(1), ", head_dim_v): the positions and heads of k");
-  require(k.dtype() == v.dtype(), "[attention] v has dtype ", v.dtype(), ", expected ", k.dtype(),
+  require(k.dtype() == v.dtype(), "[", op, "] v has dtype ", v.dtype(), ", expected ", k.dtype(),
           ": that of k");
-  require(k.size(1) > 0 ? q.size(1) % k.size(1) == 0 : q.size(1) == 0, "[attention] q has ", q.size(1),
+  require(k.size(1) > 0 ? q.size(1) % k.size(1) == 0 : q.size(1) == 0, "[", op, "] q has ", q.size(1),
           " heads, expected a multiple of the ", k.size(1), " heads of k");
-  require(!args.causal || k.size(0) >= q.size(0), "[attention] ", q.size(0), " queries and ", k.size(0),
+  require(!args.causal || k.size(0) >= q.size(0), "[", op, "] ", q.size(0), " queries and ", k.size(0),
           " keys, expected at least as many keys where causal");
-  require(std::isfinite(args.scale), "[attention] scale is ", args.scale, ", expected a number");
-  if (!args.out) return;
-  const Dims expected{q.size(0), q.size(1), v.size(2)};
-  require_operand("out", args.out, "(Lq, H, head_dim_v)");
-  require(args.out.shape() == expected, "[attention] out has shape ", args.out.shape(), ", expected ",
-          expected);
+  require(std::isfinite(args.scale), "[", op, "] scale is ", args.scale, ", expected a number");
 }
 
-bool use_simd(const Context& ctx, const AttentionArgs& args, const Tensor& out) {
-  const auto wide = [](const Tensor& t) { return t.dtype() == DType::f64; };
-  const bool any_wide = wide(args.q) || wide(args.k) || wide(args.v) || wide(out);
-  if (args.path == AttentionPath::simd)
-    require(!any_wide, "[attention] the simd path has no f64, expected f32, bf16 or f16");
-  return args.path == AttentionPath::simd ||
-         (args.path == AttentionPath::automatic && !ctx.reference() && !any_wide);
+void require_shape(std::string_view op, std::string_view name, const Tensor& t, const Dims& expected) {
+  require(t.defined(), "[", op, "] ", name, " is missing");
+  require(t.shape() == expected, "[", op, "] ", name, " has shape ", t.shape(), ", expected ", expected);
+  require(is_float(t.dtype()), "[", op, "] ", name, " has dtype ", t.dtype(),
+          ", expected f32, f64, bf16 or f16");
+}
+
+void require_logsumexp(std::string_view op, const Tensor& t, const Tensor& q) {
+  require_shape(op, "logsumexp", t, {q.size(0), q.size(1)});
+  require(t.dtype() == DType::f32 || t.dtype() == DType::f64, "[", op, "] logsumexp has dtype ", t.dtype(),
+          ", expected f32, or f64 for the reference");
+}
+
+bool use_simd(const Context& ctx, std::string_view op, AttentionPath path,
+              std::initializer_list<Tensor> tensors) {
+  const bool any_wide = std::any_of(tensors.begin(), tensors.end(),
+                                    [](const Tensor& t) { return t && t.dtype() == DType::f64; });
+  if (path == AttentionPath::simd)
+    require(!any_wide, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
+  return path == AttentionPath::simd || (path == AttentionPath::automatic && !ctx.reference() && !any_wide);
 }
 
 Operand operand(const Tensor& t) {
+  if (!t) return {};
   return {.data = t.raw(),
           .dtype = t.dtype(),
           .position_stride = t.stride(0),
           .head_stride = t.stride(1),
-          .channel_stride = t.stride(2)};
+          .channel_stride = t.ndim() == 3 ? t.stride(2) : 1};
 }
 
-void run_simd(Context& ctx, const Problem& problem) {
-  const Plan plan = attention_kernels::make_plan(problem);
-  const std::int64_t tasks = plan.tasks(problem);
+template <typename Args>
+Problem make_problem(const Args& args, const Tensor& out) {
+  const std::int64_t head_dim = args.q.size(2);
+  const double default_scale = head_dim > 0 ? 1.0 / std::sqrt(static_cast<double>(head_dim)) : 1.0;
+  return {.queries = args.q.size(0),
+          .keys = args.k.size(0),
+          .heads_kv = args.k.size(1),
+          .group = args.k.size(1) > 0 ? args.q.size(1) / args.k.size(1) : 0,
+          .head_dim = head_dim,
+          .head_dim_v = args.v.size(2),
+          .causal = args.causal,
+          .scale = args.scale == 0.0 ? default_scale : args.scale,
+          .q = operand(args.q),
+          .k = operand(args.k),
+          .v = operand(args.v),
+          .out = operand(out),
+          .logsumexp = operand(args.logsumexp)};
+}
+
+// Calls run(task, workspace) for all tasks, the last one first, with `floats` of workspace. Tasks differ in
+// length where causal: workers take the next one as they finish.
+template <typename Run>
+void run_tasks(Context& ctx, std::int64_t tasks, std::int64_t floats, const Run& run) {
   const std::int64_t workers = std::min<std::int64_t>(ctx.threads(), tasks);
-  const std::int64_t floats = attention_kernels::workspace_floats(problem);
   const Tensor workspace = ctx.empty({workers, floats});
-  const Tensor partials = ctx.empty({attention_kernels::partial_floats(problem, plan)});
-  // Causal tasks differ in length: workers take the next one as they finish.
   std::atomic<std::int64_t> next{0};
   parallel_for(ctx, workers, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t worker = begin; worker < end; ++worker)
       for (std::int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1))
-        attention_kernels::run_task(problem, plan, tasks - 1 - i, workspace.data<float>() + worker * floats,
-                                    partials.data<float>());
+        run(tasks - 1 - i, workspace.data<float>() + worker * floats);
   });
+}
+
+void run_simd(Context& ctx, const Problem& problem) {
+  namespace kernels = attention_kernels;
+  const Plan plan = kernels::make_plan(problem);
+  const Tensor partials = ctx.empty({kernels::partial_floats(problem, plan)});
+  run_tasks(ctx, plan.tasks(problem), kernels::workspace_floats(problem),
+            [&](std::int64_t task, float* workspace) {
+              kernels::run_task(problem, plan, task, workspace, partials.data<float>());
+            });
   if (plan.splits == 1) return;
   parallel_for(ctx, problem.heads_kv * plan.row_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t block = begin; block < end; ++block)
-      attention_kernels::merge(problem, plan, block, partials.data<float>());
+      kernels::merge(problem, plan, block, partials.data<float>());
+  });
+}
+
+void run_simd_backward(Context& ctx, const Problem& problem, const Gradients& gradients) {
+  namespace kernels = attention_kernels;
+  const BackwardPlan plan = kernels::make_backward_plan(problem);
+  const Tensor sums = ctx.empty({kernels::backward_sum_floats(problem, plan, gradients)});
+  run_tasks(ctx, plan.tasks(problem), kernels::backward_workspace_floats(problem),
+            [&](std::int64_t task, float* workspace) {
+              kernels::run_backward_task(problem, gradients, plan, task, workspace, sums.data<float>());
+            });
+  parallel_for(ctx, problem.heads_kv * plan.key_blocks, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t block = begin; block < end; ++block)
+      kernels::finish_keys(problem, gradients, plan, block, sums.data<float>());
   });
 }
 
 }  // namespace
 
 Tensor attention(Context& ctx, const AttentionArgs& args) {
-  validate(args);
+  constexpr std::string_view kOp = "attention";
+  validate_inputs(kOp, args);
   const Tensor& q = args.q;
-  const Tensor out = args.out ? args.out : ctx.empty({q.size(0), q.size(1), args.v.size(2)}, q.dtype());
-  const bool simd = use_simd(ctx, args, out);
-  ctx.set_backend("attention", simd ? "simd" : "reference");
-  if (out.numel() == 0) return out;
-  const std::int64_t head_dim = q.size(2);
-  const double default_scale = head_dim > 0 ? 1.0 / std::sqrt(static_cast<double>(head_dim)) : 1.0;
-  const Problem problem{.queries = q.size(0),
-                        .keys = args.k.size(0),
-                        .heads_kv = args.k.size(1),
-                        .group = q.size(1) / args.k.size(1),
-                        .head_dim = head_dim,
-                        .head_dim_v = args.v.size(2),
-                        .causal = args.causal,
-                        .scale = args.scale == 0.0 ? default_scale : args.scale,
-                        .q = operand(q),
-                        .k = operand(args.k),
-                        .v = operand(args.v),
-                        .out = operand(out)};
+  const Dims out_shape{q.size(0), q.size(1), args.v.size(2)};
+  if (args.out) require_shape(kOp, "out", args.out, out_shape);
+  if (args.logsumexp) require_logsumexp(kOp, args.logsumexp, q);
+  const Tensor out = args.out ? args.out : ctx.empty(out_shape, q.dtype());
+  const bool simd = use_simd(ctx, kOp, args.path, {q, args.k, args.v, out, args.logsumexp});
+  ctx.set_backend(kOp, simd ? "simd" : "reference");
+  if (q.size(0) * q.size(1) == 0 || (out.numel() == 0 && !args.logsumexp)) return out;
+  const Problem problem = make_problem(args, out);
   if (simd)
     run_simd(ctx, problem);
   else
     attention_kernels::reference(problem);
   return out;
+}
+
+void attention_backward(Context& ctx, const AttentionBackwardArgs& args) {
+  constexpr std::string_view kOp = "attention_backward";
+  validate_inputs(kOp, args);
+  const Dims out_shape{args.q.size(0), args.q.size(1), args.v.size(2)};
+  require_shape(kOp, "out", args.out, out_shape);
+  require_logsumexp(kOp, args.logsumexp, args.q);
+  require_shape(kOp, "dout", args.dout, out_shape);
+  if (args.dq) require_shape(kOp, "dq", args.dq, args.q.shape());
+  if (args.dk) require_shape(kOp, "dk", args.dk, args.k.shape());
+  if (args.dv) require_shape(kOp, "dv", args.dv, args.v.shape());
+  const bool simd =
+      use_simd(ctx, kOp, args.path,
+               {args.q, args.k, args.v, args.out, args.logsumexp, args.dout, args.dq, args.dk, args.dv});
+  ctx.set_backend(kOp, simd ? "simd" : "reference");
+  if (!args.dq && !args.dk && !args.dv) return;
+  const Problem problem = make_problem(args, args.out);
+  const Gradients gradients{
+      .dout = operand(args.dout), .dq = operand(args.dq), .dk = operand(args.dk), .dv = operand(args.dv)};
+  if (simd)
+    run_simd_backward(ctx, problem, gradients);
+  else
+    attention_kernels::reference_backward(problem, gradients);
 }
 
 }  // namespace krait

@@ -17,18 +17,15 @@
 #include "core/simd/gemm.h"
 #include "core/simd/math-inl.h"
 #include "core/simd/tile-inl.h"
+#include "ops/attention/cpu/rows-inl.h"
 #include "ops/attention/kernels.h"
 
 #ifndef KRAIT_OPS_ATTENTION_CPU_ATTENTION_SIMD_ONCE
 #define KRAIT_OPS_ATTENTION_CPU_ATTENTION_SIMD_ONCE
 namespace krait::attention_kernels {
 
-inline constexpr std::int64_t kBlockKeys = 128;
 // Up to here rows are too few to pay for packing keys into panels.
 inline constexpr std::int64_t kFewRows = 8;
-
-inline std::int64_t aligned(std::int64_t floats) { return (floats + 15) / 16 * 16; }
-inline std::int64_t largest_block(const Problem& p) { return std::min(kBlockRows, p.queries * p.group); }
 
 // What a row carries from one block of keys to the next. Also the layout of partial results.
 struct Running {
@@ -152,14 +149,6 @@ void add_values_few(const Block<T>& block, const float* weights, std::int64_t he
   }
 }
 
-HWY_INLINE void multiply(float* x, std::int64_t n, float factor) {
-  const D d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, x + i), hn::Set(d, factor)), d, x + i);
-  for (; i < n; ++i) x[i] *= factor;
-}
-
 // Turns the scores of one row into weights relative to the largest score so far, and brings what the row
 // carries to the same scale. Scores from `valid` on are of keys that the row does not see.
 void soften(float* scores, std::int64_t valid, std::int64_t keys, float* largest, float* total, float* value,
@@ -204,39 +193,17 @@ void soften(float* scores, std::int64_t valid, std::int64_t keys, float* largest
 // Rows [begin, begin + rows) of the outputs of one head of keys.
 void write_rows(const Problem& p, std::int64_t head_kv, std::int64_t begin, std::int64_t rows,
                 const Running& running) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t row = begin + r;
-    float* value = running.value + r * p.head_dim_v;
+  for (std::int64_t r = 0; r < rows; ++r)
     // No keys, no weights: the output is 0.
-    multiply(value, p.head_dim_v, running.total[r] == 0.0F ? 0.0F : 1.0F / running.total[r]);
-    const std::int64_t at =
-        row / p.group * p.out.position_stride + (head_kv * p.group + row % p.group) * p.out.head_stride;
-    const auto store = [&](auto* out) {
-      simd::store_tile(value, 0, out + at, 0, p.out.channel_stride, 1, p.head_dim_v);
-    };
-    switch (p.out.dtype) {
-      case DType::bf16: store(static_cast<bf16*>(p.out.data)); break;
-      case DType::f16: store(static_cast<f16*>(p.out.data)); break;
-      default: store(static_cast<float*>(p.out.data)); break;
-    }
-  }
-}
-
-void load_queries(const Problem& p, std::int64_t head_kv, std::int64_t begin, std::int64_t rows, float* q) {
+    multiply(running.value + r * p.head_dim_v, p.head_dim_v,
+             running.total[r] == 0.0F ? 0.0F : 1.0F / running.total[r]);
+  store_rows(p, running.value, p.head_dim_v, p.out, head_kv, begin, rows);
+  if (p.logsumexp.data == nullptr) return;
   for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int64_t row = begin + r;
-    const std::int64_t at =
-        row / p.group * p.q.position_stride + (head_kv * p.group + row % p.group) * p.q.head_stride;
-    float* to = q + r * p.head_dim;
-    const auto load = [&](const auto* from) {
-      simd::load_tile(from + at, 0, p.q.channel_stride, 1, p.head_dim, to, 0);
-    };
-    switch (p.q.dtype) {
-      case DType::bf16: load(static_cast<const bf16*>(p.q.data)); break;
-      case DType::f16: load(static_cast<const f16*>(p.q.data)); break;
-      default: load(static_cast<const float*>(p.q.data)); break;
-    }
-    multiply(to, p.head_dim, static_cast<float>(p.scale * std::numbers::log2e));
+    const double total = running.total[r];  // without keys 0, whose logarithm is -infinity
+    const double logsumexp = static_cast<double>(running.largest[r]) * std::numbers::ln2 + std::log(total);
+    static_cast<float*>(p.logsumexp.data)[p.row_offset(p.logsumexp, head_kv, begin + r)] =
+        static_cast<float>(logsumexp);
   }
 }
 
@@ -286,7 +253,8 @@ void run_task_of(const Problem& p, const Plan& plan, std::int64_t task, float* w
   std::fill_n(running.largest, rows, -std::numeric_limits<float>::infinity());
   std::fill_n(running.total, rows, 0.0F);
   std::fill_n(running.value, rows * p.head_dim_v, 0.0F);
-  load_queries(p, head_kv, begin, rows, w.q);
+  load_rows(p, p.q, p.head_dim, head_kv, begin, rows, w.q);
+  multiply(w.q, rows * p.head_dim, static_cast<float>(p.scale * std::numbers::log2e));
 
   const T* k = static_cast<const T*>(p.k.data) + head_kv * p.k.head_stride;
   const T* v = static_cast<const T*>(p.v.data) + head_kv * p.v.head_stride;
