@@ -17,7 +17,8 @@ struct AttentionArgs {
   bool causal = false;  // query i sees keys 0 .. Lk - Lq + i: the queries are the last Lq positions
   double scale = 0.0;   // 0: head_dim^-0.5
   Tensor out;           // (Lq, H, head_dim_v), optional destination
-  Tensor logsumexp;     // (Lq, H) f32 (f64: reference), optional destination: of the scaled scores
+  Tensor logsumexp;     // (Lq, H) f32 (f64: reference), optional destination: of the scaled scores;
+                        // -infinity without keys
   AttentionPath path = AttentionPath::automatic;
 };
 
@@ -40,7 +41,9 @@ struct AttentionBackwardArgs {
   AttentionPath path = AttentionPath::automatic;
 };
 
-// Scores are recomputed block by block (Dao et al. 2022, "FlashAttention", algorithm 4).
+// Scores are recomputed block by block (Dao et al. 2022, "FlashAttention", algorithm 4). Sums in f32; the
+// tensors may have dtypes of their own, and where any is f64 the reference computes in f64. The bits of the
+// result do not depend on the number of threads. Throws Error(invalid_argument) for what does not fit.
 void attention_backward(Context& ctx, const AttentionBackwardArgs& args);
 
 }  // namespace krait
