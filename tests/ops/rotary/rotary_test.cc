@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "krait/core/error.h"
+#include "ops/finite_difference.h"
 #include "ops/random_tensors.h"
 
 namespace krait {
@@ -106,6 +107,31 @@ TEST(Rotary, InverseTurnsBack) {
     rotary_embedding(ctx, args);
     expect_close(x, before, 1e-6, "x");
   }
+}
+
+// Turning a gradient backwards is the gradient of turning.
+TEST(Rotary, InverseIsTheGradient) {
+  Rng rng(5);
+  Context ctx;
+  const Tensor positions = Tensor::from<std::int64_t>({0, 2, 1'000'003});
+  for (const bool interleaved : {false, true})
+    for (const bool inverse : {false, true})
+      for (const std::int64_t dim : {0, 4, 6}) {
+        SCOPED_TRACE(concat("interleaved ", interleaved, " inverse ", inverse, " dim ", dim));
+        const Tensor x = random_tensor(rng, {3, 2, 7}, DType::f64);
+        const Tensor dout = random_tensor(rng, {3, 2, 7}, DType::f64);
+        RotaryArgs args{.positions = positions, .dim = dim, .interleaved = interleaved, .inverse = inverse};
+        const auto loss = [&] {
+          args.x = x.clone();
+          rotary_embedding(ctx, args);
+          return test::weighted_sum(args.x, dout);
+        };
+        RotaryArgs backward = args;
+        backward.x = dout.clone();
+        backward.inverse = !inverse;
+        rotary_embedding(ctx, backward);
+        test::expect_gradient(loss, x, backward.x, "dx");
+      }
 }
 
 // The product of a turned query and a turned key depends on the distance of their positions alone.
