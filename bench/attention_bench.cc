@@ -1,5 +1,5 @@
-// attention at 12 heads of 64 channels: floating-point operations for each second of a causal prefill, bytes
-// of the key and value cache for each second of a decoding step.
+// attention at 12 heads of 64 channels: floating-point operations for each second of a causal prefill and of
+// its backward, bytes of the key and value cache for each second of a decoding step.
 #include <benchmark/benchmark.h>
 
 #include <cstdint>
@@ -41,6 +41,36 @@ void prefill(benchmark::State& state, DType dtype) {
       benchmark::Counter(4.0 * pairs * kHeadDim, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+void backward(benchmark::State& state, DType dtype) {
+  Context ctx;
+  const std::int64_t length = state.range(0);
+  const Tensor qkv = random_tensor({length, 3, kHeads, kHeadDim}, dtype);
+  const Tensor dqkv = Tensor::empty({length, 3, kHeads, kHeadDim}, dtype);
+  const Tensor dout = random_tensor({length, kHeads, kHeadDim}, dtype);
+  const Tensor logsumexp = Tensor::empty({length, kHeads});
+  const Tensor out = krait::attention(ctx, {.q = qkv.select(1, 0),
+                                            .k = qkv.select(1, 1),
+                                            .v = qkv.select(1, 2),
+                                            .causal = true,
+                                            .logsumexp = logsumexp});
+  for ([[maybe_unused]] auto step : state)
+    krait::attention_backward(ctx, {.q = qkv.select(1, 0),
+                                    .k = qkv.select(1, 1),
+                                    .v = qkv.select(1, 2),
+                                    .causal = true,
+                                    .out = out,
+                                    .logsumexp = logsumexp,
+                                    .dout = dout,
+                                    .dq = dqkv.select(1, 0),
+                                    .dk = dqkv.select(1, 1),
+                                    .dv = dqkv.select(1, 2)});
+  state.SetLabel(ctx.backend());
+  // Five products.
+  const auto pairs = static_cast<double>(kHeads * length * (length + 1) / 2);
+  state.counters["GFLOP/s"] =
+      benchmark::Counter(10.0 * pairs * kHeadDim, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 void decode(benchmark::State& state, DType dtype) {
   Context ctx;
   const std::int64_t length = state.range(0);
@@ -68,6 +98,13 @@ void rotary(benchmark::State& state) {
 
 BENCHMARK_CAPTURE(prefill, f32, DType::f32)->ArgName("L")->Arg(512)->Arg(4096)->UseRealTime()->MinTime(0.3);
 BENCHMARK_CAPTURE(prefill, bf16, DType::bf16)->ArgName("L")->Arg(512)->Arg(4096)->UseRealTime()->MinTime(0.3);
+BENCHMARK_CAPTURE(backward, f32, DType::f32)->ArgName("L")->Arg(512)->Arg(4096)->UseRealTime()->MinTime(0.3);
+BENCHMARK_CAPTURE(backward, bf16, DType::bf16)
+    ->ArgName("L")
+    ->Arg(512)
+    ->Arg(4096)
+    ->UseRealTime()
+    ->MinTime(0.3);
 BENCHMARK_CAPTURE(decode, f32, DType::f32)
     ->ArgNames({"L", "heads_kv"})
     ->Args({512, 12})
