@@ -9,7 +9,18 @@
 #ifndef KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
 #define KRAIT_TESTS_CORE_SIMD_MATH_TEST_ONCE
 namespace krait {
-enum class Function { exp, exp2_bounded, exp2_flush, softplus, sigmoid, silu, sine, cosine };
+enum class Function {
+  exp,
+  exp2_bounded,
+  exp2_flush,
+  softplus,
+  sigmoid,
+  silu,
+  silu_value,
+  silu_derivative,
+  sine,
+  cosine
+};
 }  // namespace krait
 #endif
 
@@ -36,6 +47,14 @@ void evaluate(Function function, const float* in, float* out, std::size_t count)
       case Function::softplus: y = softplus(d, x); break;
       case Function::sigmoid: y = sigmoid(d, x); break;
       case Function::silu: y = silu(d, x); break;
+      case Function::silu_value:
+      case Function::silu_derivative: {
+        auto value = x;
+        auto derivative = x;
+        silu_with_derivative(d, x, value, derivative);
+        y = function == Function::silu_value ? value : derivative;
+        break;
+      }
       case Function::sine:
       case Function::cosine: {
         auto sine = x;
@@ -183,6 +202,24 @@ TEST(SimdMath, SigmoidAndSilu) {
     expect_within(Function::sigmoid, in, 4.0,
                   [](double x) { return x < kFlush ? 0 : 1 / (1 + std::exp(-x)); });
     expect_within(Function::silu, in, 5.0, [](double x) { return x < kFlush ? 0 : x / (1 + std::exp(-x)); });
+  });
+}
+
+TEST(SimdMath, SiluWithDerivative) {
+  std::vector<float> in = {0.0F, -1e30F};
+  append_floats(in, 0x1p-30F, 1e30F, 1009);
+  append_floats(in, -0x1p-30F, -120.0F, 1009);
+  on_each_target([&] {
+    expect_within(Function::silu_value, in, 6.0,
+                  [](double x) { return x < kFlush ? 0 : x / (1 + std::exp(-x)); });
+    const std::vector<float> derivative = evaluated(Function::silu_derivative, in);
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      const double x = static_cast<double>(in[i]);
+      const double e = std::exp(-std::abs(x));
+      const double s = (x < 0 ? e : 1) / (1 + e);
+      const double exact = s * (1 + x * ((x < 0 ? 1 : e) / (1 + e)));
+      ASSERT_NEAR(derivative[i], exact, 0x1p-21) << "at " << in[i];
+    }
   });
 }
 

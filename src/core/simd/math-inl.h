@@ -1,5 +1,6 @@
-// exp, exp2, sine and cosine, softplus, sigmoid and silu of f32 vectors. Included once for each SIMD target,
-// after hwy/highway.h. Errors are in units in the last place (ULP) of the exact result, on every target.
+// exp, exp2, sine and cosine, softplus, sigmoid, silu and its derivative of f32 vectors. Included once for
+// each SIMD target, after hwy/highway.h. Errors are in units in the last place (ULP) of the exact result, on
+// every target.
 #if defined(KRAIT_CORE_SIMD_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KRAIT_CORE_SIMD_MATH_INL_H_
 #undef KRAIT_CORE_SIMD_MATH_INL_H_
@@ -206,6 +207,22 @@ HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> sigmoid(D d, hwy::HWY_NAMESPACE::Vec<D> x)
 template <class D>
 HWY_INLINE hwy::HWY_NAMESPACE::Vec<D> silu(D d, hwy::HWY_NAMESPACE::Vec<D> x) {
   return hwy::HWY_NAMESPACE::Mul(x, sigmoid(d, x));
+}
+
+// silu(x), and its derivative s (1 + x (1 - s)) with s = sigmoid(x), for the price of one exponential and one
+// division. `value` within 6 ULP, `derivative` within 2^-21 and, below -87.3365, 0; NaN for infinities.
+template <class D>
+HWY_INLINE void silu_with_derivative(D d, hwy::HWY_NAMESPACE::Vec<D> x, hwy::HWY_NAMESPACE::Vec<D>& value,
+                                     hwy::HWY_NAMESPACE::Vec<D>& derivative) {
+  namespace hn = hwy::HWY_NAMESPACE;
+  const auto one = hn::Set(d, 1.0F);
+  const auto e = math_detail::exp_of_minus_abs(d, x);
+  const auto large = hn::Div(one, hn::Add(one, e));  // sigmoid(|x|)
+  const auto small = hn::Mul(e, large);              // 1 - sigmoid(|x|), without cancellation
+  const auto negative = hn::Lt(x, hn::Zero(d));
+  const auto s = hn::IfThenElse(negative, small, large);
+  value = hn::Mul(x, s);
+  derivative = hn::Mul(s, hn::MulAdd(x, hn::IfThenElse(negative, large, small), one));
 }
 
 }  // namespace krait::HWY_NAMESPACE
