@@ -1,45 +1,14 @@
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include <type_traits>
 #include <vector>
 
 #include "core/view.h"
+#include "ops/selective_scan/reference.h"
 #include "ops/selective_scan/scan.h"
 
 namespace krait::scan {
 namespace {
-
-template <typename S>
-S softplus(S x) {
-  return x > S(20) ? x : std::log1p(std::exp(x));
-}
-
-template <typename S>
-S silu(S x) {
-  return x / (S(1) + std::exp(-x));
-}
-
-// B or C for channel d (of group g), state n and token t.
-template <typename S, typename State>
-class Factor {
- public:
-  explicit Factor(const Tensor& tensor)
-      : constant_(tensor.ndim() == 2 ? tensor : Tensor()),
-        variable_(tensor.ndim() == 4 ? tensor : Tensor()) {}
-
-  State operator()(std::int64_t batch, std::int64_t g, std::int64_t d, std::int64_t n, std::int64_t t) const {
-    if (constant_) return constant_(d, n);
-    if constexpr (std::is_same_v<S, State>)
-      return variable_(batch, g, n, t);
-    else
-      return {variable_(batch, g, n, 2 * t), variable_(batch, g, n, 2 * t + 1)};
-  }
-
- private:
-  View<State> constant_;
-  View<S> variable_;
-};
 
 // S is the scalar of the computation, State is S, or complex<S> where A is complex.
 template <typename S, typename State>

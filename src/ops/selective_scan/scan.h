@@ -57,6 +57,25 @@ struct Problem {
   }
 };
 
+// What the backward reads and writes beside the problem; each may be absent. dB and dC, where variable, have
+// four dimensions, with one group or that of the problem.
+struct Gradients {
+  Tensor dout;
+  Tensor dlast_state;
+  Tensor du;
+  Tensor ddelta;
+  Tensor dz;
+  Tensor dinitial_state;
+  Tensor dB;
+  Tensor dC;
+  Tensor dA;
+  Tensor dD;
+  Tensor ddelta_bias;
+};
+
+// The sequence that seq_idx gives to a walk step: 0 where there is none, -1 for padding.
+[[nodiscard]] std::int64_t sequence_of(const Problem& problem, const Row& row, std::int64_t step);
+
 // Consecutive walk steps of a row that are treated alike.
 struct Span {
   std::int64_t begin = 0;
@@ -75,8 +94,6 @@ class Walk {
   bool next(Span& span);
 
  private:
-  [[nodiscard]] std::int64_t sequence_of(std::int64_t step) const;
-
   const Problem& problem_;
   const Row& row_;
   std::int64_t longest_;
@@ -84,6 +101,32 @@ class Walk {
   std::int64_t sequence_ = -1;  // that of the last real token; -1: none yet
   std::span<const Save> saves_;
 };
+
+// Walk steps of one sequence (and padding between them) whose states the backward holds at one time.
+struct Tile {
+  std::int64_t begin = 0;
+  std::int64_t length = 0;
+  bool restart = false;  // the state is 0 before the first step
+  bool padded = false;   // has padding
+};
+
+// Cuts a row into tiles of at most `longest` steps: where seq_idx changes, but not at padding.
+[[nodiscard]] std::vector<Tile> cut_into_tiles(const Problem& problem, const Row& row, std::int64_t longest);
+
+// How the backward shares out its work. An item is a part of the rows and some blocks of channels of one
+// group. Sums over rows are kept for each part, sums over channels for each segment, so that the division
+// depends on the shape alone: with the number of threads the order of the sums would change.
+struct Division {
+  std::int64_t block = 0;     // channels walked together
+  std::int64_t blocks = 0;    // in a group
+  std::int64_t deep = 0;      // blocks of a segment, the last one of a group may have fewer
+  std::int64_t segments = 0;  // in a group
+  std::int64_t parts = 0;     // of the rows
+};
+[[nodiscard]] Division divide_backward(std::int64_t rows, std::int64_t groups,
+                                       std::int64_t channels_per_group);
+// Steps of a tile of the backward.
+[[nodiscard]] std::int64_t choose_backward_steps(std::int64_t d_state, bool complex);
 
 // The path that `requested` means: `automatic` is simd, except where an input is f64 or c128 or the
 // context asks for the reference.
@@ -97,5 +140,7 @@ class Walk {
 
 void run_reference(const Problem& problem);
 void run_simd(Context& ctx, const Problem& problem);
+void run_reference_backward(const Problem& problem, const Gradients& gradients);
+void run_simd_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
 
 }  // namespace krait::scan

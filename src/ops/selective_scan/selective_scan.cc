@@ -17,6 +17,13 @@ namespace {
 bool is_complex(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
 bool is_double(DType dtype) { return dtype == DType::f64 || dtype == DType::c128; }
 
+using Named = std::pair<std::string_view, const Tensor*>;
+
+void check_device(std::string_view name, const Tensor& tensor, Device device) {
+  require(!tensor || tensor.device() == device, "[selective_scan] ", name, " is on device ",
+          name_of(tensor.device()), ", expected ", name_of(device));
+}
+
 void check_shape(std::string_view name, const Tensor& tensor, const Dims& expected, std::string_view why) {
   require(tensor.shape() == expected, "[selective_scan] ", name, " has shape ", tensor.shape(), ", expected ",
           expected, ": ", why);
@@ -105,6 +112,18 @@ std::vector<Save> saves_of(const SelectiveScanArgs& args, const std::vector<Row>
   return saves;
 }
 
+Dims state_shape(const Problem& p) { return {std::ssize(p.rows), p.channels, p.d_state}; }
+
+std::string_view meaning_of_states(const SelectiveScanArgs& args) {
+  return args.cu_seqlens ? "one state per packed sequence" : "one state per row";
+}
+
+void check_state_dtype(std::string_view name, const Tensor& state, const Problem& p) {
+  require(p.complex ? is_complex(state.dtype()) : is_float(state.dtype()), "[selective_scan] ", name,
+          " has dtype ", state.dtype(), ", expected ", p.complex ? "c64 or c128" : "f32, bf16, f16 or f64",
+          ", as A has dtype ", p.A.dtype());
+}
+
 // Uninitialised, dense, with the dimensions in memory in the order that `like` has them.
 Tensor empty_like(Context& ctx, const Tensor& like) {
   std::array<int, 3> order = {0, 1, 2};
@@ -128,11 +147,12 @@ Tensor destination(Context& ctx, std::string_view name, const Tensor& given, con
   return given;
 }
 
-Problem validated(Context& ctx, const SelectiveScanArgs& args) {
+// The inputs, without destinations.
+Problem validated(const SelectiveScanArgs& args, Device device) {
   require(args.u.defined(), "[selective_scan] u is absent");
   require(args.delta.defined(), "[selective_scan] delta is absent");
   require(args.A.defined(), "[selective_scan] A is absent");
-  const std::array<std::pair<std::string_view, const Tensor*>, 14> tensors = {{
+  const std::array<Named, 14> tensors = {{
       {"u", &args.u},
       {"delta", &args.delta},
       {"A", &args.A},
@@ -148,9 +168,7 @@ Problem validated(Context& ctx, const SelectiveScanArgs& args) {
       {"out", &args.out},
       {"last_state", &args.last_state},
   }};
-  for (const auto& [name, tensor] : tensors)
-    require(!tensor->defined() || tensor->device() == ctx.device(), "[selective_scan] ", name,
-            " is on device ", name_of(tensor->device()), ", expected ", name_of(ctx.device()));
+  for (const auto& [name, tensor] : tensors) check_device(name, *tensor, device);
 
   require(args.u.ndim() == 3, "[selective_scan] u has shape ", args.u.shape(), ", expected (B, D, L)");
   check_float("u", args.u);
@@ -198,13 +216,9 @@ Problem validated(Context& ctx, const SelectiveScanArgs& args) {
   p.delta_softplus = args.delta_softplus;
   p.reverse = args.reverse;
 
-  const Dims state_shape = {std::ssize(p.rows), channels, p.d_state};
-  const std::string_view one_state = args.cu_seqlens ? "one state per packed sequence" : "one state per row";
   if (args.initial_state) {
-    check_shape("initial_state", args.initial_state, state_shape, one_state);
-    require(p.complex ? is_complex(args.initial_state.dtype()) : is_float(args.initial_state.dtype()),
-            "[selective_scan] initial_state has dtype ", args.initial_state.dtype(), ", expected ",
-            p.complex ? "c64 or c128" : "f32, bf16, f16 or f64", ", as A has dtype ", args.A.dtype());
+    check_shape("initial_state", args.initial_state, state_shape(p), meaning_of_states(args));
+    check_state_dtype("initial_state", args.initial_state, p);
   }
   p.initial_state = args.initial_state;
 
@@ -213,13 +227,89 @@ Problem validated(Context& ctx, const SelectiveScanArgs& args) {
   });
   // The dtype of A tells the paths the precision of the whole computation.
   if (in_double) p.A = p.A.to(p.complex ? DType::c128 : DType::f64);
+  return p;
+}
+
+void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
   p.out = args.out ? destination(ctx, "out", args.out, args.u.shape(), args.u.dtype(), "as u")
                    : empty_like(ctx, args.u);
   if (args.last_state || args.return_last_state)
-    p.last_state = destination(ctx, "last_state", args.last_state, state_shape, p.A.dtype(), one_state);
+    p.last_state =
+        destination(ctx, "last_state", args.last_state, state_shape(p), p.A.dtype(), meaning_of_states(args));
   if (args.state_positions)
-    p.states = ctx.empty({batch, args.state_positions.size(1), channels, p.d_state}, p.A.dtype());
-  return p;
+    p.states = ctx.empty({args.u.size(0), args.state_positions.size(1), p.channels, p.d_state}, p.A.dtype());
+}
+
+// All tensors of the backward beside those of the forward.
+std::array<Named, 11> named(const SelectiveScanBackwardArgs& args) {
+  return {{{"dout", &args.dout},
+           {"dlast_state", &args.dlast_state},
+           {"du", &args.du},
+           {"ddelta", &args.ddelta},
+           {"dz", &args.dz},
+           {"dinitial_state", &args.dinitial_state},
+           {"dB", &args.dB},
+           {"dC", &args.dC},
+           {"dA", &args.dA},
+           {"dD", &args.dD},
+           {"ddelta_bias", &args.ddelta_bias}}};
+}
+
+// The gradient of B or C, in four dimensions where the factor is variable.
+Tensor check_factor_gradient(std::string_view name, const Tensor& gradient, const Tensor& factor,
+                             const Problem& p) {
+  if (!gradient) return gradient;
+  check_shape(name, gradient, factor.shape(), name == "dB" ? "as B" : "as C");
+  if (factor.ndim() == 2)
+    check_state_dtype(name, gradient, p);
+  else
+    check_float(name, gradient);
+  return gradient.ndim() == 3 ? gradient.unsqueeze(1) : gradient;
+}
+
+Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Device device) {
+  const SelectiveScanArgs& forward = args.forward;
+  require(args.dout.defined(), "[selective_scan] dout is absent");
+  const std::array<Named, 11> tensors = named(args);
+  for (const auto& [name, tensor] : tensors) check_device(name, *tensor, device);
+  for (const auto& [name, tensor] : {tensors[0], tensors[2], tensors[3], tensors[4]}) {
+    if (!*tensor) continue;
+    check_float(name, *tensor);
+    check_shape(name, *tensor, forward.u.shape(), "as u");
+  }
+  for (const auto& [name, tensor] : {tensors[1], tensors[5]}) {
+    if (!*tensor) continue;
+    check_shape(name, *tensor, state_shape(p), meaning_of_states(forward));
+    check_state_dtype(name, *tensor, p);
+  }
+  if (args.dA) {
+    check_shape("dA", args.dA, forward.A.shape(), "as A");
+    require(p.complex ? is_complex(args.dA.dtype())
+                      : args.dA.dtype() == DType::f32 || args.dA.dtype() == DType::f64,
+            "[selective_scan] dA has dtype ", args.dA.dtype(), ", expected ",
+            p.complex ? "c64 or c128" : "f32 or f64", ", as A has dtype ", forward.A.dtype());
+  }
+  for (const auto& [name, tensor] : {tensors[9], tensors[10]}) {
+    if (!*tensor) continue;
+    check_shape(name, *tensor, {p.channels}, "one value per channel");
+    require(tensor->dtype() == DType::f32 || tensor->dtype() == DType::f64, "[selective_scan] ", name,
+            " has dtype ", tensor->dtype(), ", expected f32 or f64");
+  }
+  require(!args.dz || forward.z, "[selective_scan] dz is given without z");
+  require(!args.dD || forward.D, "[selective_scan] dD is given without D");
+  require(!args.ddelta_bias || forward.delta_bias,
+          "[selective_scan] ddelta_bias is given without delta_bias");
+  return {.dout = args.dout,
+          .dlast_state = args.dlast_state,
+          .du = args.du,
+          .ddelta = args.ddelta,
+          .dz = args.dz,
+          .dinitial_state = args.dinitial_state,
+          .dB = check_factor_gradient("dB", args.dB, forward.B, p),
+          .dC = check_factor_gradient("dC", args.dC, forward.C, p),
+          .dA = args.dA,
+          .dD = args.dD,
+          .ddelta_bias = args.ddelta_bias};
 }
 
 }  // namespace
@@ -248,11 +338,34 @@ std::int64_t choose_steps(std::int64_t d_state, bool complex) {
   return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
 }
 
+Division divide_backward(std::int64_t rows, std::int64_t groups, std::int64_t channels_per_group) {
+  constexpr std::int64_t kItems = 32;  // enough to keep many threads busy; more cost memory for partial sums
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  Division division;
+  division.block = choose_channel_block(rows, groups, channels_per_group, 8);
+  division.blocks = std::max<std::int64_t>(ceil_div(channels_per_group, division.block), 1);
+  division.parts = std::clamp<std::int64_t>(ceil_div(kItems, groups * division.blocks), 1,
+                                            std::max<std::int64_t>(rows, 1));
+  const std::int64_t wanted =
+      std::clamp<std::int64_t>(ceil_div(kItems, division.parts * groups), 1, division.blocks);
+  division.deep = ceil_div(division.blocks, wanted);
+  division.segments = ceil_div(division.blocks, division.deep);
+  return division;
+}
+
+std::int64_t choose_backward_steps(std::int64_t d_state, bool complex) {
+  // Ten tiles of the widest block, B and C: within a second-level cache of 512 KiB with room to spare.
+  constexpr std::int64_t kFloats = 64 * 1024;
+  const std::int64_t each = 10 * kWidestBlock + (complex ? 4 : 2) * d_state;
+  return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
+}
+
 }  // namespace scan
 
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) {
-  const scan::Problem problem = scan::validated(ctx, args);
-  const bool in_double = problem.A.dtype() == DType::f64 || problem.A.dtype() == DType::c128;
+  scan::Problem problem = scan::validated(args, ctx.device());
+  scan::add_destinations(ctx, args, problem);
+  const bool in_double = scan::is_double(problem.A.dtype());
   const ScanPath path = scan::choose_path(args.path, in_double, ctx.reference());
   if (path == ScanPath::reference) {
     scan::run_reference(problem);
@@ -263,6 +376,28 @@ SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) 
     ctx.set_backend("selective_scan", concat("simd (", simd_target(), ")"));
   }
   return {.out = problem.out, .last_state = problem.last_state, .states = problem.states};
+}
+
+void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args) {
+  SelectiveScanArgs forward = args.forward;
+  forward.out = forward.last_state = forward.state_positions = {};
+  scan::Problem problem = scan::validated(forward, ctx.device());
+  const scan::Gradients gradients = scan::validated(args, problem, ctx.device());
+  const auto tensors = scan::named(args);
+  const bool in_double = scan::is_double(problem.A.dtype()) ||
+                         std::any_of(tensors.begin(), tensors.end(), [](const auto& named) {
+                           return named.second->defined() && scan::is_double(named.second->dtype());
+                         });
+  if (in_double) problem.A = problem.A.to(problem.complex ? DType::c128 : DType::f64);
+  const ScanPath path = scan::choose_path(forward.path, in_double, ctx.reference());
+  if (path == ScanPath::reference) {
+    scan::run_reference_backward(problem, gradients);
+    ctx.set_backend("selective_scan_backward", "reference");
+  } else {
+    require(!in_double, "[selective_scan] the path simd has no f64, expected f32, bf16 and f16 tensors");
+    scan::run_simd_backward(ctx, problem, gradients);
+    ctx.set_backend("selective_scan_backward", concat("simd (", simd_target(), ")"));
+  }
 }
 
 }  // namespace krait

@@ -14,6 +14,7 @@
 #include "core/parallel.h"
 #include "core/simd/math-inl.h"
 #include "core/simd/tile-inl.h"
+#include "ops/selective_scan/cpu/lanes-inl.h"
 #include "ops/selective_scan/cpu/walk-inl.h"
 #include "ops/selective_scan/scan.h"
 
@@ -71,32 +72,6 @@ HWY_BEFORE_NAMESPACE();
 namespace krait::scan::HWY_NAMESPACE {
 namespace {
 
-// to[r, c] = tensor[offset + r row_stride + c column_stride], in elements; complex ones in two halves.
-void stage(const Tensor& tensor, std::int64_t offset, std::int64_t row_stride, std::int64_t column_stride,
-           std::int64_t rows, std::int64_t columns, float* to, std::int64_t width, std::int64_t half) {
-  if (tensor.dtype() == DType::c64) {
-    for (std::int64_t part = 0; part < 2; ++part)
-      simd::load_tile(DType::f32, tensor.raw(), 2 * offset + part, 2 * row_stride, 2 * column_stride, rows,
-                      columns, to + part * half, width);
-  } else {
-    simd::load_tile(tensor.dtype(), tensor.raw(), offset, row_stride, column_stride, rows, columns, to,
-                    width);
-  }
-}
-
-void unstage(const float* from, std::int64_t width, std::int64_t half, const Tensor& tensor,
-             std::int64_t offset, std::int64_t row_stride, std::int64_t column_stride, std::int64_t rows,
-             std::int64_t columns) {
-  if (tensor.dtype() == DType::c64) {
-    for (std::int64_t part = 0; part < 2; ++part)
-      simd::store_tile(from + part * half, width, DType::f32, tensor.raw(), 2 * offset + part, 2 * row_stride,
-                       2 * column_stride, rows, columns);
-  } else {
-    simd::store_tile(from, width, tensor.dtype(), tensor.raw(), offset, row_stride, column_stride, rows,
-                     columns);
-  }
-}
-
 class Worker {
  public:
   Worker(const Problem& problem, const Scratch& scratch, std::int64_t floats)
@@ -130,9 +105,6 @@ class Worker {
   }
 
  private:
-  static constexpr float kLog2E = 1.44269504F;
-  static constexpr float kQuarterTurns = 0.636619772F;  // 2 / pi
-
   void load_parameters() {
     const std::int64_t c0 = item_.first_channel;
     const auto matrix = [&](const Tensor& tensor, float* to) {
@@ -148,18 +120,7 @@ class Worker {
     if (p_.C.ndim() == 2) matrix(p_.C, s_.constant_c);
     vector(p_.delta_bias, s_.bias);
     vector(p_.D, s_.skip);
-    const Tag d;
-    for (std::int64_t c = 0; c < item_.channels; c += lanes()) {
-      V largest = hn::Zero(d);
-      for (std::int64_t at = c; at < half_; at += s_.width) {
-        const V real = hn::Mul(hn::Load(d, s_.A + at), hn::Set(d, kLog2E));
-        hn::Store(real, d, s_.A + at);
-        largest = larger(largest, hn::Abs(real));
-        if (p_.complex)
-          hn::Store(hn::Mul(hn::Load(d, s_.A + half_ + at), hn::Set(d, kQuarterTurns)), d, s_.A + half_ + at);
-      }
-      hn::Store(largest, d, s_.largest_a + c);
-    }
+    scale_decay_rates(item_.channels, half_, s_.width, p_.complex, s_.A, s_.largest_a);
   }
 
   void stage_state(const Tensor& tensor) {
@@ -266,11 +227,6 @@ class Worker {
     unstage(s_.y, s_.width, 0, p_.out, sequence_offset(p_.out, span.begin), step, p_.out.stride(1),
             span.length, item_.channels);
   }
-
-  // NaN counts as largest.
-  static V larger(V a, V b) { return hn::IfThenElse(hn::Le(b, a), a, b); }
-
-  static std::int64_t lanes() { return static_cast<std::int64_t>(hn::Lanes(Tag())); }
 
   const Problem& p_;
   Scratch s_;

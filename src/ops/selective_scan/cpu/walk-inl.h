@@ -10,18 +10,12 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/simd/math-inl.h"
+#include "ops/selective_scan/cpu/lanes-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace krait::scan::HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-namespace simd = krait::HWY_NAMESPACE;
-
-using Tag = hn::CappedTag<float, 16>;
-using V = hn::Vec<Tag>;
-
 // One vector of channels over the steps of a tile; steps and states are `width` floats apart.
 struct Lane {
   std::int64_t steps;
@@ -30,23 +24,6 @@ struct Lane {
   const float* HWY_RESTRICT du;  // dt u
   float* HWY_RESTRICT y;         // gains C h
 };
-
-// B or C: constant ones have a vector of channels for each state (`width` apart), variable ones one number
-// for each step (`step_stride` apart) and state (side by side).
-struct Factor {
-  const float* data = nullptr;
-  std::int64_t step_stride = 0;  // 0: constant
-  std::int64_t half = 0;         // from the real to the imaginary half
-};
-
-template <bool kConstant>
-HWY_INLINE V factor_at(const float* data, std::int64_t state, std::int64_t width) {
-  const Tag d;
-  if constexpr (kConstant)
-    return hn::Load(d, data + state * width);
-  else
-    return hn::Set(d, data[state]);
-}
 
 // Advances kStates states (rows of `A`, which holds log2(e) A, and of `h`). kBounded: all exponents are
 // known to lie within +-126.
@@ -127,15 +104,6 @@ HWY_NOINLINE void walk_complex(const Lane& lane, const float* HWY_RESTRICT A, fl
   }
   hn::Store(h_re, d, h);
   hn::Store(h_im, d, h + half);
-}
-
-// Calls f(true or false as a type) for a value known at run time.
-template <typename F>
-HWY_INLINE void with_bool(bool value, const F& f) {
-  if (value)
-    f(std::true_type{});
-  else
-    f(std::false_type{});
 }
 
 // Advances all states of one vector of channels. `bounded` as kBounded.

@@ -1,0 +1,128 @@
+// Memory of the SIMD backward: what a worker holds, and the partial sums that items leave behind.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/selective_scan/scan.h"
+
+namespace krait::scan {
+
+// States of one kernel call; a complex state counts as two.
+inline constexpr std::int64_t kStatesTogether = 4;
+
+// A part of the rows, and blocks [first_block, last_block) of a group.
+struct BackwardItem {
+  std::int64_t first_row = 0;
+  std::int64_t last_row = 0;
+  std::int64_t part = 0;
+  std::int64_t group = 0;
+  std::int64_t segment = 0;
+  std::int64_t first_block = 0;
+  std::int64_t last_block = 0;
+};
+
+// A worker's memory, in floats. The imaginary halves of complex matrices follow the real ones.
+struct BackwardScratch {
+  std::int64_t steps = 0;  // of a tile
+  std::int64_t width = 0;  // channels, a multiple of every vector
+  std::int64_t d_state = 0;
+  std::int64_t states_kept = 0;  // checkpoints
+  // Tiles: (vector of channels, step, lane).
+  float* dt = nullptr;
+  float* u = nullptr;
+  float* slope = nullptr;  // d dt / d delta
+  float* gate = nullptr;   // d out / d z divided by y
+  float* dy = nullptr;
+  float* x = nullptr;  // dt u
+  float* y = nullptr;
+  float* dx = nullptr;
+  float* ddt = nullptr;
+  // Matrices (state, channel); log2(e) A, its imaginary half in quarter turns.
+  float* A = nullptr;
+  float* h = nullptr;  // states before the tile
+  float* g = nullptr;  // gradient of the states after it, then before it
+  float* constant_b = nullptr;
+  float* constant_c = nullptr;
+  // One number for each channel.
+  float* bias = nullptr;
+  float* skip = nullptr;
+  float* largest_a = nullptr;   // |A| over the states
+  float* largest_dt = nullptr;  // |dt| over the steps of the tile
+  // (step, state)
+  float* b = nullptr;
+  float* c = nullptr;
+  // (step, state of those together, lane)
+  float* decay = nullptr;
+  float* carried = nullptr;
+  float* db = nullptr;
+  float* dc = nullptr;
+  float* totals = nullptr;  // (step, state of those together): sums over lanes
+  float* checkpoints = nullptr;
+
+  // Lays the arrays out from `memory` on (null: only counts) and returns how many floats they take.
+  std::int64_t place(float* memory) {
+    constexpr std::int64_t kLanes = 16;  // of the widest vector
+    std::int64_t floats = 0;
+    const auto take = [&](float*& array, std::int64_t size) {
+      if (memory != nullptr) array = memory + floats;
+      floats += (size + kLanes - 1) / kLanes * kLanes;
+    };
+    for (float** tile : {&dt, &u, &slope, &gate, &dy, &x, &y, &dx, &ddt}) take(*tile, steps * width);
+    for (float** matrix : {&A, &h, &g, &constant_b, &constant_c}) take(*matrix, 2 * d_state * width);
+    for (float** vector : {&bias, &skip, &largest_a, &largest_dt}) take(*vector, width);
+    for (float** factor : {&b, &c}) take(*factor, 2 * d_state * steps);
+    for (float** record : {&decay, &carried, &db, &dc}) take(*record, steps * kStatesTogether * kLanes);
+    take(totals, steps * kStatesTogether);
+    fixed = floats;
+    take(checkpoints, states_kept * 2 * d_state * width);
+    return floats;
+  }
+  std::int64_t fixed = 0;  // floats without the checkpoints, which lie behind all others
+};
+
+// Sums of one block of channels over the steps of a part of the rows, `width` channels each.
+struct BlockSums {
+  float* dA = nullptr;  // (state, channel); the imaginary half follows
+  float* dB = nullptr;  // constant ones only
+  float* dC = nullptr;
+  float* dD = nullptr;
+  float* ddelta_bias = nullptr;
+
+  static std::int64_t size(std::int64_t d_state, std::int64_t width) { return (6 * d_state + 2) * width; }
+  BlockSums(float* memory, std::int64_t d_state, std::int64_t width)
+      : dA(memory),
+        dB(dA + 2 * d_state * width),
+        dC(dB + 2 * d_state * width),
+        dD(dC + 2 * d_state * width),
+        ddelta_bias(dD + width) {}
+};
+
+// What all workers share.
+struct BackwardPlan {
+  const Problem& problem;
+  const Gradients& gradients;
+  Division division;
+  std::int64_t steps = 0;
+  std::int64_t width = 0;
+  std::vector<std::vector<Tile>> tiles;  // of each row
+  float* blocks = nullptr;               // (part, group, block, BlockSums::size)
+  float* dB = nullptr;  // (segment, batch, token, group, part of a number, state); null where
+  float* dC = nullptr;  // not wanted or constant
+
+  [[nodiscard]] std::int64_t numbers() const { return problem.complex ? 2 : 1; }  // in a state
+  [[nodiscard]] std::int64_t token_size() const { return problem.groups * numbers() * problem.d_state; }
+  [[nodiscard]] std::int64_t tokens() const { return problem.u.size(0) * problem.u.size(2); }
+  [[nodiscard]] std::int64_t block_size() const { return BlockSums::size(problem.d_state, width); }
+  [[nodiscard]] std::int64_t block_count() const { return problem.groups * division.blocks; }
+  [[nodiscard]] float* block_at(std::int64_t part, std::int64_t group, std::int64_t block) const {
+    return blocks + ((part * problem.groups + group) * division.blocks + block) * block_size();
+  }
+};
+
+// Adds the sums of block `index` of all parts to the gradients of parameters.
+void finish_block(const BackwardPlan& plan, std::int64_t index);
+// Writes the gradients of variable factors at tokens [begin, end) of a batch row.
+void finish_tokens(const BackwardPlan& plan, std::int64_t batch, std::int64_t begin, std::int64_t end);
+
+}  // namespace krait::scan
