@@ -183,17 +183,35 @@ inline TokenRuns cut_into_runs(std::int64_t rows, std::int64_t length, const Ten
   if (!a || !b || a.numel() == 0 || b.numel() == 0) return false;
   struct Span {
     std::intptr_t low;
-    std::intptr_t high;  // one past the last byte
-    std::intptr_t largest = 0;
+    std::intptr_t high;        // one past the last byte
+    std::intptr_t period = 0;  // the largest stride, once dimensions that continue each other are merged
+    std::intptr_t width = 0;   // bytes reached within a period
   };
   const auto span_of = [](const Tensor& t) {
-    const auto size = static_cast<std::intptr_t>(size_of(t.dtype()));
-    Span s{reinterpret_cast<std::intptr_t>(t.raw()), reinterpret_cast<std::intptr_t>(t.raw()) + size};
+    struct Dim {
+      std::intptr_t stride;
+      std::intptr_t size;
+    };
+    const auto element = static_cast<std::intptr_t>(size_of(t.dtype()));
+    const auto first = reinterpret_cast<std::intptr_t>(t.raw());
+    Span s{.low = first, .high = first + element};
+    std::vector<Dim> dims;
     for (int i = 0; i < t.ndim(); ++i) {
-      const std::intptr_t stride = t.stride(i) * size;
-      const std::intptr_t reach = (t.size(i) - 1) * stride;
-      (reach < 0 ? s.low : s.high) += reach;
-      if (t.size(i) > 1) s.largest = std::max(s.largest, std::abs(stride));
+      const std::intptr_t stride = t.stride(i) * element;
+      if (t.size(i) == 1 || stride == 0) continue;
+      (stride < 0 ? s.low : s.high) += (t.size(i) - 1) * stride;
+      dims.push_back({std::abs(stride), t.size(i)});
+    }
+    std::sort(dims.begin(), dims.end(), [](const Dim& x, const Dim& y) { return x.stride > y.stride; });
+    std::size_t outer = 0;
+    while (outer + 1 < dims.size() && dims[outer].stride == dims[outer + 1].stride * dims[outer + 1].size)
+      ++outer;
+    s.width = element;
+    for (std::size_t i = outer; i < dims.size(); ++i) {
+      if (i == outer)
+        s.period = dims[i].stride;
+      else
+        s.width += (dims[i].size - 1) * dims[i].stride;
     }
     return s;
   };
@@ -201,21 +219,10 @@ inline TokenRuns cut_into_runs(std::int64_t rows, std::int64_t length, const Ten
   const Span sb = span_of(b);
   if (sa.high <= sb.low || sb.high <= sa.low) return false;
   // Both repeat with one period and touch distinct parts of it.
-  const std::intptr_t period = sa.largest;
-  if (period == 0 || period != sb.largest) return true;
-  const auto width_of = [period](const Tensor& t) {
-    const auto size = static_cast<std::intptr_t>(size_of(t.dtype()));
-    std::intptr_t width = size;
-    for (int i = 0; i < t.ndim(); ++i) {
-      const std::intptr_t stride = std::abs(t.stride(i) * size);
-      if (stride != period) width += (t.size(i) - 1) * stride;
-    }
-    return width;
-  };
-  const std::intptr_t wa = width_of(a);
-  const std::intptr_t wb = width_of(b);
+  const std::intptr_t period = sa.period;
+  if (period == 0 || period != sb.period) return true;
   const std::intptr_t shift = ((sb.low - sa.low) % period + period) % period;  // of b inside a's period
-  return shift < wa || shift + wb > period;
+  return shift < sa.width || shift + sb.width > period;
 }
 
 // True where both are the same view of the same memory.
