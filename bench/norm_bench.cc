@@ -55,6 +55,49 @@ void gated_norm(benchmark::State& state, DType dtype) {
   finish(state, ctx, 3 * x.nbytes());
 }
 
+// The backward of add_norm: the residual's gradient is carried along in place.
+void add_norm_backward(benchmark::State& state, NormKind kind, DType dtype) {
+  Context ctx;
+  const krait::Dims shape{state.range(0), state.range(1)};
+  const Tensor x = random_tensor(shape, DType::f32);
+  const Tensor dout = random_tensor(shape, dtype);
+  const Tensor weight = random_tensor({state.range(1)}, DType::f32);
+  const Tensor dresidual = random_tensor(shape, DType::f32);
+  const Tensor dweight = Tensor::zeros({state.range(1)});
+  for ([[maybe_unused]] auto step : state)
+    krait::norm_backward(ctx, kind,
+                         {.x = x,
+                          .weight = weight,
+                          .dout = dout,
+                          .dresidual = dresidual,
+                          .dx = dresidual,
+                          .dweight = dweight});
+  finish(state, ctx, x.nbytes() + dout.nbytes() + 2 * dresidual.nbytes());
+}
+
+void gated_norm_backward(benchmark::State& state, DType dtype) {
+  Context ctx;
+  const krait::Dims shape{state.range(0), state.range(1)};
+  const Tensor x = random_tensor(shape, dtype);
+  const Tensor z = random_tensor(shape, dtype);
+  const Tensor dout = random_tensor(shape, dtype);
+  const Tensor weight = random_tensor({state.range(1)}, DType::f32);
+  const Tensor dx = Tensor::empty(shape, dtype);
+  const Tensor dz = Tensor::empty(shape, dtype);
+  const Tensor dweight = Tensor::zeros({state.range(1)});
+  for ([[maybe_unused]] auto step : state)
+    krait::norm_backward(ctx, NormKind::rms,
+                         {.x = x,
+                          .weight = weight,
+                          .z = z,
+                          .norm_before_gate = false,
+                          .dout = dout,
+                          .dx = dx,
+                          .dz = dz,
+                          .dweight = dweight});
+  finish(state, ctx, 5 * x.nbytes());
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"rows", "channels"})->UseRealTime()->MinTime(0.2);
   for (const std::int64_t rows : {1, 64, 8192}) b->Args({rows, 1536});
@@ -65,5 +108,10 @@ BENCHMARK_CAPTURE(add_norm, rms_bf16, NormKind::rms, DType::bf16)->Apply(shapes)
 BENCHMARK_CAPTURE(add_norm, layer_f32, NormKind::layer, DType::f32)->Apply(shapes);
 BENCHMARK_CAPTURE(gated_norm, f32, DType::f32)->Apply(shapes);
 BENCHMARK_CAPTURE(gated_norm, bf16, DType::bf16)->Apply(shapes);
+BENCHMARK_CAPTURE(add_norm_backward, rms_f32, NormKind::rms, DType::f32)->Apply(shapes);
+BENCHMARK_CAPTURE(add_norm_backward, rms_bf16, NormKind::rms, DType::bf16)->Apply(shapes);
+BENCHMARK_CAPTURE(add_norm_backward, layer_f32, NormKind::layer, DType::f32)->Apply(shapes);
+BENCHMARK_CAPTURE(gated_norm_backward, f32, DType::f32)->Apply(shapes);
+BENCHMARK_CAPTURE(gated_norm_backward, bf16, DType::bf16)->Apply(shapes);
 
 }  // namespace

@@ -44,6 +44,7 @@ NormResult norm(Context& ctx, NormKind kind, const NormArgs& args);
 struct NormBackwardArgs {
   Tensor x;       // (..., C) what was normalised: x, or x + residual, which prenorm returns
   Tensor weight;  // as in the forward
+  Tensor bias;    // as in the forward: dz with norm_before_gate needs it
   Tensor z;
   double eps = 1e-6;
   std::int64_t group_size = 0;
@@ -52,12 +53,14 @@ struct NormBackwardArgs {
   Tensor dresidual;  // (..., C), optional: the gradient of the returned residual
   Tensor dx;         // (..., C) of x and of residual alike; may be dout or dresidual itself
   Tensor dz;         // (..., C); may be dout or z itself
-  Tensor dweight;    // (C), added to
-  Tensor dbias;      // (C), added to
+  Tensor dweight;    // (C) f32, added to
+  Tensor dbias;      // (C) f32, added to
   NormPath path = NormPath::automatic;
 };
 
-// Gradients are written or added to where a destination is given. Statistics are computed anew from x.
+// Gradients are written or added to where a destination is given. Statistics are computed anew from x. The
+// bits of the result do not depend on the number of threads. f64 anywhere (dweight and dbias may be f64 too)
+// runs on the reference.
 void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args);
 
 }  // namespace krait

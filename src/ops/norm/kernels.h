@@ -44,12 +44,42 @@ struct Problem {
   Rows residual_out;
 };
 
+struct BackwardProblem {
+  NormKind kind = NormKind::rms;
+  std::int64_t rows = 0;
+  std::int64_t channels = 0;    // > 0
+  std::int64_t group_size = 0;  // divides channels
+  double eps = 0.0;
+  bool norm_before_gate = true;
+  Rows x;
+  Rows z;
+  Rows weight;  // one row
+  Rows bias;    // one row
+  Rows dout;
+  Rows dresidual;
+  Rows dx;
+  Rows dz;
+  Rows dweight;  // one row
+  Rows dbias;    // one row
+};
+
 // f64 throughout.
 void reference(const Problem& problem);
+void reference(const BackwardProblem& problem);
+
+// The floats of a row buffer: whole vectors of any target (at most 256 bytes).
+[[nodiscard]] inline std::int64_t padded(std::int64_t channels) { return (channels + 63) / 64 * 64; }
 
 // Rows [begin, end). No operand is f64; weight and bias, where given, are contiguous f32. `workspace` has
-// workspace_floats(channels) floats, aligned to 64 bytes.
+// kForwardRows * padded(channels) floats, aligned to 64 bytes.
+inline constexpr std::int64_t kForwardRows = 2;
 void simd(const Problem& problem, std::int64_t begin, std::int64_t end, float* workspace);
-[[nodiscard]] std::int64_t workspace_floats(std::int64_t channels);
+
+// Rows [begin, end) of the backward. No operand is f64; weight and bias, where given, are padded rows of f32.
+// `dweight` and `dbias` are padded rows that receive the sums over these rows, or null; those of the problem
+// are left alone. `workspace` has kBackwardRows * padded(channels) floats, aligned to 64 bytes.
+inline constexpr std::int64_t kBackwardRows = 6;
+void simd(const BackwardProblem& problem, std::int64_t begin, std::int64_t end, float* dweight, float* dbias,
+          float* workspace);
 
 }  // namespace krait::norm_kernels

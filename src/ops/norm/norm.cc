@@ -1,11 +1,14 @@
 #include "krait/ops/norm.h"
 
 #include <algorithm>
+#include <array>
+#include <initializer_list>
 #include <string_view>
 
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/norm/kernels.h"
+#include "ops/overlap.h"
 
 namespace krait {
 namespace norm_kernels {
@@ -41,6 +44,7 @@ void* Rows::row(std::int64_t index) const {
 
 namespace {
 
+using norm_kernels::BackwardProblem;
 using norm_kernels::Problem;
 using norm_kernels::Rows;
 
@@ -63,6 +67,12 @@ void require_channels(std::string_view op, std::string_view name, const Tensor& 
   require_float(op, name, t);
 }
 
+void require_normalisation(std::string_view op, double eps, std::int64_t group_size, std::int64_t channels) {
+  require(eps >= 0, "[", op, "] eps is ", eps, ", expected 0 or more");
+  require(group_size >= 0 && (group_size == 0 || channels % group_size == 0), "[", op, "] group_size is ",
+          group_size, ", expected a divisor of the ", channels, " channels");
+}
+
 void validate(std::string_view op, const NormArgs& args) {
   require(args.x.defined(), "[", op, "] x is missing");
   require(args.x.ndim() >= 1, "[", op, "] x has shape ", args.x.shape(), ", expected (..., C)");
@@ -74,22 +84,53 @@ void validate(std::string_view op, const NormArgs& args) {
   require_like_x(op, "z", args.z, args.x);
   require_like_x(op, "out", args.out, args.x);
   require_like_x(op, "residual_out", args.residual_out, args.x);
-  require(args.eps >= 0, "[", op, "] eps is ", args.eps, ", expected 0 or more");
-  require(args.group_size >= 0 && (args.group_size == 0 || channels % args.group_size == 0), "[", op,
-          "] group_size is ", args.group_size, ", expected a divisor of the ", channels, " channels");
+  require_normalisation(op, args.eps, args.group_size, channels);
 }
 
-bool any_f64(const NormArgs& args, const NormResult& result) {
-  const auto wide = [](const Tensor& t) { return t && t.dtype() == DType::f64; };
-  return wide(args.x) || wide(args.weight) || wide(args.bias) || wide(args.residual) || wide(args.z) ||
-         wide(result.out) || wide(result.residual);
+void require_sum(std::string_view op, std::string_view name, const Tensor& t, std::int64_t channels) {
+  require_channels(op, name, t, channels);
+  require(!t || t.dtype() == DType::f32 || t.dtype() == DType::f64, "[", op, "] ", name, " has dtype ",
+          t.dtype(), ", expected f32: it is added to");
 }
 
-bool use_simd(const Context& ctx, std::string_view op, const NormArgs& args, const NormResult& result) {
-  const bool wide = any_f64(args, result);
-  if (args.path == NormPath::simd)
+void validate(std::string_view op, const NormBackwardArgs& args) {
+  require(args.x.defined(), "[", op, "] x is missing");
+  require(args.dout.defined(), "[", op, "] dout is missing");
+  require(args.x.ndim() >= 1, "[", op, "] x has shape ", args.x.shape(), ", expected (..., C)");
+  require_float(op, "x", args.x);
+  const std::int64_t channels = args.x.size(-1);
+  require_channels(op, "weight", args.weight, channels);
+  require_channels(op, "bias", args.bias, channels);
+  require_like_x(op, "z", args.z, args.x);
+  require_like_x(op, "dout", args.dout, args.x);
+  require_like_x(op, "dresidual", args.dresidual, args.x);
+  require_like_x(op, "dx", args.dx, args.x);
+  require_like_x(op, "dz", args.dz, args.x);
+  require(!args.dz || args.z, "[", op, "] dz is wanted, but there is no z");
+  require_sum(op, "dweight", args.dweight, channels);
+  require_sum(op, "dbias", args.dbias, channels);
+  require_normalisation(op, args.eps, args.group_size, channels);
+  require_apart(op, "dx", args.dx, "dout", args.dout, true);
+  require_apart(op, "dx", args.dx, "dresidual", args.dresidual, true);
+  require_apart(op, "dx", args.dx, "x", args.x);
+  require_apart(op, "dx", args.dx, "z", args.z);
+  require_apart(op, "dx", args.dx, "dz", args.dz);
+  require_apart(op, "dz", args.dz, "dout", args.dout, true);
+  require_apart(op, "dz", args.dz, "z", args.z, true);
+  require_apart(op, "dz", args.dz, "x", args.x);
+  require_apart(op, "dz", args.dz, "dresidual", args.dresidual);
+  require_apart(op, "dweight", args.dweight, "dbias", args.dbias);
+}
+
+bool any_f64(std::initializer_list<Tensor> tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& t) { return t && t.dtype() == DType::f64; });
+}
+
+bool use_simd(const Context& ctx, std::string_view op, NormPath path, bool wide) {
+  if (path == NormPath::simd)
     require(!wide, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
-  return args.path == NormPath::simd || (args.path == NormPath::automatic && !ctx.reference() && !wide);
+  return path == NormPath::simd || (path == NormPath::automatic && !ctx.reference() && !wide);
 }
 
 DType residual_dtype(const NormArgs& args) {
@@ -108,7 +149,7 @@ void run_simd(Context& ctx, Problem problem, const NormArgs& args) {
   constexpr std::int64_t kElementsForThread = 16384;
   const std::int64_t grain = std::max<std::int64_t>(1, kElementsForThread / problem.channels);
   const std::int64_t parts = std::clamp<std::int64_t>(problem.rows / grain, 1, ctx.threads());
-  const std::int64_t floats = norm_kernels::workspace_floats(problem.channels);
+  const std::int64_t floats = norm_kernels::kForwardRows * norm_kernels::padded(problem.channels);
   const Tensor workspace = ctx.empty({parts, floats});
   parallel_for(ctx, parts, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t part = begin; part < end; ++part)
@@ -125,7 +166,9 @@ NormResult run(Context& ctx, NormKind kind, const NormArgs& args, std::string_vi
     result.residual = args.residual_out;
   else if (args.prenorm)
     result.residual = ctx.empty(args.x.shape(), residual_dtype(args));
-  const bool simd = use_simd(ctx, op, args, result);
+  const bool simd =
+      use_simd(ctx, op, args.path,
+               any_f64({args.x, args.weight, args.bias, args.residual, args.z, result.out, result.residual}));
   ctx.set_backend(op, simd ? "simd" : "reference");
   if (args.x.numel() == 0) return result;
 
@@ -150,6 +193,63 @@ NormResult run(Context& ctx, NormKind kind, const NormArgs& args, std::string_vi
   return result;
 }
 
+// A padded row of f32, as the backward reads weight and bias.
+Tensor padded_row(Context& ctx, const Tensor& t) {
+  if (!t) return {};
+  const std::int64_t channels = t.size(0);
+  const Tensor row = ctx.zeros({norm_kernels::padded(channels)});
+  row.slice(0, 0, channels).copy_from(t);
+  return row;
+}
+
+// to += the sums of all blocks, block by block: `partial` is (blocks, padded).
+void add_partial_sums(Context& ctx, const Tensor& partial, const Tensor& to) {
+  constexpr std::int64_t kChannels = 256;
+  const std::int64_t channels = to.size(0);
+  parallel_for(ctx, (channels + kChannels - 1) / kChannels, 4, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t piece = begin; piece < end; ++piece) {
+      const std::int64_t first = piece * kChannels;
+      const std::int64_t count = std::min(kChannels, channels - first);
+      std::array<float, kChannels> sums{};
+      for (std::int64_t block = 0; block < partial.size(0); ++block) {
+        const float* from = partial.data<float>() + block * partial.stride(0) + first;
+        for (std::int64_t c = 0; c < count; ++c) sums[static_cast<std::size_t>(c)] += from[c];
+      }
+      float* destination = to.data<float>() + first * to.stride(0);
+      for (std::int64_t c = 0; c < count; ++c)
+        destination[c * to.stride(0)] += sums[static_cast<std::size_t>(c)];
+    }
+  });
+}
+
+void run_simd(Context& ctx, BackwardProblem problem, const NormBackwardArgs& args) {
+  const Tensor weight = padded_row(ctx, args.weight);
+  const Tensor bias = padded_row(ctx, args.bias);
+  problem.weight = rows_of(weight);
+  problem.bias = rows_of(bias);
+  // Rows are summed in blocks whose number depends on the shape alone.
+  constexpr std::int64_t kBlockRows = 32;
+  constexpr std::int64_t kMaxBlocks = 256;
+  const std::int64_t blocks = std::clamp<std::int64_t>(problem.rows / kBlockRows, 1, kMaxBlocks);
+  const std::int64_t width = norm_kernels::padded(problem.channels);
+  const Tensor dweight = args.dweight ? ctx.empty({blocks, width}) : Tensor();
+  const Tensor dbias = args.dbias ? ctx.empty({blocks, width}) : Tensor();
+  const auto sums_of = [&](const Tensor& sums, std::int64_t block) {
+    return sums ? sums.data<float>() + block * width : nullptr;
+  };
+  const std::int64_t parts = std::min<std::int64_t>(blocks, ctx.threads());
+  const Tensor workspace = ctx.empty({parts, norm_kernels::kBackwardRows * width});
+  parallel_for(ctx, parts, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t part = begin; part < end; ++part)
+      for (std::int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block)
+        norm_kernels::simd(problem, problem.rows * block / blocks, problem.rows * (block + 1) / blocks,
+                           sums_of(dweight, block), sums_of(dbias, block),
+                           workspace.data<float>() + part * workspace.stride(0));
+  });
+  if (dweight) add_partial_sums(ctx, dweight, args.dweight);
+  if (dbias) add_partial_sums(ctx, dbias, args.dbias);
+}
+
 }  // namespace
 
 NormResult norm(Context& ctx, NormKind kind, const NormArgs& args) {
@@ -159,5 +259,38 @@ NormResult norm(Context& ctx, NormKind kind, const NormArgs& args) {
 NormResult rms_norm(Context& ctx, const NormArgs& args) { return norm(ctx, NormKind::rms, args); }
 
 NormResult layer_norm(Context& ctx, const NormArgs& args) { return norm(ctx, NormKind::layer, args); }
+
+void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
+  const std::string_view op = kind == NormKind::rms ? "rms_norm_backward" : "layer_norm_backward";
+  validate(op, args);
+  const bool simd = use_simd(ctx, op, args.path,
+                             any_f64({args.x, args.weight, args.bias, args.z, args.dout, args.dresidual,
+                                      args.dx, args.dz, args.dweight, args.dbias}));
+  ctx.set_backend(op, simd ? "simd" : "reference");
+  if (args.x.numel() == 0) return;
+  if (!args.dx && !args.dz && !args.dweight && !args.dbias) return;
+
+  const std::int64_t channels = args.x.size(-1);
+  const BackwardProblem problem{.kind = kind,
+                                .rows = args.x.numel() / channels,
+                                .channels = channels,
+                                .group_size = args.group_size == 0 ? channels : args.group_size,
+                                .eps = args.eps,
+                                .norm_before_gate = args.norm_before_gate,
+                                .x = Rows(args.x),
+                                .z = rows_of(args.z),
+                                .weight = rows_of(args.weight),
+                                .bias = rows_of(args.bias),
+                                .dout = Rows(args.dout),
+                                .dresidual = rows_of(args.dresidual),
+                                .dx = rows_of(args.dx),
+                                .dz = rows_of(args.dz),
+                                .dweight = rows_of(args.dweight),
+                                .dbias = rows_of(args.dbias)};
+  if (simd)
+    run_simd(ctx, problem, args);
+  else
+    norm_kernels::reference(problem);
+}
 
 }  // namespace krait

@@ -1,4 +1,4 @@
-#include "ops/token_runs.h"
+#include "ops/overlap.h"
 
 #include <gtest/gtest.h>
 
