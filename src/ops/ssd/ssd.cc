@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "krait/core/error.h"
+#include "ops/ssd/arguments.h"
 #include "ops/ssd/problem.h"
 
 namespace krait {
@@ -12,26 +13,6 @@ namespace ssd_detail {
 namespace {
 
 constexpr std::string_view kOp = "ssd";
-
-void check_float(std::string_view name, const Tensor& t, const Tensor& x) {
-  require(is_float(t.dtype()), "[ssd] ", name, " has dtype ", t.dtype(), ", expected f32, f64, bf16 or f16");
-  require(t.dtype() != DType::f64 || x.dtype() == DType::f64, "[ssd] ", name, " has dtype f64 beside x of ",
-          x.dtype(), ": f64 needs x in f64 too");
-}
-
-void check(std::string_view name, const Tensor& t, const Tensor& x, const Dims& shape,
-           std::string_view meaning) {
-  check_float(name, t, x);
-  require(t.shape() == shape, "[ssd] ", name, " has shape ", t.shape(), ", expected ", shape, ": ", meaning);
-}
-
-// f32, contiguous: itself or a copy from the pool.
-Tensor as_f32(Context& ctx, const Tensor& t) {
-  if (!t || (t.dtype() == DType::f32 && t.is_contiguous())) return t;
-  Tensor copy = ctx.empty(t.shape());
-  copy.copy_from(t);
-  return copy;
-}
 
 void check_destination(std::string_view name, const Tensor& to, const Problem& p) {
   const auto apart = [&](std::string_view other, const Tensor& t) {
@@ -107,9 +88,7 @@ SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted
   if (choice.path == SsdPath::reference) {
     run_reference(ctx, p);
   } else {
-    p.A = as_f32(ctx, p.A);
-    p.D = as_f32(ctx, p.D);
-    p.dt_bias = as_f32(ctx, p.dt_bias);
+    widen_parameters(ctx, p);
     if (choice.path == SsdPath::recurrent)
       run_recurrent(ctx, p);
     else
@@ -135,58 +114,12 @@ SsdChoice choose_ssd(std::int64_t length, std::int64_t /*headdim*/, std::int64_t
 
 SsdResult ssd(Context& ctx, const SsdArgs& args) {
   using namespace ssd_detail;
+  Problem problem = problem_of(kOp, args);
+  problem.out = args.out;
+  problem.final_states = args.final_states;
   const Tensor& x = args.x;
-  require(x.defined() && args.dt.defined() && args.A.defined() && args.B.defined() && args.C.defined(),
-          "[ssd] x, dt, A, B and C must be given");
-  check_float("x", x, x);
-  require(x.ndim() == 4, "[ssd] x has shape ", x.shape(), ", expected (B, L, H, P)");
-  const std::int64_t rows = x.size(0);
-  const std::int64_t length = x.size(1);
-  const std::int64_t heads = x.size(2);
-  const std::int64_t headdim = x.size(3);
-  check("dt", args.dt, x, {rows, length, heads}, "one value for each token and head");
-  check("A", args.A, x, {heads}, "one value for each head");
-  require(args.B.ndim() == 4, "[ssd] B has shape ", args.B.shape(), ", expected (", rows, ", ", length,
-          ", G, N)");
-  const std::int64_t groups = args.B.size(2);
-  const std::int64_t d_state = args.B.size(3);
-  check("B", args.B, x, {rows, length, groups, d_state}, "(B, L, G, N)");
-  check("C", args.C, x, args.B.shape(), "as B");
-  require(heads == 0 || (groups > 0 && heads % groups == 0), "[ssd] B has ", groups,
-          " groups, which do not divide the ", heads, " heads");
-  if (args.z) check("z", args.z, x, x.shape(), "as x");
-  if (args.dt_bias) check("dt_bias", args.dt_bias, x, {heads}, "one value for each head");
-  Tensor D = args.D;
-  if (D) {
-    check_float("D", D, x);
-    require(D.shape() == Dims{heads} || D.shape() == (Dims{heads, headdim}), "[ssd] D has shape ", D.shape(),
-            ", expected ", Dims{heads}, " or ", Dims{heads, headdim});
-    if (D.ndim() == 1) D = D.unsqueeze(1).expand({heads, headdim});
-  }
-  require(args.dt_limit.low <= args.dt_limit.high, "[ssd] dt_limit is (", args.dt_limit.low, ", ",
-          args.dt_limit.high, "), expected low <= high");
-  require(args.chunk_size >= 0, "[ssd] chunk_size is ", args.chunk_size, ", expected 0 (automatic) or more");
-  validate_sequences(kOp, rows, length, args.seq_idx, args.cu_seqlens, args.state_positions);
-
-  const std::int64_t sequences = args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : rows;
-  const Dims state_shape{sequences, heads, headdim, d_state};
-  if (args.initial_states)
-    check("initial_states", args.initial_states, x, state_shape, "one state for each sequence and head");
-  Problem problem{.x = x,
-                  .dt = args.dt,
-                  .A = args.A,
-                  .B = args.B,
-                  .C = args.C,
-                  .D = D,
-                  .z = args.z,
-                  .dt_bias = args.dt_bias,
-                  .initial_states = args.initial_states,
-                  .dt_softplus = args.dt_softplus,
-                  .dt_limit = args.dt_limit,
-                  .out = args.out,
-                  .final_states = args.final_states};
   if (args.out) {
-    check("out", args.out, x, x.shape(), "as x");
+    check(kOp, "out", args.out, x, x.shape(), "as x");
     require(args.out.dtype() == x.dtype(), "[ssd] out has dtype ", args.out.dtype(), ", expected ", x.dtype(),
             " as x");
     check_destination("out", args.out, problem);
@@ -194,7 +127,8 @@ SsdResult ssd(Context& ctx, const SsdArgs& args) {
   }
   if (args.final_states) {
     const DType state_dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-    check("final_states", args.final_states, x, state_shape, "one state for each sequence and head");
+    check(kOp, "final_states", args.final_states, x, state_shape_of(args),
+          "one state for each sequence and head");
     require(args.final_states.dtype() == state_dtype, "[ssd] final_states has dtype ",
             args.final_states.dtype(), ", expected ", state_dtype);
     check_destination("final_states", args.final_states, problem);

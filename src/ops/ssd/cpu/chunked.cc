@@ -79,7 +79,6 @@ namespace krait::ssd_detail::HWY_NAMESPACE {
 namespace {
 
 namespace g = krait::HWY_NAMESPACE::gemm_detail;
-using krait::HWY_NAMESPACE::exp2_flush;
 
 // CB (lower triangle, by tiles) = C B^T of the chunk.
 void load_group(const Problem& p, const ChunkLayout& at, const Chunk& chunk, std::int64_t group,
@@ -97,23 +96,6 @@ void load_group(const Problem& p, const ChunkLayout& at, const Chunk& chunk, std
   }
 }
 
-// The exponents a_i of the decay from the chunk's start up to and including token i, in base 2. They are
-// summed in f64 and kept as two floats: a difference of large neighbours keeps its digits.
-void sum_exponents(std::int64_t tokens, const float* exponent, float* high, float* low) {
-  constexpr double kLog2E = 1.4426950408889634;
-  // Factors beyond 2^-1000 and 2^1000 are 0 and infinity in f32; the limit keeps the sums finite.
-  constexpr double kLimit = 1000.0;
-  double sum = 0.0;
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    double a = kLog2E * static_cast<double>(exponent[i]);
-    if (a < -kLimit) a = -kLimit;
-    if (a > kLimit) a = kLimit;
-    sum += a;
-    high[i] = static_cast<float>(sum);
-    low[i] = static_cast<float>(sum - static_cast<double>(high[i]));
-  }
-}
-
 // M_ij = CB_ij exp(a_i - a_j) for j <= i; what lies right of the diagonal is not read.
 void decay_products(const ChunkLayout& at, std::int64_t tokens, float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
@@ -123,9 +105,8 @@ void decay_products(const ChunkLayout& at, std::int64_t tokens, float* HWY_RESTR
     const auto high = hn::Set(df, w[at.high + i]);
     const auto low = hn::Set(df, w[at.low + i]);
     for (std::int64_t j = 0; j <= i; j += g::kLanes) {
-      const auto difference =
-          hn::Add(hn::Sub(high, hn::LoadU(df, w + at.high + j)), hn::Sub(low, hn::LoadU(df, w + at.low + j)));
-      hn::StoreU(hn::Mul(hn::LoadU(df, cb + j), exp2_flush(df, difference)), df, m + j);
+      const auto decay = decay_between(high, low, w + at.high + j, w + at.low + j);
+      hn::StoreU(hn::Mul(hn::LoadU(df, cb + j), decay), df, m + j);
     }
   }
 }
@@ -174,7 +155,6 @@ HWY_INLINE void scale_row(float* HWY_RESTRICT row, std::int64_t count, float by)
 // One head over one chunk; `carry`: its state is not zero. The new state is computed where `keep`.
 void advance_chunk(const Problem& p, const ChunkLayout& at, const Chunk& chunk, std::int64_t head,
                    float* HWY_RESTRICT state, bool carry, bool keep, float* HWY_RESTRICT w) {
-  const hn::ScalableTag<float> df;
   const std::int64_t tokens = chunk.tokens;
   const std::int64_t d_state = p.d_state();
   const std::int64_t panels = (p.headdim() + g::kTileColumns - 1) / g::kTileColumns;
@@ -196,9 +176,7 @@ void advance_chunk(const Problem& p, const ChunkLayout& at, const Chunk& chunk, 
         g::multiply_tile(w + at.C + i * at.c_columns, {at.c_columns, 1},
                          state + q * d_state * g::kTileColumns, d_state, tile_of_y(i, q),
                          std::min<std::int64_t>(g::kTileRows, tokens - i), g::kTileColumns, false);
-    for (std::int64_t i = 0; i < tokens; i += g::kLanes)
-      hn::StoreU(exp2_flush(df, hn::Add(hn::LoadU(df, w + at.high + i), hn::LoadU(df, w + at.low + i))), df,
-                 w + at.exponent + i);
+    decays_from_start(tokens, w + at.high, w + at.low, w + at.exponent);
     for (std::int64_t i = 0; i < tokens; ++i)
       scale_row(y + i * at.width, panels * g::kTileColumns, w[at.exponent + i]);
   }
@@ -216,14 +194,7 @@ void advance_chunk(const Problem& p, const ChunkLayout& at, const Chunk& chunk, 
   if (!keep) return;
 
   // S = exp(a_last) S + sum_j exp(a_last - a_j) d_j x_j B_j^T.
-  const auto high = hn::Set(df, w[at.high + tokens - 1]);
-  const auto low = hn::Set(df, w[at.low + tokens - 1]);
-  for (std::int64_t j = 0; j < tokens; j += g::kLanes) {
-    const auto difference =
-        hn::Add(hn::Sub(high, hn::LoadU(df, w + at.high + j)), hn::Sub(low, hn::LoadU(df, w + at.low + j)));
-    hn::StoreU(exp2_flush(df, difference), df, w + at.exponent + j);
-  }
-  const float decay = hn::GetLane(exp2_flush(df, hn::Add(high, low)));
+  const float decay = decays_to_end(tokens, w + at.high, w + at.low, w + at.exponent);
   for (std::int64_t q = 0; q < panels; ++q) {
     float* dx = w + at.dx + q * tokens * g::kTileColumns;
     for (std::int64_t j = 0; j < tokens; ++j)
