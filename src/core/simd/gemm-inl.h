@@ -162,16 +162,18 @@ void pack_b(Strided<const T> b, std::int64_t columns, std::int64_t depth, float*
   }
 }
 
-// One tile: `rows` x `columns` of C from a panel of A and a panel of B.
+// One tile: `rows` x `columns` of C from a panel of A and a panel of B. Steps in k are `b_step` apart in B, a
+// whole number of vectors: a matrix with aligned rows is read where it lies.
 inline HWY_NOINLINE void multiply_tile(const float* HWY_RESTRICT a, PanelStrides panel,
                                        const float* HWY_RESTRICT b, std::int64_t depth, Strided<float> c,
-                                       std::int64_t rows, std::int64_t columns, bool add) {
+                                       std::int64_t rows, std::int64_t columns, bool add,
+                                       std::int64_t b_step = kTileColumns) {
   const hn::ScalableTag<float> d;
   V sum[kTileRows][kTileVectors];
   for (int i = 0; i < kTileRows; ++i)
     for (int v = 0; v < kTileVectors; ++v) sum[i][v] = hn::Zero(d);
 
-  for (std::int64_t p = 0; p < depth; ++p, a += panel.step, b += kTileColumns) {
+  for (std::int64_t p = 0; p < depth; ++p, a += panel.step, b += b_step) {
     V column[kTileVectors];
     for (int v = 0; v < kTileVectors; ++v) column[v] = hn::Load(d, b + v * kLanes);
     for (int i = 0; i < kTileRows; ++i) {
