@@ -94,8 +94,9 @@ struct SsdBackwardArgs {
   Tensor ddt_bias;  // (H)
 };
 
-// Works on chunks; the states between them are recomputed and kept for one sequence and head at a time. The
-// bits of the result do not depend on the number of threads.
+// Works on chunks, whichever of the fast paths the forward took; the states between them are recomputed and
+// kept for one sequence and some of its heads at a time. The bits of the result do not depend on the number of
+// threads. Throws as ssd does.
 void ssd_backward(Context& ctx, const SsdBackwardArgs& args);
 
 }  // namespace krait

@@ -1,0 +1,153 @@
+// The entry of ssd_backward: validation, destinations, the choice of path and of chunks.
+#include "ops/ssd/backward.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "krait/core/error.h"
+#include "krait/ops/ssd.h"
+#include "ops/ssd/arguments.h"
+
+namespace krait {
+namespace ssd_detail {
+namespace {
+
+constexpr std::string_view kOp = "ssd_backward";
+
+using Named = std::pair<std::string_view, Tensor>;
+
+void check_destinations(const SsdBackwardArgs& args) {
+  const SsdArgs& f = args.forward;
+  const Tensor& x = f.x;
+  const auto like = [&](std::string_view name, const Tensor& t, std::string_view of, const Tensor& model) {
+    if (!t) return;
+    require(model.defined(), "[", kOp, "] ", name, " is wanted, but ", of, " is not given");
+    check(kOp, name, t, x, model.shape(), concat("as ", of));
+  };
+  like("dx", args.dx, "x", x);
+  like("ddt", args.ddt, "dt", f.dt);
+  like("dB", args.dB, "B", f.B);
+  like("dC", args.dC, "C", f.C);
+  like("dz", args.dz, "z", f.z);
+  like("dA", args.dA, "A", f.A);
+  like("dD", args.dD, "D", f.D);
+  like("ddt_bias", args.ddt_bias, "dt_bias", f.dt_bias);
+  if (args.dinitial_states)
+    check(kOp, "dinitial_states", args.dinitial_states, x, state_shape_of(f),
+          "one state for each sequence and head");
+  for (const auto& [name, t] : {Named{"dA", args.dA}, Named{"dD", args.dD}, Named{"ddt_bias", args.ddt_bias}})
+    require(!t || t.dtype() == DType::f32 || t.dtype() == DType::f64, "[", kOp, "] ", name, " has dtype ",
+            t ? t.dtype() : DType::f32, ", expected f32: gradients are added to it");
+
+  const std::vector<Named> inputs = {{"x", x},
+                                     {"dt", f.dt},
+                                     {"A", f.A},
+                                     {"B", f.B},
+                                     {"C", f.C},
+                                     {"D", f.D},
+                                     {"z", f.z},
+                                     {"dt_bias", f.dt_bias},
+                                     {"initial_states", f.initial_states},
+                                     {"dout", args.dout},
+                                     {"dfinal_states", args.dfinal_states}};
+  const std::vector<Named> destinations = {
+      {"dx", args.dx}, {"ddt", args.ddt}, {"dB", args.dB},
+      {"dC", args.dC}, {"dz", args.dz},   {"dinitial_states", args.dinitial_states},
+      {"dA", args.dA}, {"dD", args.dD},   {"ddt_bias", args.ddt_bias}};
+  for (std::size_t i = 0; i < destinations.size(); ++i) {
+    const auto& [name, t] = destinations[i];
+    for (const auto& [other, input] : inputs)
+      require(!may_overlap(t, input) ||
+                  (name == "dinitial_states" && other == "dfinal_states" && same_view(t, input)),
+              "[", kOp, "] ", name, " overlaps ", other);
+    for (std::size_t j = 0; j < i; ++j)
+      require(!may_overlap(t, destinations[j].second), "[", kOp, "] ", name, " overlaps ",
+              destinations[j].first);
+  }
+}
+
+BackwardProblem backward_problem_of(const SsdBackwardArgs& args) {
+  // Of the forward's own outputs nothing is needed.
+  SsdArgs inputs = args.forward;
+  inputs.state_positions = {};
+  const Problem forward = problem_of(kOp, inputs);
+  const Tensor& x = args.forward.x;
+  require(args.dout.defined(), "[", kOp, "] dout must be given");
+  check(kOp, "dout", args.dout, x, x.shape(), "as x");
+  if (args.dfinal_states)
+    check(kOp, "dfinal_states", args.dfinal_states, x, state_shape_of(args.forward),
+          "one state for each sequence and head");
+  check_destinations(args);
+  const SsdPath path = args.forward.path;
+  require(x.dtype() != DType::f64 || path == SsdPath::automatic || path == SsdPath::reference, "[", kOp,
+          "] the path ", path == SsdPath::chunked ? "chunked" : "recurrent",
+          " takes f32, bf16 or f16, x has dtype f64");
+  return {.forward = forward,
+          .dout = args.dout,
+          .dfinal_states = args.dfinal_states,
+          .dx = args.dx,
+          .ddt = args.ddt,
+          .dB = args.dB,
+          .dC = args.dC,
+          .dz = args.dz,
+          .dinitial_states = args.dinitial_states,
+          .dA = args.dA,
+          .dD = args.dD,
+          .ddt_bias = args.ddt_bias};
+}
+
+}  // namespace
+
+BackwardCut choose_backward(std::int64_t independent, std::int64_t longest, std::int64_t heads_per_group,
+                            std::int64_t headdim, std::int64_t d_state, std::int64_t chunk_size) {
+  if (chunk_size == 0) chunk_size = 64;
+  chunk_size = std::clamp<std::int64_t>(std::min(chunk_size, longest), 1, kMaxChunk);
+
+  // Heads that are walked together share the products with B and C alone; blocks are what threads share.
+  constexpr std::int64_t kBlocks = 8;
+  // The states at the starts of a block's chunks are all kept.
+  constexpr std::int64_t kStateFloats = std::int64_t{4} << 20;
+  const std::int64_t blocks = (kBlocks + independent - 1) / std::max<std::int64_t>(independent, 1);
+  const std::int64_t even = (heads_per_group + blocks - 1) / std::max<std::int64_t>(blocks, 1);
+  const std::int64_t states = (longest + chunk_size - 1) / chunk_size * headdim * d_state;
+  const std::int64_t fitting = kStateFloats / std::max<std::int64_t>(states, 1);
+  return {.chunk_size = chunk_size,
+          .heads = std::clamp<std::int64_t>(std::min(even, fitting), 1,
+                                            std::max<std::int64_t>(heads_per_group, 1))};
+}
+
+}  // namespace ssd_detail
+
+void ssd_backward(Context& ctx, const SsdBackwardArgs& args) {
+  using namespace ssd_detail;
+  BackwardProblem p = backward_problem_of(args);
+  const SsdArgs& f = args.forward;
+  const TokenRuns runs = cut_into_runs(f.x.size(0), f.x.size(1), f.seq_idx, f.cu_seqlens, {}, f.reverse);
+  p.forward.runs = &runs;
+  const bool reference = f.x.dtype() == DType::f64 || f.path == SsdPath::reference ||
+                         (f.path == SsdPath::automatic && ctx.reference());
+  if (reference) {
+    run_reference_backward(ctx, p);
+    ctx.set_backend(kOp, "reference");
+    return;
+  }
+
+  // The last run of a sequence reads what its first one, on another thread, replaces.
+  if (static_cast<std::int64_t>(runs.runs.size()) > runs.sequences &&
+      same_view(p.dfinal_states, p.dinitial_states)) {
+    Tensor copy = ctx.empty(p.dfinal_states.shape(), p.dfinal_states.dtype());
+    copy.copy_from(p.dfinal_states);
+    p.dfinal_states = copy;
+  }
+  p.forward.chunk_size = f.chunk_size;
+  widen_parameters(ctx, p.forward);
+  run_chunked_backward(ctx, p);
+  for (const Tensor* t : {&p.dx, &p.ddt, &p.dB, &p.dC, &p.dz})
+    if (*t)
+      for (const auto& [row, position] : runs.padding) t->select(0, row).select(0, position).fill(0.0);
+  ctx.set_backend(kOp, concat("chunked (", simd_target(), ")"));
+}
+
+}  // namespace krait

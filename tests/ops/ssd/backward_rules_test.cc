@@ -1,0 +1,341 @@
+// What ssd_backward promises beyond its numbers: splitting, threads, aliasing, absent destinations, choices,
+// messages.
+#include <gtest/gtest.h>
+
+#include "ops/ssd/backward.h"
+#include "ops/ssd/backward_cases.h"
+
+namespace krait {
+namespace {
+
+using namespace testing;
+
+constexpr SsdSizes kSizes{.rows = 2, .length = 75, .heads = 4, .headdim = 12, .groups = 2, .d_state = 20};
+
+// A case with everything that the forward takes.
+SsdArgs full_case(Rng& rng, const SsdSizes& s) {
+  SsdArgs f = plain_case(rng, s);
+  f.D = random_tensor(rng, {s.heads});
+  f.z = random_tensor(rng, f.x.shape());
+  f.dt_bias = random_tensor(rng, {s.heads});
+  f.dt_softplus = true;
+  f.initial_states = random_tensor(rng, state_shape(f));
+  f.chunk_size = 16;
+  return f;
+}
+
+// The same call with destinations of its own.
+SsdBackwardArgs with_own_destinations(const SsdBackwardArgs& args) {
+  SsdBackwardArgs copy = args;
+  for (const NamedGradient& g : gradients_of_ssd())
+    if (args.*g.tensor) copy.*g.tensor = (args.*g.tensor).clone();
+  return copy;
+}
+
+void expect_same_gradients(const SsdBackwardArgs& found, const SsdBackwardArgs& expected) {
+  for (const NamedGradient& g : gradients_of_ssd())
+    if (found.*g.tensor) expect_same_bits(found.*g.tensor, expected.*g.tensor, g.name);
+}
+
+TEST(SsdBackward, ThreadsDoNotChangeABit) {
+  Rng rng(1);
+  // A batch of many runs, and one whose heads have to be divided to give every thread work.
+  for (const SsdSizes& s :
+       {SsdSizes{.rows = 5, .length = 40, .heads = 6, .headdim = 12, .groups = 2, .d_state = 20},
+        SsdSizes{.rows = 1, .length = 90, .heads = 20, .headdim = 20, .groups = 1, .d_state = 24}}) {
+    const SsdBackwardArgs args = backward_case(rng, full_case(rng, s));
+    const SsdBackwardArgs expected = with_own_destinations(args);
+    Context one({.threads = 1});
+    ssd_backward(one, expected);
+    for (const int threads : {2, 3, 7}) {
+      SCOPED_TRACE(concat("batch ", s.rows, ", ", threads, " threads"));
+      Context ctx({.threads = threads});
+      const SsdBackwardArgs found = with_own_destinations(args);
+      ssd_backward(ctx, found);
+      expect_same_gradients(found, expected);
+    }
+  }
+}
+
+TEST(SsdBackward, WhatIsAbsentChangesNothingElse) {
+  Context ctx;
+  Rng rng(2);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+    SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
+    args.forward.path = path;
+    const SsdBackwardArgs all = with_own_destinations(args);
+    ssd_backward(ctx, all);
+    for (const NamedGradient& alone : gradients_of_ssd()) {
+      SCOPED_TRACE(concat("path ", static_cast<int>(path), ", only ", alone.name));
+      SsdBackwardArgs one = args;
+      for (const NamedGradient& g : gradients_of_ssd()) one.*g.tensor = {};
+      one.*alone.tensor = (args.*alone.tensor).clone();
+      ssd_backward(ctx, one);
+      expect_same_gradients(one, all);
+    }
+    SsdBackwardArgs none = args;
+    for (const NamedGradient& g : gradients_of_ssd()) none.*g.tensor = {};
+    ssd_backward(ctx, none);
+  }
+}
+
+TEST(SsdBackward, ParameterGradientsAreAddedTo) {
+  Context ctx;
+  Rng rng(3);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+    SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
+    args.forward.path = path;
+    const SsdBackwardArgs once = with_own_destinations(args);
+    for (const NamedGradient& g : gradients_of_ssd())
+      if (g.added) (once.*g.tensor).fill(0.0);
+    ssd_backward(ctx, once);
+    const SsdBackwardArgs before = with_own_destinations(args);
+    ssd_backward(ctx, args);
+    ssd_backward(ctx, args);
+    for (const NamedGradient& g : gradients_of_ssd()) {
+      if (!g.added) {
+        expect_same_bits(args.*g.tensor, once.*g.tensor, g.name);
+        continue;
+      }
+      const Tensor expected = (before.*g.tensor).clone();
+      for (std::int64_t i = 0; i < expected.numel(); ++i)
+        expected.data<float>()[i] += 2.0F * (once.*g.tensor).data<float>()[i];
+      expect_near(args.*g.tensor, expected, 1e-6, 0.0, g.name);
+    }
+  }
+}
+
+// Two halves, the gradient of the state between them handed on in place: truncated back-propagation with
+// nothing truncated.
+TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
+  Context ctx;
+  Rng rng(4);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+    SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
+    args.forward.path = path;
+    const SsdBackwardArgs whole = with_own_destinations(args);
+    ssd_backward(ctx, whole);
+    for (const std::int64_t cut : {0, 1, 16, 40, 75}) {
+      SCOPED_TRACE(concat("path ", static_cast<int>(path), " cut at ", cut));
+      const auto part_of = [&](std::int64_t begin, std::int64_t end) {
+        SsdBackwardArgs part = args;
+        SsdArgs& f = part.forward;
+        for (Tensor* t :
+             {&f.x, &f.dt, &f.B, &f.C, &f.z, &part.dout, &part.dx, &part.ddt, &part.dB, &part.dC, &part.dz})
+          *t = t->slice(1, begin, end);
+        return part;
+      };
+      SsdBackwardArgs left = part_of(0, cut);
+      SsdBackwardArgs right = part_of(cut, 75);
+      SsdArgs first = left.forward;
+      first.return_final_states = true;
+      right.forward.initial_states = ssd(ctx, first).final_states;
+      const Tensor carried = args.dfinal_states.clone();
+      left.dfinal_states = left.dinitial_states = right.dfinal_states = right.dinitial_states = carried;
+      const SsdBackwardArgs sums = with_own_destinations(args);
+      for (SsdBackwardArgs* part : {&left, &right}) {
+        part->dA = sums.dA;
+        part->dD = sums.dD;
+        part->ddt_bias = sums.ddt_bias;
+      }
+      ssd_backward(ctx, right);
+      ssd_backward(ctx, left);
+      expect_near(args.dx, whole.dx, 1e-5, 0.0, "dx");
+      expect_near(args.ddt, whole.ddt, 1e-5, 0.0, "ddt");
+      expect_near(args.dB, whole.dB, 1e-5, 0.0, "dB");
+      expect_near(args.dC, whole.dC, 1e-5, 0.0, "dC");
+      expect_near(args.dz, whole.dz, 1e-5, 0.0, "dz");
+      expect_near(carried, whole.dinitial_states, 1e-5, 0.0, "dinitial_states");
+      expect_near(sums.dA, whole.dA, 1e-5, 0.0, "dA");
+      expect_near(sums.dD, whole.dD, 1e-5, 0.0, "dD");
+      expect_near(sums.ddt_bias, whole.ddt_bias, 1e-5, 0.0, "ddt_bias");
+    }
+  }
+}
+
+TEST(SsdBackward, StateGradientInPlaceWithSeveralRuns) {
+  Rng rng(5);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+    SsdArgs f = full_case(rng, kSizes);
+    f.seq_idx = Tensor::zeros({2, 75}, DType::i64);
+    for (std::int64_t t = 0; t < 150; ++t) f.seq_idx.data<std::int64_t>()[t] = t % 75 / 10;
+    f.path = path;
+    SsdBackwardArgs args = backward_case(rng, f);
+    Context ctx({.threads = 3});
+    ssd_backward(ctx, args);
+    const Tensor apart = args.dinitial_states;
+    args.dinitial_states = args.dfinal_states;
+    ssd_backward(ctx, args);
+    expect_same_bits(args.dfinal_states, apart, "dinitial_states");
+  }
+}
+
+TEST(SsdBackward, PackedIsSeparate) {
+  Context ctx;
+  Rng rng(6);
+  const std::vector<std::int64_t> offsets = {0, 3, 3, 70, 75};
+  for (const bool reverse : {false, true}) {
+    SsdSizes s = kSizes;
+    s.rows = 1;
+    SsdArgs f = full_case(rng, s);
+    f.reverse = reverse;
+    f.cu_seqlens = Tensor::from(offsets);
+    f.initial_states = random_tensor(rng, state_shape(f));
+    const SsdBackwardArgs together = backward_case(rng, f);
+    ssd_backward(ctx, together);
+    for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
+      SCOPED_TRACE(concat("reverse ", reverse, " sequence ", i));
+      const auto n = static_cast<std::int64_t>(i);
+      SsdBackwardArgs alone = with_own_destinations(together);
+      SsdArgs& a = alone.forward;
+      for (Tensor* t : {&a.x, &a.dt, &a.B, &a.C, &a.z, &alone.dout, &alone.dx, &alone.ddt, &alone.dB,
+                        &alone.dC, &alone.dz})
+        *t = t->slice(1, offsets[i], offsets[i + 1]);
+      a.cu_seqlens = {};
+      for (Tensor* t : {&a.initial_states, &alone.dfinal_states, &alone.dinitial_states})
+        *t = t->slice(0, n, n + 1);
+      ssd_backward(ctx, alone);
+      const auto same = [&](Tensor SsdBackwardArgs::*t, const char* name) {
+        expect_near(alone.*t, (together.*t).slice(1, offsets[i], offsets[i + 1]), 1e-6, 0.0, name);
+      };
+      same(&SsdBackwardArgs::dx, "dx");
+      same(&SsdBackwardArgs::ddt, "ddt");
+      same(&SsdBackwardArgs::dB, "dB");
+      same(&SsdBackwardArgs::dC, "dC");
+      same(&SsdBackwardArgs::dz, "dz");
+      expect_near(alone.dinitial_states, together.dinitial_states.slice(0, n, n + 1), 1e-6, 0.0,
+                  "dinitial_states");
+    }
+  }
+}
+
+TEST(SsdBackward, WithoutTokensOrHeads) {
+  Context ctx;
+  Rng rng(7);
+  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+    SCOPED_TRACE(concat("path ", static_cast<int>(path)));
+    SsdArgs f = plain_case(rng, {.rows = 2, .length = 3, .heads = 2, .headdim = 3, .d_state = 4});
+    f.path = path;
+    f.seq_idx = Tensor::from<std::int32_t>({-1, -1, -1, -1, -1, -1}, {2, 3});
+    const SsdBackwardArgs padding = backward_case(rng, f);
+    const Tensor dA = padding.dA.clone();
+    ssd_backward(ctx, padding);
+    expect_same_bits(padding.dinitial_states, padding.dfinal_states, "dinitial_states");
+    expect_same_bits(padding.dx, Tensor::zeros({2, 3, 2, 3}), "dx");
+    expect_same_bits(padding.ddt, Tensor::zeros({2, 3, 2}), "ddt");
+    expect_same_bits(padding.dB, Tensor::zeros({2, 3, 1, 4}), "dB");
+    expect_same_bits(padding.dA, dA, "dA");
+
+    SsdArgs headless = plain_case(rng, {.rows = 2, .length = 3, .heads = 0, .headdim = 3, .d_state = 4});
+    headless.path = path;
+    const SsdBackwardArgs none = backward_case(rng, headless);
+    ssd_backward(ctx, none);
+    expect_same_bits(none.dB, Tensor::zeros({2, 3, 1, 4}), "dB without heads");
+    expect_same_bits(none.dC, Tensor::zeros({2, 3, 1, 4}), "dC without heads");
+  }
+}
+
+TEST(SsdBackward, PathsAsTheForwardTakesThem) {
+  Rng rng(8);
+  const SsdBackwardArgs args = backward_case(rng, plain_case(rng, kSizes));
+  Context ctx({.reference = true});
+  const auto backend_of = [&](SsdPath path) {
+    SsdBackwardArgs a = args;
+    a.forward.path = path;
+    ssd_backward(ctx, a);
+    return ctx.backend();
+  };
+  const std::string chunked = concat("ssd_backward: chunked (", simd_target(), ")");
+  EXPECT_EQ(backend_of(SsdPath::automatic), "ssd_backward: reference");
+  EXPECT_EQ(backend_of(SsdPath::chunked), chunked);
+  ctx.set_reference(false);
+  EXPECT_EQ(backend_of(SsdPath::automatic), chunked);
+  EXPECT_EQ(backend_of(SsdPath::recurrent), chunked);
+  EXPECT_EQ(backend_of(SsdPath::reference), "ssd_backward: reference");
+}
+
+TEST(ChooseBackward, BlocksForThreadsAndMemory) {
+  using ssd_detail::choose_backward;
+  EXPECT_EQ(choose_backward(32, 256, 6, 64, 64, 0).heads, 6);         // sequences enough: nothing is divided
+  EXPECT_EQ(choose_backward(1, 256, 24, 64, 128, 0).heads, 3);        // eight blocks of one sequence
+  EXPECT_EQ(choose_backward(64, 1 << 16, 24, 64, 128, 64).heads, 1);  // long: its states alone fill the room
+  EXPECT_EQ(choose_backward(1, 10, 24, 64, 128, 0).chunk_size, 10);
+  EXPECT_EQ(choose_backward(1, 4096, 24, 64, 128, 100000).chunk_size, ssd_detail::kMaxChunk);
+  for (const std::int64_t independent : {0, 1, 100})
+    for (const std::int64_t length : {0, 1, 17, 100000})
+      for (const std::int64_t size : {0, 1, 64, 512}) {
+        const ssd_detail::BackwardCut cut = choose_backward(independent, length, size, size, size, 0);
+        EXPECT_GE(cut.chunk_size, 1);
+        EXPECT_LE(cut.chunk_size, ssd_detail::kMaxChunk);
+        EXPECT_GE(cut.heads, 1);
+      }
+}
+
+TEST(SsdBackward, MessagesNameWhatWasFound) {
+  Context ctx;
+  Rng rng(9);
+  const SsdArgs forward =
+      plain_case(rng, {.rows = 2, .length = 7, .heads = 4, .headdim = 3, .groups = 2, .d_state = 5});
+  const SsdBackwardArgs good = backward_case(rng, forward);
+  const auto message = [&](const auto& change) {
+    SsdBackwardArgs args = good;
+    change(args);
+    return message_of([&] { ssd_backward(ctx, args); });
+  };
+  const auto zeros = [](const Dims& shape, DType dtype = DType::f32) { return Tensor::zeros(shape, dtype); };
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.forward.A = zeros({5}); }),
+            "[ssd_backward] A has shape (5,), expected (4,): one value for each head");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.dout = {}; }), "[ssd_backward] dout must be given");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.dout = zeros({2, 7, 4, 2});
+            }),
+            "[ssd_backward] dout has shape (2, 7, 4, 2), expected (2, 7, 4, 3): as x");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.dfinal_states = zeros({1, 4, 3, 5});
+            }),
+            "[ssd_backward] dfinal_states has shape (1, 4, 3, 5), expected (2, 4, 3, 5): one state for each "
+            "sequence and head");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.ddt = zeros({2, 7, 3});
+            }),
+            "[ssd_backward] ddt has shape (2, 7, 3), expected (2, 7, 4): as dt");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.dz = zeros({2, 7, 4, 3});
+            }),
+            "[ssd_backward] dz is wanted, but z is not given");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.forward.D = zeros({4});
+              a.dD = zeros({4, 3});
+            }),
+            "[ssd_backward] dD has shape (4, 3), expected (4,): as D");
+  EXPECT_EQ(
+      message([&](SsdBackwardArgs& a) {
+        a.dinitial_states = zeros({2, 4, 5, 3});
+      }),
+      "[ssd_backward] dinitial_states has shape (2, 4, 5, 3), expected (2, 4, 3, 5): one state for each "
+      "sequence and head");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a.dx = zeros({2, 7, 4, 3}, DType::f64);
+            }),
+            "[ssd_backward] dx has dtype f64 beside x of f32: f64 needs x in f64 too");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.dA = zeros({4}, DType::bf16); }),
+            "[ssd_backward] dA has dtype bf16, expected f32: gradients are added to it");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.dx = a.forward.x; }), "[ssd_backward] dx overlaps x");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.dx = a.dout; }), "[ssd_backward] dx overlaps dout");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.dC = a.dB; }), "[ssd_backward] dC overlaps dB");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              const Tensor states = zeros({3, 4, 3, 5});
+              a.dfinal_states = states.slice(0, 0, 2);
+              a.dinitial_states = states.slice(0, 1, 3);
+            }),
+            "[ssd_backward] dinitial_states overlaps dfinal_states");
+  EXPECT_EQ(message([&](SsdBackwardArgs& a) {
+              a = in_f64(a);
+              a.forward.path = SsdPath::chunked;
+            }),
+            "[ssd_backward] the path chunked takes f32, bf16 or f16, x has dtype f64");
+  EXPECT_EQ(message([](SsdBackwardArgs&) {}), "");
+}
+
+}  // namespace
+}  // namespace krait
