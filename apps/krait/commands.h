@@ -11,6 +11,7 @@ void add_logits(const Command& program);
 void add_score(const Command& program);
 void add_bench(const Command& program);
 void add_info(const Command& program);
+void add_report(const Command& program);
 void add_tokenize(const Command& program);
 void add_download(const Command& program);
 // Hidden: writes the man page and the shell completions, from the option tables of `program`.
