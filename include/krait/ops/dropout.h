@@ -18,7 +18,9 @@ struct DropoutArgs {
   Tensor out;                // x's shape, optional destination, may be x itself
 };
 
-// The same call on a gradient is the backward.
+// Bits are those of Philox4x32-10 (krait/core/random.h), 16 for each element, so that p is rounded to a
+// multiple of 2^-16 and the kept are scaled by what makes their mean exact. The same call on a gradient is
+// the backward.
 Tensor dropout(Context& ctx, const DropoutArgs& args);
 
 }  // namespace krait

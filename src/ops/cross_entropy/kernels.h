@@ -32,6 +32,20 @@ void reference(Context& ctx, const Rows& rows);
 // exp in f32 on f32, bf16 or f16 logits.
 void simd(Context& ctx, const Rows& rows);
 
+// The gradient of a loss by its logits: scale (softmax - target), 0 where the target is ignored.
+struct GradientRows {
+  Tensor logits;                          // (T, V)
+  std::span<const std::int64_t> targets;  // T
+  std::int64_t ignore_index = -100;
+  double label_smoothing = 0.0;
+  double scale = 1.0;
+  Tensor logsumexp;  // (T) f32 or f64, contiguous
+  Tensor dlogits;    // (T, V), may be logits itself
+};
+const char* run_backward(Context& ctx, const GradientRows& rows);
+void reference_backward(Context& ctx, const GradientRows& rows);
+void simd_backward(Context& ctx, const GradientRows& rows);
+
 // mean and count from losses.
 void finish(std::span<const std::int64_t> targets, std::int64_t ignore_index, CrossEntropyResult& result);
 

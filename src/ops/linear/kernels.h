@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "krait/core/context.h"
 #include "krait/core/tensor.h"
@@ -23,11 +24,30 @@ void reference(Context& ctx, const Problem& problem);
 void gemv(Context& ctx, const Problem& problem);
 void gemm(Context& ctx, const Problem& problem);
 
-// Needs weight.stride(0) == 1 or weight.stride(1) == 1, and a dtype that onednn_products() names.
+// Needs a weight without gaps, of a dtype that onednn_products() names.
 void onednn(Context& ctx, const Problem& problem);
+
+// bias[o] += sum_r dout[r, o], for dout (rows, out) and bias (out). Any dtypes and strides, sums in f64.
+void column_sums_reference(const Tensor& dout, const Tensor& bias);
+// The same for dout of f32, bf16 or f16 and bias of f32.
+void column_sums(Context& ctx, const Tensor& dout, const Tensor& bias);
+
+// `t` (..., n) as (rows, n) where its strides allow one stride for all leading sizes.
+std::optional<Tensor> rows_view(const Tensor& t);
+// The same of a copy from the pool where they do not.
+Tensor as_rows(Context& ctx, const Tensor& t);
+
+// Whether a matrix has rows or columns without gaps, which oneDNN takes as they lie in memory.
+[[nodiscard]] bool without_gaps(const Tensor& t);
+// `t` as `dtype` and without gaps: itself, or a copy from the pool.
+Tensor operand(Context& ctx, const Tensor& t, DType dtype);
 
 // `bias` as contiguous f32: itself, or a copy from the pool; absent stays absent.
 Tensor bias_as_f32(Context& ctx, const Tensor& bias);
+
+// The path of `automatic` in the backward: those of the forward for many rows, whatever their number.
+[[nodiscard]] LinearPath choose_backward_path(std::int64_t rows, std::int64_t in, std::int64_t out,
+                                              DType weight, OnednnProducts onednn);
 
 // How gemm divides C (m, n) among threads: `rows` x `columns` parts, at most one for each thread.
 struct Grid {

@@ -1,7 +1,6 @@
 #include "krait/ops/linear.h"
 
-#include <optional>
-
+#include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/linear/kernels.h"
 
@@ -9,23 +8,6 @@ namespace krait {
 namespace {
 
 using linear_detail::Problem;
-
-// `t` (..., n) as (rows, n) where its strides allow one stride for all leading sizes.
-std::optional<Tensor> rows_view(const Tensor& t) {
-  const int last = t.ndim() - 1;
-  std::int64_t rows = 1;
-  std::int64_t stride = t.size(last);
-  for (int i = last - 1; i >= 0; --i) {
-    if (t.size(i) == 1) continue;
-    if (rows == 1) {
-      stride = t.stride(i);
-    } else if (t.stride(i) != stride * rows) {
-      return std::nullopt;
-    }
-    rows *= t.size(i);
-  }
-  return t.as_strided({rows, t.size(last)}, {stride, t.stride(last)}, 0);
-}
 
 Dims shape_of_out(const Tensor& x, std::int64_t out) {
   Dims shape = x.shape();
@@ -66,12 +48,6 @@ bool any_f64(const LinearArgs& args) {
   return is_f64(args.x) || is_f64(args.weight) || is_f64(args.bias) || is_f64(args.out);
 }
 
-// Whether oneDNN takes the weight as it lies in memory.
-bool onednn_takes(const Tensor& weight) {
-  return (weight.stride(1) == 1 && weight.stride(0) >= weight.size(1)) ||
-         (weight.stride(0) == 1 && weight.stride(1) >= weight.size(0));
-}
-
 LinearPath path_of(const Context& ctx, const LinearArgs& args, std::int64_t rows) {
   const Tensor& weight = args.weight;
   const bool f64 = any_f64(args);
@@ -95,14 +71,15 @@ LinearPath path_of(const Context& ctx, const LinearArgs& args, std::int64_t rows
                   (weight.dtype() == DType::bf16 && products == OnednnProducts::f32_and_bf16),
               "[linear] the path onednn was asked for a weight of dtype ", weight.dtype(), "; expected f32",
               products == OnednnProducts::f32_and_bf16 ? " or bf16" : " on this processor");
-      require(onednn_takes(weight), "[linear] the path onednn was asked for a weight whose strides are ",
-              weight.strides(), "; one of them must be 1");
+      require(linear_detail::without_gaps(weight),
+              "[linear] the path onednn was asked for a weight whose strides are ", weight.strides(),
+              "; one of them must be 1");
       return LinearPath::onednn;
   }
   if (ctx.reference() || f64) return LinearPath::reference;
   LinearPath path = choose_linear_path(rows, weight.size(1), weight.size(0), weight.dtype(), products);
   if (path == LinearPath::gemv && weight.stride(1) != 1) path = LinearPath::gemm;
-  if (path == LinearPath::onednn && !onednn_takes(weight)) path = LinearPath::gemm;
+  if (path == LinearPath::onednn && !linear_detail::without_gaps(weight)) path = LinearPath::gemm;
   return path;
 }
 
@@ -147,6 +124,42 @@ LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t o
   return LinearPath::gemm;
 }
 
+std::optional<Tensor> linear_detail::rows_view(const Tensor& t) {
+  const int last = t.ndim() - 1;
+  std::int64_t rows = 1;
+  std::int64_t stride = t.size(last);
+  for (int i = last - 1; i >= 0; --i) {
+    if (t.size(i) == 1) continue;
+    if (rows == 1) {
+      stride = t.stride(i);
+    } else if (t.stride(i) != stride * rows) {
+      return std::nullopt;
+    }
+    rows *= t.size(i);
+  }
+  return t.as_strided({rows, t.size(last)}, {stride, t.stride(last)}, 0);
+}
+
+Tensor linear_detail::as_rows(Context& ctx, const Tensor& t) {
+  if (const auto rows = rows_view(t)) return *rows;
+  const Tensor copy = ctx.empty(t.shape(), t.dtype());
+  copy.copy_from(t);
+  return *rows_view(copy);
+}
+
+bool linear_detail::without_gaps(const Tensor& t) {
+  return (t.stride(1) == 1 && t.stride(0) >= t.size(1)) || (t.stride(0) == 1 && t.stride(1) >= t.size(0));
+}
+
+Tensor linear_detail::operand(Context& ctx, const Tensor& t, DType dtype) {
+  if (t.dtype() == dtype && without_gaps(t)) return t;
+  const Tensor copy = ctx.empty(t.shape(), dtype);
+  parallel_for(ctx, t.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
+    copy.slice(0, begin, end).copy_from(t.slice(0, begin, end));
+  });
+  return copy;
+}
+
 Tensor linear_detail::bias_as_f32(Context& ctx, const Tensor& bias) {
   if (!bias || (bias.dtype() == DType::f32 && bias.is_contiguous())) return bias;
   const Tensor wide = ctx.empty(bias.shape());
@@ -160,23 +173,18 @@ Tensor linear(Context& ctx, const LinearArgs& args) {
   if (out.numel() == 0) return out;
 
   // Leading sizes that no single stride describes are copied, which is little beside the product.
-  Problem problem{.weight = args.weight, .bias = args.bias, .accumulate = args.accumulate};
-  const auto x_rows = rows_view(args.x);
-  if (x_rows) {
-    problem.x = *x_rows;
-  } else {
-    const Tensor copy = ctx.empty(args.x.shape(), args.x.dtype());
-    copy.copy_from(args.x);
-    problem.x = *rows_view(copy);
-  }
-  const auto out_rows = rows_view(out);
+  Problem problem{.x = linear_detail::as_rows(ctx, args.x),
+                  .weight = args.weight,
+                  .bias = args.bias,
+                  .accumulate = args.accumulate};
+  const auto out_rows = linear_detail::rows_view(out);
   Tensor gathered;
   if (out_rows) {
     problem.out = *out_rows;
   } else {
     gathered = ctx.empty(out.shape(), out.dtype());
     if (args.accumulate) gathered.copy_from(out);
-    problem.out = *rows_view(gathered);
+    problem.out = *linear_detail::rows_view(gathered);
   }
   run(ctx, problem, path_of(ctx, args, problem.x.size(0)));
   if (gathered) out.copy_from(gathered);

@@ -54,4 +54,12 @@ void reference(Context& ctx, const Problem& p) {
   });
 }
 
+void column_sums_reference(const Tensor& dout, const Tensor& bias) {
+  const std::vector<double> rows = as_doubles(dout);
+  std::vector<double> sums = as_doubles(bias);
+  const std::size_t columns = sums.size();
+  for (std::size_t i = 0; i < rows.size(); ++i) sums[i % columns] += rows[i];
+  bias.copy_from(Tensor::from(sums));
+}
+
 }  // namespace krait::linear_detail

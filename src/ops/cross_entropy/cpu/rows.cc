@@ -119,6 +119,62 @@ void part_of(const Rows& rows, std::int64_t begin, std::int64_t end) {
   }
 }
 
+template <typename T>
+void store_piece(const float* HWY_RESTRICT piece, std::int64_t n, T* to, std::int64_t stride) {
+  std::int64_t i = 0;
+  if (stride == 1)
+    for (; i + kLanes <= n; i += kLanes)
+      krait::HWY_NAMESPACE::store_f32(D(), hn::Load(D(), piece + i), to + i);
+  for (; i < n; ++i) to[i * stride] = static_cast<T>(piece[i]);
+}
+
+template <typename TLogits, typename TGradient>
+void gradient_part(const GradientRows& rows, std::int64_t begin, std::int64_t end) {
+  const D d;
+  const std::int64_t vocabulary = rows.logits.size(1);
+  const auto scale = static_cast<float>(rows.scale);
+  const V spread = hn::Set(d, static_cast<float>(rows.label_smoothing / static_cast<double>(vocabulary)));
+  const auto hit = static_cast<float>(rows.scale * (1.0 - rows.label_smoothing));
+  HWY_ALIGN float piece[kPiece];
+  for (std::int64_t t = begin; t < end; ++t) {
+    const TLogits* row = rows.logits.data<TLogits>() + t * rows.logits.stride(0);
+    TGradient* to = rows.dlogits.data<TGradient>() + t * rows.dlogits.stride(0);
+    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    const V shift = hn::Set(d, rows.logsumexp.data<float>()[t]);
+    for (std::int64_t at = 0; at < vocabulary; at += kPiece) {
+      const std::int64_t n = std::min<std::int64_t>(kPiece, vocabulary - at);
+      if (target == rows.ignore_index) {
+        for (int i = 0; i < kPiece; i += kLanes) hn::Store(hn::Zero(d), d, piece + i);
+      } else {
+        load_piece(row, rows.logits.stride(1), at, vocabulary, piece);
+        for (int i = 0; i < kPiece; i += kLanes) {
+          const V p = krait::HWY_NAMESPACE::exp(d, hn::Sub(hn::Load(d, piece + i), shift));
+          hn::Store(hn::Mul(hn::Sub(p, spread), hn::Set(d, scale)), d, piece + i);
+        }
+        if (target >= at && target < at + n) piece[target - at] -= hit;
+      }
+      store_piece(piece, n, to + at * rows.dlogits.stride(1), rows.dlogits.stride(1));
+    }
+  }
+}
+
+template <typename TLogits>
+void gradient_part_to(const GradientRows& rows, std::int64_t begin, std::int64_t end) {
+  switch (rows.dlogits.dtype()) {
+    case DType::bf16: return gradient_part<TLogits, bf16>(rows, begin, end);
+    case DType::f16: return gradient_part<TLogits, f16>(rows, begin, end);
+    default: return gradient_part<TLogits, float>(rows, begin, end);
+  }
+}
+
+void gradient_part_of(const GradientRows& rows, std::int64_t begin, std::int64_t end) {
+  switch (rows.logits.dtype()) {
+    case DType::bf16: return gradient_part_to<bf16>(rows, begin, end);
+    case DType::f16: return gradient_part_to<f16>(rows, begin, end);
+    default: return gradient_part_to<float>(rows, begin, end);
+  }
+}
+
 }  // namespace
 }  // namespace krait::cross_entropy_detail::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -127,10 +183,26 @@ HWY_AFTER_NAMESPACE();
 namespace krait::cross_entropy_detail {
 
 HWY_EXPORT(part_of);
+HWY_EXPORT(gradient_part_of);
+
+namespace {
+
+std::int64_t rows_per_thread(const Tensor& logits) {
+  constexpr std::int64_t kLogitsPerThread = 8192;
+  return kLogitsPerThread / std::max<std::int64_t>(logits.size(1), 1) + 1;
+}
+
+}  // namespace
+
+void simd_backward(Context& ctx, const GradientRows& rows) {
+  const std::int64_t grain = rows_per_thread(rows.logits);
+  parallel_for(ctx, rows.logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
+    HWY_DYNAMIC_DISPATCH(gradient_part_of)(rows, begin, end);
+  });
+}
 
 void simd(Context& ctx, const Rows& rows) {
-  constexpr std::int64_t kLogitsPerThread = 8192;
-  const std::int64_t grain = kLogitsPerThread / std::max<std::int64_t>(rows.logits.size(1), 1) + 1;
+  const std::int64_t grain = rows_per_thread(rows.logits);
   parallel_for(ctx, rows.logits.size(0), grain, [&](std::int64_t begin, std::int64_t end) {
     HWY_DYNAMIC_DISPATCH(part_of)(rows, begin, end);
   });

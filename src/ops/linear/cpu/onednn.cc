@@ -38,7 +38,7 @@ namespace {
 // What decides which code oneDNN makes: sizes, strides, dtype and whether the product is added.
 struct Key {
   std::array<std::int64_t, 3> sizes;    // rows, in, out
-  std::array<std::int64_t, 4> strides;  // row of x, row and column of weight, row of out
+  std::array<std::int64_t, 5> strides;  // row and column of x, row and column of weight, row of out
   DType dtype;
   bool add;
   friend auto operator<=>(const Key&, const Key&) = default;
@@ -72,9 +72,9 @@ Product make_product(const dnnl::engine& engine, const Key& key) {
   const auto type = key.dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
   const auto [rows, in, out] = key.sizes;
   Product product;
-  product.x = {{rows, in}, type, dnnl::memory::dims{key.strides[0], 1}};
-  product.weight = {{in, out}, type, dnnl::memory::dims{key.strides[2], key.strides[1]}};
-  product.out = {{rows, out}, dnnl::memory::data_type::f32, dnnl::memory::dims{key.strides[3], 1}};
+  product.x = {{rows, in}, type, dnnl::memory::dims{key.strides[0], key.strides[1]}};
+  product.weight = {{in, out}, type, dnnl::memory::dims{key.strides[3], key.strides[2]}};
+  product.out = {{rows, out}, dnnl::memory::data_type::f32, dnnl::memory::dims{key.strides[4], 1}};
   dnnl::primitive_attr attr;
   if (key.add) {
     dnnl::post_ops sum;
@@ -105,16 +105,6 @@ class ThreadCount {
 
 bool has_plain_rows(const Tensor& t) { return t.stride(1) == 1 && t.stride(0) >= t.size(1); }
 
-// x as `dtype` with plain rows: itself, or a copy from the pool.
-Tensor operand(Context& ctx, const Tensor& x, DType dtype) {
-  if (x.dtype() == dtype && has_plain_rows(x)) return x;
-  const Tensor copy = ctx.empty(x.shape(), dtype);
-  parallel_for(ctx, x.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
-    copy.slice(0, begin, end).copy_from(x.slice(0, begin, end));
-  });
-  return copy;
-}
-
 // What the product is added to: bias, what `out` held, or both.
 void prepare_sum(Context& ctx, const Problem& p, const Tensor& sum) {
   const Tensor bias = bias_as_f32(ctx, p.bias);
@@ -135,7 +125,7 @@ void multiply(Context& ctx, const Tensor& x, const Tensor& weight, const Tensor&
     const ThreadCount threads(ctx.threads());
     Cache& cache = cache_of(ctx);
     const Key key{.sizes = {x.size(0), x.size(1), sum.size(1)},
-                  .strides = {x.stride(0), weight.stride(0), weight.stride(1), sum.stride(0)},
+                  .strides = {x.stride(0), x.stride(1), weight.stride(0), weight.stride(1), sum.stride(0)},
                   .dtype = x.dtype(),
                   .add = add};
     auto found = cache.products.find(key);

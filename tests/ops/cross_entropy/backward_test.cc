@@ -1,0 +1,151 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "core/tensors.h"
+#include "krait/core/error.h"
+#include "krait/ops/cross_entropy.h"
+#include "krait/ops/linear.h"
+#include "ops/finite_difference.h"
+
+namespace krait {
+namespace {
+
+using test::expect_gradient;
+
+Tensor some_targets(Rng& rng, std::int64_t count, std::int64_t vocabulary) {
+  Tensor targets = Tensor::empty({count}, DType::i64);
+  for (auto& target : targets.span<std::int64_t>()) target = rng.next_u32() % vocabulary;
+  if (count > 2) targets.data<std::int64_t>()[1] = -100;
+  return targets;
+}
+
+double total(const CrossEntropyResult& result) { return result.mean * static_cast<double>(result.count); }
+
+TEST(CrossEntropyBackward, ReferenceIsTheDerivative) {
+  Context ctx;
+  Rng rng(1);
+  for (const double smoothing : {0.0, 0.1}) {
+    const Tensor logits = random_tensor(rng, {4, 7}, DType::f64, -3, 3);
+    const Tensor targets = some_targets(rng, 4, 7);
+    const Tensor dlogits = Tensor::empty({4, 7}, DType::f64);
+    cross_entropy_backward(ctx, {.logits = logits,
+                                 .targets = targets,
+                                 .label_smoothing = smoothing,
+                                 .scale = 0.5,
+                                 .dlogits = dlogits});
+    const auto loss = [&] {
+      return 0.5 *
+             total(cross_entropy(ctx, {.logits = logits, .targets = targets, .label_smoothing = smoothing}));
+    };
+    expect_gradient(loss, logits, dlogits, "dlogits");
+  }
+}
+
+TEST(CrossEntropyBackward, FusedReferenceIsTheDerivative) {
+  Context ctx;
+  Rng rng(1);
+  const Tensor x = random_tensor(rng, {5, 3}, DType::f64, -1, 1);
+  const Tensor weight = random_tensor(rng, {7, 3}, DType::f64, -1, 1);
+  const Tensor bias = random_tensor(rng, {7}, DType::f64, -1, 1);
+  LinearCrossEntropyArgs args{
+      .x = x, .weight = weight, .bias = bias, .targets = some_targets(rng, 5, 7), .label_smoothing = 0.05};
+  for (const std::int64_t block : {0, 1, 2}) {
+    args.block = block;
+    const Tensor dx = Tensor::empty(x.shape(), DType::f64);
+    const Tensor dweight = Tensor::zeros(weight.shape(), DType::f64);
+    const Tensor dbias = Tensor::zeros(bias.shape(), DType::f64);
+    const CrossEntropyResult result = linear_cross_entropy_backward(
+        ctx, {.forward = args, .scale = 2.0, .dx = dx, .dweight = dweight, .dbias = dbias});
+    EXPECT_EQ(result.mean, linear_cross_entropy(ctx, args).mean);
+    const auto loss = [&] { return 2.0 * total(linear_cross_entropy(ctx, args)); };
+    expect_gradient(loss, x, dx, "dx");
+    expect_gradient(loss, weight, dweight, "dweight");
+    expect_gradient(loss, bias, dbias, "dbias");
+  }
+}
+
+TEST(CrossEntropyBackward, FastPathAgreesWithTheReference) {
+  Context ctx;
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const std::int64_t vocabulary : {1, 5, 511, 512, 1300})
+      for (const std::int64_t count : {0, 1, 33})
+        for (const bool scatter : {false, true}) {
+          SCOPED_TRACE(concat(dtype, " ", count, " x ", vocabulary, scatter ? " scattered" : ""));
+          Rng rng(7);
+          const Tensor logits = random_tensor(rng, {count, vocabulary}, dtype, -9, 9, scatter);
+          const Tensor targets = some_targets(rng, count, vocabulary);
+          const Tensor want = Tensor::empty({count, vocabulary}, DType::f64);
+          cross_entropy_backward(ctx, {.logits = logits.to(DType::f64),
+                                       .targets = targets,
+                                       .label_smoothing = 0.1,
+                                       .scale = 0.25,
+                                       .dlogits = want});
+          const Tensor found = Tensor::empty({count, vocabulary});
+          cross_entropy_backward(ctx, {.logits = logits,
+                                       .targets = targets,
+                                       .label_smoothing = 0.1,
+                                       .scale = 0.25,
+                                       .dlogits = found});
+          expect_close(found, want, 4e-6, 1e-6, "dlogits");
+          // In place, in the dtype of the logits, on a logsumexp that was kept.
+          const Tensor kept = cross_entropy(ctx, {.logits = logits, .targets = targets}).logsumexp;
+          cross_entropy_backward(ctx, {.logits = logits,
+                                       .targets = targets,
+                                       .label_smoothing = 0.1,
+                                       .logsumexp = kept,
+                                       .scale = 0.25,
+                                       .dlogits = logits});
+          const double rounding = dtype == DType::f32 ? 4e-6 : dtype == DType::f16 ? 1e-3 : 5e-3;
+          expect_close(logits, want, rounding, 1e-6, "in place");
+        }
+}
+
+TEST(CrossEntropyBackward, FusedAgreesWithItsPartsForAnyThreads) {
+  Rng rng(2);
+  const Tensor x = random_tensor(rng, {150, 40}, DType::f32, -1, 1);
+  const Tensor weight = random_tensor(rng, {333, 40}, DType::f32, -1, 1);
+  const Tensor targets = some_targets(rng, 150, 333);
+  std::vector<Tensor> results;
+  for (const int threads : {1, 3}) {
+    Context ctx({.threads = threads});
+    const Tensor dx = Tensor::empty({150, 40});
+    const Tensor dweight = Tensor::empty({333, 40});
+    dweight.fill(0.5);
+    linear_cross_entropy_backward(ctx,
+                                  {.forward = {.x = x, .weight = weight, .targets = targets, .block = 64},
+                                   .scale = 0.1,
+                                   .dx = dx,
+                                   .dweight = dweight});
+    results.push_back(dx);
+    results.push_back(dweight);
+  }
+  EXPECT_EQ(std::memcmp(results[0].raw(), results[2].raw(), results[0].nbytes()), 0);
+  EXPECT_EQ(std::memcmp(results[1].raw(), results[3].raw(), results[1].nbytes()), 0);
+
+  Context ctx;
+  const Tensor logits = linear(ctx, {.x = x, .weight = weight});
+  cross_entropy_backward(ctx, {.logits = logits, .targets = targets, .scale = 0.1, .dlogits = logits});
+  const Tensor dx = Tensor::empty({150, 40});
+  const Tensor dweight = Tensor::empty({333, 40});
+  dweight.fill(0.5);
+  linear_backward(ctx, {.x = x, .weight = weight, .dout = logits, .dx = dx, .dweight = dweight});
+  expect_close(results[0], dx, 1e-5, 1e-6, "dx");
+  expect_close(results[1], dweight, 1e-5, 1e-6, "dweight");
+}
+
+TEST(CrossEntropyBackward, NamesWhatDoesNotFit) {
+  Context ctx;
+  EXPECT_THROW(cross_entropy_backward(ctx, {.logits = Tensor::zeros({2, 3}),
+                                            .targets = Tensor::zeros({2}, DType::i64),
+                                            .dlogits = Tensor::zeros({2, 4})}),
+               Error);
+  EXPECT_THROW(linear_cross_entropy_backward(ctx, {.forward = {.x = Tensor::zeros({2, 3}),
+                                                               .weight = Tensor::zeros({5, 3}),
+                                                               .targets = Tensor::zeros({2}, DType::i64)},
+                                                   .dweight = Tensor::zeros({3, 5})}),
+               Error);
+}
+
+}  // namespace
+}  // namespace krait
