@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <string_view>
+#include <utility>
 
 #include "core/convert.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/activation/kernels.h"
+#include "ops/overlap.h"
 
 namespace krait {
 namespace {
@@ -28,116 +31,231 @@ std::int64_t row_offset(const Tensor& t, std::int64_t row) {
   return offset;
 }
 
-template <typename S>
-void load(const Tensor& t, std::int64_t offset, std::int64_t n, S* to) {
-  dispatch_float(t.dtype(), "x", [&](auto tag) {
+void load(const Tensor& t, std::int64_t offset, std::int64_t n, float* to) {
+  activation::load_row(t.dtype(), t.raw(), offset, t.stride(-1), n, to);
+}
+
+void load(const Tensor& t, std::int64_t offset, std::int64_t n, double* to) {
+  dispatch_float(t.dtype(), "input", [&](auto tag) {
     const auto* from = static_cast<const typename decltype(tag)::type*>(t.raw()) + offset;
-    for (std::int64_t i = 0; i < n; ++i) to[i] = convert<S>(from[i * t.stride(-1)]);
+    for (std::int64_t i = 0; i < n; ++i) to[i] = convert<double>(from[i * t.stride(-1)]);
   });
 }
 
-template <typename S>
-void store(const S* from, std::int64_t n, const Tensor& t, std::int64_t offset) {
-  dispatch_float(t.dtype(), "out", [&](auto tag) {
+void store(const float* from, std::int64_t n, const Tensor& t, std::int64_t offset) {
+  activation::store_row(from, t.dtype(), t.raw(), offset, t.stride(-1), n);
+}
+
+void store(const double* from, std::int64_t n, const Tensor& t, std::int64_t offset) {
+  dispatch_float(t.dtype(), "output", [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto* to = static_cast<T*>(t.raw()) + offset;
     for (std::int64_t i = 0; i < n; ++i) to[i * t.stride(-1)] = convert<T>(from[i]);
   });
 }
 
+// What an operator reads and writes, all of one shape. Outputs may be absent.
+template <std::size_t kIn, std::size_t kOut>
+struct Operands {
+  std::array<Tensor, kIn> in;
+  std::array<Tensor, kOut> out;
+};
+
+// Where a row of each operand starts.
+template <std::size_t kIn, std::size_t kOut>
+struct Offsets {
+  std::array<std::int64_t, kIn> in;
+  std::array<std::int64_t, kOut> out;
+};
+
 // Pieces of rows that stay in the first-level cache.
 constexpr std::int64_t kPiece = 512;
 
-// One row through buffers of S: f32 for the kernels, f64 for the reference. `body` works on x in place.
-template <typename S, typename Body>
-void staged_row(const Tensor& a, std::int64_t ra, const Tensor& b, std::int64_t rb, const Tensor& out,
-                std::int64_t ro, const Body& body) {
-  std::array<S, kPiece> x;
-  std::array<S, kPiece> y;
-  const std::int64_t n = a.size(-1);
+// body(inputs, outputs, n) on pieces of a row in buffers of S: f32 for the kernels, f64 for the reference.
+// All inputs of a piece are read before its outputs are written.
+template <typename S, std::size_t kIn, std::size_t kOut, typename Body>
+void staged_row(const Operands<kIn, kOut>& operands, const Offsets<kIn, kOut>& offsets, const Body& body) {
+  S buffers[kIn + kOut][kPiece];
+  std::array<const S*, kIn> inputs;
+  std::array<S*, kOut> outputs;
+  for (std::size_t i = 0; i < kIn; ++i) inputs[i] = buffers[i];
+  for (std::size_t i = 0; i < kOut; ++i) outputs[i] = buffers[kIn + i];
+  const std::int64_t n = operands.in[0].size(-1);
   for (std::int64_t at = 0; at < n; at += kPiece) {
     const std::int64_t m = std::min(kPiece, n - at);
-    load(a, ra + at * a.stride(-1), m, x.data());
-    load(b, rb + at * b.stride(-1), m, y.data());
-    body(x.data(), y.data(), m);
-    store(x.data(), m, out, ro + at * out.stride(-1));
+    for (std::size_t i = 0; i < kIn; ++i)
+      load(operands.in[i], offsets.in[i] + at * operands.in[i].stride(-1), m, buffers[i]);
+    body(inputs, outputs, m);
+    for (std::size_t i = 0; i < kOut; ++i)
+      if (operands.out[i])
+        store(outputs[i], m, operands.out[i], offsets.out[i] + at * operands.out[i].stride(-1));
   }
 }
 
-// row(x, gate, out, n) on f32; element(x, gate) on f64.
-template <typename Row, typename Element>
-void for_rows(const Context& ctx, const Tensor& a_in, const Tensor& b_in, const Tensor& out_in, bool simd,
-              const Row& row, const Element& element) {
-  const Tensor a = as_rows(a_in);
-  const Tensor b = as_rows(b_in);
-  const Tensor out = as_rows(out_in);
-  if (a.numel() == 0) return;
-  const std::int64_t n = a.size(-1);
-  const auto direct = [&](const Tensor& t) {
-    return t.dtype() == DType::f32 && (t.stride(-1) == 1 || n == 1);
-  };
-  const bool in_place = direct(a) && direct(b) && direct(out);
-  parallel_for(
-      ctx, a.numel() / n, std::max<std::int64_t>(1, 16384 / n), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t r = begin; r < end; ++r) {
-          const std::int64_t ra = row_offset(a, r);
-          const std::int64_t rb = row_offset(b, r);
-          const std::int64_t ro = row_offset(out, r);
-          if (!simd)
-            staged_row<double>(a, ra, b, rb, out, ro, [&](double* x, const double* y, std::int64_t m) {
-              for (std::int64_t i = 0; i < m; ++i) x[i] = element(x[i], y[i]);
-            });
-          else if (in_place)
-            row(a.data<float>() + ra, b.data<float>() + rb, out.data<float>() + ro, n);
-          else
-            staged_row<float>(a, ra, b, rb, out, ro,
-                              [&](float* x, const float* y, std::int64_t m) { row(x, y, x, m); });
-        }
-      });
+// Calls body(offsets) for each row, spread over the threads.
+template <std::size_t kIn, std::size_t kOut, typename Body>
+void for_rows(const Context& ctx, const Operands<kIn, kOut>& operands, const Body& body) {
+  const std::int64_t n = operands.in[0].size(-1);
+  const std::int64_t rows = operands.in[0].numel() / n;
+  parallel_for(ctx, rows, std::max<std::int64_t>(1, 16384 / n), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      Offsets<kIn, kOut> offsets{};
+      for (std::size_t i = 0; i < kIn; ++i) offsets.in[i] = row_offset(operands.in[i], r);
+      for (std::size_t i = 0; i < kOut; ++i)
+        if (operands.out[i]) offsets.out[i] = row_offset(operands.out[i], r);
+      body(offsets);
+    }
+  });
 }
 
-bool use_simd(const Context& ctx, ActivationPath path, const Tensor& x, std::string_view op) {
+// kernel(inputs, outputs, n) on rows of f32; element(values) -> values on f64.
+template <std::size_t kIn, std::size_t kOut, typename Kernel, typename Element>
+void run(Context& ctx, std::string_view op, ActivationPath path, Operands<kIn, kOut> operands,
+         const Kernel& kernel, const Element& element) {
+  bool wide = false;
+  const auto look_at = [&wide](Tensor& t) {
+    if (!t) return;
+    wide = wide || t.dtype() == DType::f64;
+    t = as_rows(t);
+  };
+  for (Tensor& t : operands.in) look_at(t);
+  for (Tensor& t : operands.out) look_at(t);
   if (path == ActivationPath::simd)
-    require(x.dtype() != DType::f64, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
-  return path == ActivationPath::simd ||
-         (path == ActivationPath::automatic && !ctx.reference() && x.dtype() != DType::f64);
+    require(!wide, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
+  const bool simd =
+      path == ActivationPath::simd || (path == ActivationPath::automatic && !ctx.reference() && !wide);
+  ctx.set_backend(op, simd ? "simd" : "reference");
+  const std::int64_t n = operands.in[0].size(-1);
+  if (operands.in[0].numel() == 0) return;
+
+  if (!simd) {
+    for_rows(ctx, operands, [&](const Offsets<kIn, kOut>& offsets) {
+      staged_row<double>(operands, offsets, [&](const auto& in, const auto& out, std::int64_t m) {
+        for (std::int64_t i = 0; i < m; ++i) {
+          std::array<double, kIn> values;
+          for (std::size_t j = 0; j < kIn; ++j) values[j] = in[j][i];
+          const std::array<double, kOut> results = element(values);
+          for (std::size_t j = 0; j < kOut; ++j) out[j][i] = results[j];
+        }
+      });
+    });
+    return;
+  }
+  // Rows of f32 side by side need no buffers.
+  const auto direct = [n](const Tensor& t) {
+    return t && t.dtype() == DType::f32 && (t.stride(-1) == 1 || n == 1);
+  };
+  if (std::all_of(operands.in.begin(), operands.in.end(), direct) &&
+      std::all_of(operands.out.begin(), operands.out.end(), direct)) {
+    for_rows(ctx, operands, [&](const Offsets<kIn, kOut>& offsets) {
+      std::array<const float*, kIn> in;
+      std::array<float*, kOut> out;
+      for (std::size_t i = 0; i < kIn; ++i)
+        in[i] = static_cast<const float*>(operands.in[i].raw()) + offsets.in[i];
+      for (std::size_t i = 0; i < kOut; ++i)
+        out[i] = static_cast<float*>(operands.out[i].raw()) + offsets.out[i];
+      kernel(in, out, n);
+    });
+  } else {
+    for_rows(ctx, operands,
+             [&](const Offsets<kIn, kOut>& offsets) { staged_row<float>(operands, offsets, kernel); });
+  }
+}
+
+void require_float(std::string_view op, std::string_view name, const Tensor& t) {
+  require(is_float(t.dtype()), "[", op, "] ", name, " has dtype ", t.dtype(),
+          ", expected f32, f64, bf16 or f16");
+}
+
+void require_x(std::string_view op, const Tensor& x) {
+  require(x.defined(), "[", op, "] x is missing");
+  require_float(op, "x", x);
+}
+
+void require_like_x(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x) {
+  require(t.defined(), "[", op, "] ", name, " is missing");
+  require(t.shape() == x.shape(), "[", op, "] ", name, " has shape ", t.shape(), ", expected ", x.shape());
+  require_float(op, name, t);
 }
 
 Tensor checked_out(Context& ctx, std::string_view op, const Tensor& x, const Tensor& out) {
-  require(x.defined() && is_float(x.dtype()), "[", op, "] x has dtype ", x.dtype(),
-          ", expected f32, f64, bf16 or f16");
   if (!out) return ctx.empty(x.shape(), x.dtype());
-  require(out.shape() == x.shape(), "[", op, "] out has shape ", out.shape(), ", expected ", x.shape());
-  require(is_float(out.dtype()), "[", op, "] out has dtype ", out.dtype(),
-          ", expected f32, f64, bf16 or f16");
+  require_like_x(op, "out", out, x);
   return out;
 }
+
+using Two = std::array<double, 2>;
+using Three = std::array<double, 3>;
 
 }  // namespace
 
 Tensor gated_silu(Context& ctx, const GatedSiluArgs& args) {
-  Tensor out = checked_out(ctx, "gated_silu", args.x, args.out);
-  require(args.gate.defined() && args.gate.shape() == args.x.shape(), "[gated_silu] gate has shape ",
-          args.gate.shape(), ", expected ", args.x.shape());
-  require(is_float(args.gate.dtype()), "[gated_silu] gate has dtype ", args.gate.dtype(),
-          ", expected f32, f64, bf16 or f16");
-  const bool simd = use_simd(ctx, args.path, args.x, "gated_silu");
-  for_rows(ctx, args.x, args.gate, out, simd, activation::gated_silu_row,
-           [](double x, double g) { return activation::gated_silu_reference<double>(x, g); });
-  ctx.set_backend("gated_silu", simd ? "simd" : "reference");
+  constexpr std::string_view op = "gated_silu";
+  require_x(op, args.x);
+  require_like_x(op, "gate", args.gate, args.x);
+  const Tensor out = checked_out(ctx, op, args.x, args.out);
+  run(
+      ctx, op, args.path, Operands<2, 1>{{args.x, args.gate}, {out}},
+      [](const auto& in, const auto& to, std::int64_t n) {
+        activation::gated_silu_row(in[0], in[1], to[0], n);
+      },
+      [](const Two& in) { return std::array{activation::gated_silu_reference(in[0], in[1])}; });
   return out;
 }
 
 Tensor gelu(Context& ctx, const GeluArgs& args) {
-  Tensor out = checked_out(ctx, "gelu", args.x, args.out);
-  const bool simd = use_simd(ctx, args.path, args.x, "gelu");
+  constexpr std::string_view op = "gelu";
+  require_x(op, args.x);
+  const Tensor out = checked_out(ctx, op, args.x, args.out);
   const GeluKind kind = args.kind;
-  for_rows(
-      ctx, args.x, args.x, out, simd,
-      [kind](const float* x, const float*, float* o, std::int64_t n) { activation::gelu_row(x, o, n, kind); },
-      [kind](double x, double) { return activation::gelu_reference<double>(x, kind); });
-  ctx.set_backend("gelu", simd ? "simd" : "reference");
+  run(
+      ctx, op, args.path, Operands<1, 1>{{args.x}, {out}},
+      [kind](const auto& in, const auto& to, std::int64_t n) { activation::gelu_row(in[0], to[0], n, kind); },
+      [kind](const std::array<double, 1>& in) {
+        return std::array{activation::gelu_reference(in[0], kind)};
+      });
   return out;
+}
+
+void gated_silu_backward(Context& ctx, const GatedSiluBackwardArgs& args) {
+  constexpr std::string_view op = "gated_silu_backward";
+  require_x(op, args.x);
+  require_like_x(op, "gate", args.gate, args.x);
+  require_like_x(op, "dout", args.dout, args.x);
+  for (const auto& [name, t] : {std::pair{"dx", &args.dx}, std::pair{"dgate", &args.dgate}}) {
+    if (!*t) continue;
+    require_like_x(op, name, *t, args.x);
+    require_apart(op, name, *t, "x", args.x, true);
+    require_apart(op, name, *t, "gate", args.gate, true);
+    require_apart(op, name, *t, "dout", args.dout, true);
+  }
+  require_apart(op, "dx", args.dx, "dgate", args.dgate);
+  if (!args.dx && !args.dgate) return;
+  run(
+      ctx, op, args.path, Operands<3, 2>{{args.x, args.gate, args.dout}, {args.dx, args.dgate}},
+      [](const auto& in, const auto& to, std::int64_t n) {
+        activation::gated_silu_backward_row(in[0], in[1], in[2], to[0], to[1], n);
+      },
+      [](const Three& in) {
+        const auto gradient = activation::gated_silu_backward_reference(in[0], in[1], in[2]);
+        return Two{gradient.dx, gradient.dgate};
+      });
+}
+
+void gelu_backward(Context& ctx, const GeluBackwardArgs& args) {
+  constexpr std::string_view op = "gelu_backward";
+  require_x(op, args.x);
+  require_like_x(op, "dout", args.dout, args.x);
+  require_like_x(op, "dx", args.dx, args.x);
+  require_apart(op, "dx", args.dx, "x", args.x, true);
+  require_apart(op, "dx", args.dx, "dout", args.dout, true);
+  const GeluKind kind = args.kind;
+  run(
+      ctx, op, args.path, Operands<2, 1>{{args.x, args.dout}, {args.dx}},
+      [kind](const auto& in, const auto& to, std::int64_t n) {
+        activation::gelu_backward_row(in[0], in[1], to[0], n, kind);
+      },
+      [kind](const Two& in) { return std::array{activation::gelu_backward_reference(in[0], in[1], kind)}; });
 }
 
 }  // namespace krait
