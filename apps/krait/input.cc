@@ -1,5 +1,7 @@
 #include "input.h"
 
+#include <unistd.h>
+
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -21,6 +23,16 @@ ModelFiles open_checkpoint(const CommonOptions& options) {
   hub_options.cancelled = interrupted;
   hub_options.log = context_options(options).log;
   return open_model(options.model, hub_options);
+}
+
+std::function<void(std::uint64_t, std::uint64_t)> progress_of(std::string_view what,
+                                                              const CommonOptions& options) {
+  if (options.quiet || ::isatty(STDERR_FILENO) == 0) return {};
+  return [bar = std::make_shared<hub::ProgressBar>(), what = std::string(what)](std::uint64_t done,
+                                                                                std::uint64_t total) {
+    const bool complete = done == total;
+    (*bar)({.file = what, .bytes_done = done, .bytes_total = total, .complete = complete});
+  };
 }
 
 std::string read_text(const std::string& path) {

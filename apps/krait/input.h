@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "krait/core/tensor.h"
@@ -15,6 +17,10 @@ namespace krait::cli {
 
 // The checkpoint that --model names, downloaded first where that is needed (with a progress bar on stderr).
 ModelFiles open_checkpoint(const CommonOptions& options);
+
+// Draws a bar on stderr where that is a terminal and --quiet is not given: bytes done, bytes of all.
+std::function<void(std::uint64_t, std::uint64_t)> progress_of(std::string_view what,
+                                                              const CommonOptions& options);
 
 // The whole of a text file, or of standard input for "-".
 std::string read_text(const std::string& path);

@@ -18,12 +18,24 @@ void add_messages(const Command& command, CommonOptions& options) {
   command.flag("--verbose,-v", options.verbose, "Say what is done, and how fast").excludes(quiet);
 }
 
+void add_threads(const Command& command, CommonOptions& options) {
+  command.integer("--threads", options.threads, 0, 4096,
+                  "Threads; 0 is one for each processor that the process may use");
+}
+
+void add_data(const Command& command, std::vector<std::string>& paths, const std::string& what) {
+  command
+      .texts("--data", paths, "FILE", true,
+             concat("Text files, and JSONL files (.jsonl) with a \"text\" in each line", what))
+      .required()
+      .not_empty();
+}
+
 void add_common(const Command& command, CommonOptions& options) {
   command.choice("--device", options.device, {"auto", "cpu"}, "Where to run");
   command.choice("--dtype", options.dtype, {"auto", "f32", "bf16", "f16"},
                  "Type of the weight matrices; auto keeps the file's");
-  command.integer("--threads", options.threads, 0, 4096,
-                  "Threads; 0 is one for each processor that the process may use");
+  add_threads(command, options);
   command.flag("--reference", options.reference, "The slow, readable path of every operator");
   add_messages(command, options);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "command.h"
 #include "krait/core/context.h"
@@ -24,10 +25,14 @@ inline constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 
 // --quiet and --verbose.
 void add_messages(const Command& command, CommonOptions& options);
+// --threads
+void add_threads(const Command& command, CommonOptions& options);
 // --device, --dtype, --threads, --reference, --quiet and --verbose.
 void add_common(const Command& command, CommonOptions& options);
 // --model
 Option add_model(const Command& command, CommonOptions& options);
+// --data, required: text files and JSONL files, and with `what` others.
+void add_data(const Command& command, std::vector<std::string>& paths, const std::string& what = "");
 
 // Warnings go to stderr unless --quiet, everything else with --verbose; Ctrl-C asks the library to stop.
 ContextOptions context_options(const CommonOptions& options);
