@@ -3,6 +3,7 @@ find_package(Threads REQUIRED)
 find_package(hwy REQUIRED)
 find_package(nlohmann_json 3.10 REQUIRED)
 find_package(CLI11 REQUIRED)
+find_path(KRAIT_TOMLPLUSPLUS toml++/toml.h REQUIRED) # used as headers alone
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc)

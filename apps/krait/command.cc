@@ -114,6 +114,9 @@ Option Option::required() const { return Option(option_->required()); }
 Option Option::needs(Option other) const { return Option(option_->needs(other.option_)); }
 Option Option::excludes(Option other) const { return Option(option_->excludes(other.option_)); }
 
+Option Option::shows_default(const std::string& text) const { return Option(option_->default_str(text)); }
+bool Option::given() const { return option_->count() > 0; }
+
 Option Option::not_empty() const {
   return Option(option_->check(CLI::Validator(
       [](const std::string& text) {

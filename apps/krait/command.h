@@ -34,6 +34,10 @@ class Option {
   Option excludes(Option other) const;
   // Its value may not be the empty text.
   Option not_empty() const;
+  // Shown as its default, where that is not the value's own text.
+  Option shows_default(const std::string& text) const;
+  // It stood on the command line that was parsed.
+  [[nodiscard]] bool given() const;
 
  private:
   friend class Command;

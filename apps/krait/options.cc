@@ -31,12 +31,16 @@ void add_data(const Command& command, std::vector<std::string>& paths, const std
       .not_empty();
 }
 
-void add_common(const Command& command, CommonOptions& options) {
+void add_machine(const Command& command, CommonOptions& options) {
   command.choice("--device", options.device, {"auto", "cpu"}, "Where to run");
-  command.choice("--dtype", options.dtype, {"auto", "f32", "bf16", "f16"},
-                 "Type of the weight matrices; auto keeps the file's");
   add_threads(command, options);
   command.flag("--reference", options.reference, "The slow, readable path of every operator");
+}
+
+void add_common(const Command& command, CommonOptions& options) {
+  command.choice("--dtype", options.dtype, {"auto", "f32", "bf16", "f16"},
+                 "Type of the weight matrices; auto keeps the file's");
+  add_machine(command, options);
   add_messages(command, options);
 }
 

@@ -27,6 +27,8 @@ inline constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 void add_messages(const Command& command, CommonOptions& options);
 // --threads
 void add_threads(const Command& command, CommonOptions& options);
+// --device, --threads and --reference.
+void add_machine(const Command& command, CommonOptions& options);
 // --device, --dtype, --threads, --reference, --quiet and --verbose.
 void add_common(const Command& command, CommonOptions& options);
 // --model

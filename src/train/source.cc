@@ -1,0 +1,95 @@
+#include "train/source.h"
+
+#include <string>
+#include <utility>
+
+#include "krait/core/error.h"
+#include "krait/io/mapped_file.h"
+#include "krait/models/load.h"
+#include "models/bundled.h"
+
+namespace krait {
+namespace fs = std::filesystem;
+namespace {
+
+std::string text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+std::string read_text(const fs::path& path) { return text_of(io::MappedFile::open(path)->bytes()); }
+
+// --tokenizer: a file, a directory that holds one, or the bundled one by name.
+std::string named_tokenizer(const std::string& name) {
+  if (name == "gpt-neox") return text_of(bundled::gpt_neox_tokenizer());
+  const fs::path path(name);
+  return read_text(fs::is_directory(path) ? path / "tokenizer.json" : path);
+}
+
+// The tokenizer that a checkpoint has or, by the size of its vocabulary, must have been trained with.
+std::string tokenizer_of(const ModelFiles& files) {
+  if (files.tokenizer_path) return read_text(*files.tokenizer_path);
+  if (!files.tokenizer_json.empty()) return std::string(files.tokenizer_json);
+  try {
+    (void)load_tokenizer(files);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::not_found) return "";
+    throw;
+  }
+  return text_of(bundled::gpt_neox_tokenizer());
+}
+
+std::optional<Tokenizer> parse_tokenizer(const std::string& json, const std::string& name,
+                                         const ModelConfig& config) {
+  if (json.empty()) return std::nullopt;
+  Tokenizer tokenizer = Tokenizer::from_json(json, name);
+  require(tokenizer.vocab_size() <= config.vocab_size, name, ": the tokenizer has ", tokenizer.vocab_size(),
+          " tokens, expected at most the model's vocab_size = ", config.vocab_size);
+  return tokenizer;
+}
+
+}  // namespace
+
+Source open_source(Context& ctx, const TrainSettings& settings, const TrainOptions& options) {
+  if (!settings.config.empty()) {
+    CheckpointTexts texts{.config_json = read_text(settings.config)};
+    const ModelConfig config = parse_config(texts.config_json, settings.config);
+    if (!settings.tokenizer.empty()) texts.tokenizer_json = named_tokenizer(settings.tokenizer);
+    auto tokenizer = parse_tokenizer(texts.tokenizer_json, settings.tokenizer, config);
+    try {
+      LanguageModel model(config);
+      model.initialize(static_cast<std::uint64_t>(settings.seed));
+      return {.texts = std::move(texts), .model = std::move(model), .tokenizer = std::move(tokenizer)};
+    } catch (const Error& error) {
+      fail(error.kind(), settings.config, ": ", error.what());
+    }
+  }
+  const ModelFiles files =
+      options.open_model ? options.open_model(settings.model) : open_model(settings.model);
+  CheckpointTexts texts{.config_json = files.config_json,
+                        .tokenizer_json = tokenizer_of(files),
+                        .generation_config_json = files.generation_config_json};
+  if (!settings.tokenizer.empty()) {
+    require(texts.tokenizer_json.empty(), "tokenizer is ", settings.tokenizer, ", but the model ", files.name,
+            " has one of its own, which is kept");
+    texts.tokenizer_json = named_tokenizer(settings.tokenizer);
+  }
+  LanguageModel model = load_language_model(ctx, files, {.dtype = DType::f32});
+  auto tokenizer = parse_tokenizer(
+      texts.tokenizer_json, settings.tokenizer.empty() ? files.name : settings.tokenizer, model.config());
+  return {.texts = std::move(texts), .model = std::move(model), .tokenizer = std::move(tokenizer)};
+}
+
+Source open_checkpoint_source(Context& ctx, const TrainSettings& settings, const fs::path& checkpoint) {
+  const ModelFiles files = open_model_directory(checkpoint);
+  if (!settings.config.empty() && fs::exists(settings.config))
+    require(read_text(settings.config) == files.config_json, settings.config,
+            ": is not the configuration of ", checkpoint.string(), ", from which the run would go on");
+  CheckpointTexts texts{.config_json = files.config_json,
+                        .tokenizer_json = files.tokenizer_path ? read_text(*files.tokenizer_path) : "",
+                        .generation_config_json = files.generation_config_json};
+  LanguageModel model = load_language_model(ctx, files, {.dtype = DType::f32});
+  auto tokenizer = parse_tokenizer(texts.tokenizer_json, files.name, model.config());
+  return {.texts = std::move(texts), .model = std::move(model), .tokenizer = std::move(tokenizer)};
+}
+
+}  // namespace krait

@@ -1,0 +1,84 @@
+#include "train/validation.h"
+
+#include <algorithm>
+#include <numbers>
+#include <string_view>
+#include <utility>
+
+#include "krait/core/error.h"
+#include "krait/eval/score.h"
+#include "krait/io/mapped_file.h"
+#include "krait/train/dataset.h"
+
+namespace krait {
+namespace {
+
+bool is_text(const std::filesystem::path& path) {
+  const std::string kind = path.extension().string();
+  return kind != ".npy" && kind != ".bin" && kind != ".jsonl";
+}
+
+}  // namespace
+
+ValidationSet::ValidationSet(Context& ctx, const std::vector<std::string>& paths, const Tokenizer* tokenizer,
+                             std::int64_t seq_len, std::int64_t vocab_size) {
+  for (const std::string& path : paths) {
+    if (is_text(path)) {
+      if (tokenizer == nullptr)
+        fail(ErrorKind::not_found, path, ": is a text, and the model has no tokenizer to encode it with");
+      add_text(path, *tokenizer, seq_len);
+    } else {
+      add_ids(ctx, path, tokenizer, seq_len, vocab_size);
+    }
+  }
+}
+
+void ValidationSet::add_text(const std::string& path, const Tokenizer& tokenizer, std::int64_t seq_len) {
+  const auto file = io::MappedFile::open(path);
+  const auto bytes = file->bytes();
+  const std::vector<std::int64_t> ids =
+      tokenizer.encode({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  const auto tokens = static_cast<std::int64_t>(ids.size());
+  require(tokens >= seq_len, path, ": has ", tokens, " tokens, expected at least seq_len = ", seq_len);
+  const std::int64_t count = tokens / seq_len;
+  blocks_.push_back(
+      Tensor::from(std::span(ids).first(static_cast<std::size_t>(count * seq_len)), {count, seq_len}));
+  text_tokens_ += tokens;
+  text_bytes_ += static_cast<std::int64_t>(bytes.size());
+}
+
+void ValidationSet::add_ids(Context& ctx, const std::string& path, const Tokenizer* tokenizer,
+                            std::int64_t seq_len, std::int64_t vocab_size) {
+  all_text_ = false;
+  const auto data = Dataset::open(ctx, {path}, tokenizer,
+                                  {.seq_len = seq_len,
+                                   .batch_size = 1,
+                                   .vocab_size = vocab_size,
+                                   .document_boundaries = false,
+                                   .shuffle = false});
+  const std::int64_t count = data->tokens() / seq_len;
+  Tensor ids = Tensor::empty({count, seq_len}, DType::i64);
+  TrainingBatch batch;
+  for (std::int64_t i = 0; i < count; ++i) {
+    data->fill(i, batch);
+    ids.select(0, i).copy_from(batch.inputs.select(0, 0));
+  }
+  blocks_.push_back(std::move(ids));
+}
+
+ValidationSet::Result ValidationSet::evaluate(Context& ctx, const LanguageModel& model) const {
+  double sum = 0.0;
+  std::int64_t predictions = 0;
+  for (const Tensor& blocks : blocks_) {
+    const Score score = score_ids(ctx, model, blocks);
+    sum += score.loss * static_cast<double>(score.tokens);
+    predictions += score.tokens;
+  }
+  Result result{.loss = sum / static_cast<double>(predictions)};
+  if (all_text_)
+    result.bits_per_byte = result.loss / std::numbers::ln2 * static_cast<double>(text_tokens_) /
+                           static_cast<double>(text_bytes_);
+  return result;
+}
+
+}  // namespace krait
