@@ -36,6 +36,13 @@ constexpr std::pair<const char*, const char*> kExclusive[] = {{"steps", "epochs"
 
 }  // namespace
 
+std::string Setting::Integer::expected() const { return concat("an integer of at least ", low); }
+
+std::string Setting::Number::expected() const {
+  return high == kLargest ? concat("a number of at least ", low)
+                          : concat("a number from ", low, " to ", high);
+}
+
 std::vector<Setting> settings_table(TrainSettings& s) {
   constexpr bool kFixed = true;
   std::vector<Setting> table{
@@ -148,11 +155,11 @@ void check_settings(const TrainSettings& settings) {
   TrainSettings copy = settings;
   for (const Setting& setting : settings_table(copy)) {
     if (const auto* integer = std::get_if<Setting::Integer>(&setting.place))
-      require(*integer->value >= integer->low && *integer->value <= integer->high, setting.name, " is ",
-              *integer->value, ", expected at least ", integer->low);
+      require(integer->allows(*integer->value), setting.name, " is ", *integer->value, ", expected ",
+              integer->expected());
     if (const auto* number = std::get_if<Setting::Number>(&setting.place))
-      require(*number->value >= number->low && *number->value <= number->high, setting.name, " is ",
-              *number->value, ", expected ", number->low, " to ", number->high);
+      require(number->allows(*number->value), setting.name, " is ", *number->value, ", expected ",
+              number->expected());
     if (const auto* choice = std::get_if<Setting::Choice>(&setting.place))
       require(!choice->get().empty(), setting.name, " is none of its choices");
   }

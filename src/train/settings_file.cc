@@ -21,7 +21,8 @@ using nlohmann::json;
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 
 std::string shown(const json& value) {
-  return io::printable(value.dump(-1, ' ', false, json::error_handler_t::replace));
+  if (value.is_string()) return "'" + value.get<std::string>() + "'";
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 // "A,B" without what is empty.
@@ -55,17 +56,12 @@ class Assign {
   void operator()(const Setting::Integer& place) const {
     const bool fits = value_.is_number_integer() &&
                       (!value_.is_number_unsigned() || value_.get<std::uint64_t>() <= INT64_MAX);
-    if (!fits || value_.get<std::int64_t>() < place.low || value_.get<std::int64_t>() > place.high)
-      wrong(concat("an integer of at least ", place.low));
+    if (!fits || !place.allows(value_.get<std::int64_t>())) wrong(place.expected());
     *place.value = value_.get<std::int64_t>();
   }
   void operator()(const Setting::Number& place) const {
     const double found = value_.is_number() ? value_.get<double>() : NAN;
-    if (!(found >= place.low && found <= place.high)) {
-      wrong(place.high == std::numeric_limits<double>::max()
-                ? concat("a number of at least ", place.low)
-                : concat("a number from ", place.low, " to ", place.high));
-    }
+    if (!place.allows(found)) wrong(place.expected());
     *place.value = found;
   }
   void operator()(const Setting::Choice& place) const {

@@ -81,11 +81,15 @@ struct Setting {
     std::int64_t* value;
     std::int64_t low;
     std::int64_t high;
+    [[nodiscard]] bool allows(std::int64_t found) const { return found >= low && found <= high; }
+    [[nodiscard]] std::string expected() const;  // "an integer of at least 1"
   };
   struct Number {
     double* value;
     double low;
     double high;
+    [[nodiscard]] bool allows(double found) const { return found >= low && found <= high; }
+    [[nodiscard]] std::string expected() const;  // "a number from 0 to 1"
   };
   struct Choice {
     std::vector<std::string> names;
