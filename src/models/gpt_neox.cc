@@ -1,6 +1,9 @@
 #include <cmath>
 
+#include "core/parallel.h"
 #include "krait/core/error.h"
+#include "krait/modules/block.h"
+#include "krait/modules/mha.h"
 #include "krait/ops/activation.h"
 #include "krait/ops/linear.h"
 #include "krait/ops/norm.h"
@@ -13,6 +16,15 @@ namespace {
 
 Tensor normed(Context& ctx, const NormLayer& layer, const Tensor& x) {
   return layer_norm(ctx, {.x = x, .weight = layer.weight, .bias = layer.bias, .eps = layer.eps}).out;
+}
+
+// sum += t, both (T, d_model) f32 and contiguous.
+void add_to(const Context& ctx, const Tensor& sum, const Tensor& t) {
+  float* to = sum.data<float>();
+  const float* from = t.data<float>();
+  parallel_for(ctx, sum.numel(), 1 << 16, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
+  });
 }
 
 struct NeoxLayer {
@@ -53,21 +65,36 @@ class GptNeox final : public Backbone {
                          .dense_4h_to_h = {.in = config_.intermediate_size, .out = d, .has_bias = true}});
   }
 
-  Tensor forward(Context& ctx, Tensor hidden, const Batch& batch) const override {
+  Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape) const override {
+    const bool recompute = tape != nullptr && tape->options().recompute == Recompute::block;
     int index = 0;
     for (const NeoxLayer& layer : layers_) {
-      const Tensor attended = attend(ctx, layer, normed(ctx, layer.input_layernorm, hidden), batch, index++);
-      // The MLP of the parallel form reads the stream before attention is added to it.
-      if (config_.use_parallel_residual) {
-        const Tensor x = normed(ctx, layer.post_attention_layernorm, hidden);
-        add(ctx, layer.dense, attended, hidden);
-        add_mlp(ctx, layer, x, hidden);
-      } else {
-        add(ctx, layer.dense, attended, hidden);
-        add_mlp(ctx, layer, normed(ctx, layer.post_attention_layernorm, hidden), hidden);
-      }
+      if (recompute) tape->frame(index, "input").keep("hidden", hidden.clone());
+      run(ctx, layer, hidden, batch, index, tape);
+      if (recompute)
+        for (const char* module : {"block", "attention", "mlp"}) tape->drop(index, module);
+      ++index;
     }
+    if (tape != nullptr) tape->frame(index, "final_layer_norm").keep("hidden", hidden);
     return normed(ctx, final_layer_norm_, hidden);
+  }
+
+  Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const override {
+    const Tensor dsum = ctx.zeros(dout.shape());
+    int index = static_cast<int>(layers_.size());
+    add_norm_backward(ctx, final_layer_norm_, tape.frame(index, "final_layer_norm")["hidden"], dout, dsum);
+    tape.drop(index);
+    while (index-- > 0) {
+      ctx.check_cancelled();
+      const NeoxLayer& layer = layers_[static_cast<std::size_t>(index)];
+      if (tape.options().recompute == Recompute::block) {
+        run(ctx, layer, tape.frame(index, "input")["hidden"], batch, index, &tape);
+        tape.measure();
+      }
+      run_backward(ctx, layer, dsum, batch, index, tape);
+      tape.drop(index);
+    }
+    return dsum;
   }
 
   [[nodiscard]] std::vector<LayerStateShape> state_shapes() const override {
@@ -94,29 +121,108 @@ class GptNeox final : public Backbone {
   void prepare() override {}
 
  private:
-  // sum += layer(x)
-  static void add(Context& ctx, const LinearLayer& layer, const Tensor& x, const Tensor& sum) {
-    linear(ctx, {.x = x, .weight = layer.weight, .bias = layer.bias, .out = sum, .accumulate = true});
+  // One layer on the residual stream, in place.
+  void run(Context& ctx, const NeoxLayer& layer, const Tensor& hidden, const Batch& batch, int index,
+           Tape* tape) const {
+    const auto keep = [&](const char* module, const char* name, const Tensor& t) {
+      if (tape != nullptr) tape->frame(index, module).keep(name, t);
+    };
+    if (tape != nullptr) keep("block", "hidden", hidden.clone());
+    const Tensor x = normed(ctx, layer.input_layernorm, hidden);
+    const Tensor attended = attend(ctx, layer, x, batch, index, tape);
+    keep("attention", "x", x);
+    // The MLP of the parallel form reads the stream before attention is added to it.
+    Tensor x2;
+    if (config_.use_parallel_residual) x2 = normed(ctx, layer.post_attention_layernorm, hidden);
+    add(ctx, layer.dense, attended, hidden, tape, attention_site(index));
+    if (!config_.use_parallel_residual) {
+      if (tape != nullptr) keep("block", "hidden2", hidden.clone());
+      x2 = normed(ctx, layer.post_attention_layernorm, hidden);
+    }
+    const Tensor wide = layer.dense_h_to_4h(ctx, x2);
+    const Tensor active =
+        gelu(ctx, {.x = wide, .out = tape == nullptr ? wide : Tensor(), .kind = gelu_kind()});
+    keep("mlp", "x", x2);
+    keep("mlp", "wide", wide);
+    keep("mlp", "active", active);
+    add(ctx, layer.dense_4h_to_h, active, hidden, tape, mlp_site(index));
   }
 
-  void add_mlp(Context& ctx, const NeoxLayer& layer, const Tensor& x, const Tensor& sum) const {
-    const Tensor wide = layer.dense_h_to_4h(ctx, x);
-    const GeluKind kind = config_.hidden_act == "gelu" ? GeluKind::exact : GeluKind::tanh;
-    add(ctx, layer.dense_4h_to_h, gelu(ctx, {.x = wide, .out = wide, .kind = kind}), sum);
+  // `dsum`, in place: the gradient of the stream behind the layer, then in front of it.
+  void run_backward(Context& ctx, const NeoxLayer& layer, const Tensor& dsum, const Batch& batch, int index,
+                    Tape& tape) const {
+    const auto branch = [&](std::uint64_t site) {
+      if (tape.options().dropout == 0.0) return dsum;
+      const Tensor copy = dsum.clone();
+      tape.dropout(ctx, copy, site);
+      return copy;
+    };
+    const Tape::Frame& block = tape.frame(index, "block");
+    const Tape::Frame& mlp = tape.frame(index, "mlp");
+    const Tensor dwide = layer.dense_4h_to_h.backward(ctx, mlp["active"], branch(mlp_site(index)));
+    gelu_backward(ctx, {.x = mlp["wide"], .dout = dwide, .dx = dwide, .kind = gelu_kind()});
+    const Tensor dx2 = layer.dense_h_to_4h.backward(ctx, mlp["x"], dwide);
+    if (!config_.use_parallel_residual)
+      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden2"], dx2, dsum);
+
+    const Tape::Frame& attention = tape.frame(index, "attention");
+    const std::int64_t T = dsum.size(0);
+    const Tensor dattended =
+        layer.dense.backward(ctx, attention["attended"].view({T, -1}), branch(attention_site(index)));
+    const Tensor dqkv = ctx.empty({T, config_.num_heads, 3, head_dim_});
+    const Tensor dq = dqkv.select(2, 0);
+    const Tensor dk = dqkv.select(2, 1);
+    document_attention_backward(ctx, dattended.view({T, config_.num_heads, head_dim_}), batch, 0.0, true,
+                                attention, dq, dk, dqkv.select(2, 2));
+    turn(ctx, dq, dk, batch, true);
+    const Tensor dx = layer.query_key_value.backward(ctx, attention["x"], dqkv.view({T, -1}));
+    if (config_.use_parallel_residual)
+      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden"], dx2, dsum);
+    add_norm_backward(ctx, layer.input_layernorm, block["hidden"], dx, dsum);
   }
 
-  Tensor attend(Context& ctx, const NeoxLayer& layer, const Tensor& x, const Batch& batch, int index) const {
+  // sum += layer(x), with dropout in between where the tape asks for it.
+  static void add(Context& ctx, const LinearLayer& layer, const Tensor& x, const Tensor& sum,
+                  const Tape* tape, std::uint64_t site) {
+    if (tape == nullptr || tape->options().dropout == 0.0) {
+      linear(ctx, {.x = x, .weight = layer.weight, .bias = layer.bias, .out = sum, .accumulate = true});
+      return;
+    }
+    const Tensor branch = layer(ctx, x);
+    tape->dropout(ctx, branch, site);
+    add_to(ctx, sum, branch);
+  }
+
+  Tensor attend(Context& ctx, const NeoxLayer& layer, const Tensor& x, const Batch& batch, int index,
+                Tape* tape) const {
     const std::int64_t T = x.size(0);
     const Tensor qkv = layer.query_key_value(ctx, x).view({T, config_.num_heads, 3, head_dim_});
     const Tensor q = qkv.select(2, 0);
     const Tensor k = qkv.select(2, 1);
-    for (const Tensor& turned : {q, k})
-      rotary_embedding(
-          ctx,
-          {.x = turned, .positions = batch.positions(), .dim = rotary_dim_, .base = config_.rotary_base});
-    return cached_attention(ctx, q, k, qkv.select(2, 2), batch, index, 0.0, true)
-        .view({T, config_.num_heads * head_dim_});
+    const Tensor v = qkv.select(2, 2);
+    turn(ctx, q, k, batch, false);
+    const Tensor attended =
+        tape != nullptr ? document_attention(ctx, q, k, v, batch, 0.0, true, tape->frame(index, "attention"))
+                        : cached_attention(ctx, q, k, v, batch, index, 0.0, true);
+    return attended.view({T, config_.num_heads * head_dim_});
   }
+
+  void turn(Context& ctx, const Tensor& q, const Tensor& k, const Batch& batch, bool inverse) const {
+    for (const Tensor& turned : {q, k})
+      rotary_embedding(ctx, {.x = turned,
+                             .positions = batch.positions(),
+                             .dim = rotary_dim_,
+                             .base = config_.rotary_base,
+                             .inverse = inverse});
+  }
+
+  [[nodiscard]] GeluKind gelu_kind() const {
+    return config_.hidden_act == "gelu" ? GeluKind::exact : GeluKind::tanh;
+  }
+
+  // Places of dropout within one pass; 0 is the embedding's.
+  static std::uint64_t attention_site(int index) { return 1 + 2 * static_cast<std::uint64_t>(index); }
+  static std::uint64_t mlp_site(int index) { return 2 + 2 * static_cast<std::uint64_t>(index); }
 
   GptNeoxConfig config_;
   std::int64_t head_dim_;

@@ -66,12 +66,14 @@ void LanguageModel::visit(const ParameterVisitor& visitor) {
   visitor({.name = neox ? "gpt_neox.embed_in.weight" : "backbone.embedding.weight",
            .shape = shape,
            .tensor = embedding_,
+           .gradient = dembedding_,
            .kind = ParameterKind::matrix});
   backbone_->visit(visitor);
   if (!config_.tie_embeddings)
     visitor({.name = neox ? "embed_out.weight" : "lm_head.weight",
              .shape = shape,
              .tensor = lm_head_,
+             .gradient = dlm_head_,
              .kind = ParameterKind::matrix});
 }
 

@@ -243,17 +243,34 @@ Tokenizer gpt_neox_tokenizer() {
   return Tokenizer::from_json(text_of(bundled::gpt_neox_tokenizer()), "bundled GPT-NeoX tokenizer");
 }
 
+namespace {
+
+// 50,277 tokens, which checkpoints pad to 50,280 or 50,288, or to multiples of 128 in Pythia.
+constexpr std::int64_t kNeoxTokens = 50277;
+constexpr std::int64_t kNeoxPadded = 50432;
+
+bool has_gpt_neox_vocabulary(std::int64_t vocab_size) {
+  return vocab_size >= kNeoxTokens - 23 && vocab_size <= kNeoxPadded;
+}
+
+}  // namespace
+
 Tokenizer load_tokenizer(const ModelFiles& files) {
   if (files.tokenizer_path) return Tokenizer::from_file(*files.tokenizer_path);
   if (!files.tokenizer_json.empty()) return Tokenizer::from_json(files.tokenizer_json, files.name);
-  // 50,277 tokens, which checkpoints pad to 50,280 or 50,288, or to multiples of 128 in Pythia.
-  constexpr std::int64_t kTokens = 50277;
-  constexpr std::int64_t kPadded = 50432;
   const std::int64_t vocab_size = read_config(files).vocab_size;
-  if (vocab_size < kTokens - 23 || vocab_size > kPadded)
+  if (!has_gpt_neox_vocabulary(vocab_size))
     fail(ErrorKind::not_found, files.name, ": no tokenizer.json, and the vocabulary of ", vocab_size,
-         " is not that of the bundled GPT-NeoX tokenizer (", std::int64_t{kTokens}, ")");
+         " is not that of the bundled GPT-NeoX tokenizer (", std::int64_t{kNeoxTokens}, ")");
   return gpt_neox_tokenizer();
+}
+
+std::string tokenizer_json_of(const ModelFiles& files) {
+  if (files.tokenizer_path) return read_text(*files.tokenizer_path);
+  if (!files.tokenizer_json.empty()) return std::string(files.tokenizer_json);
+  if (has_gpt_neox_vocabulary(read_config(files).vocab_size))
+    return std::string(text_of(bundled::gpt_neox_tokenizer()));
+  return {};
 }
 
 }  // namespace krait

@@ -27,11 +27,26 @@ class MixerModel final : public Backbone {
                                : std::nullopt);
   }
 
-  Tensor forward(Context& ctx, Tensor hidden, const Batch& batch) const override {
+  Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape) const override {
     Tensor residual;
     int layer = 0;
-    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++);
-    return add_norm(ctx, norm_f_, hidden, residual);
+    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++, tape);
+    const Tensor out = add_norm(ctx, norm_f_, hidden, residual, tape != nullptr);
+    if (tape != nullptr) tape->frame(layer, "norm_f").keep("residual", residual);
+    return out;
+  }
+
+  // One tensor walks back through all layers: the gradient of the residual stream.
+  Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const override {
+    const Tensor dsum = ctx.zeros(dout.shape());
+    int layer = static_cast<int>(blocks_.size());
+    add_norm_backward(ctx, norm_f_, tape.frame(layer, "norm_f")["residual"], dout, dsum);
+    tape.drop(layer);
+    while (layer-- > 0) {
+      ctx.check_cancelled();
+      blocks_[static_cast<std::size_t>(layer)].backward(ctx, dsum, batch, layer, tape);
+    }
+    return dsum;
   }
 
   [[nodiscard]] std::vector<LayerStateShape> state_shapes() const override {

@@ -1,5 +1,7 @@
 #include "krait/modules/batch.h"
 
+#include <numeric>
+
 #include "krait/core/error.h"
 
 namespace krait {
@@ -23,6 +25,52 @@ Batch::Batch(std::shared_ptr<StatePool> pool, std::vector<std::int64_t> rows,
       position[t] = pool_->position(rows_[i]) + t - offsets_[i];
 }
 
+Batch Batch::of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_idx,
+                     std::shared_ptr<StatePool> pool) {
+  require(rows >= 1 && length >= 1, "a batch of ", rows, " rows of ", length,
+          " tokens, expected at least 1 of 1");
+  Batch batch;
+  batch.training_ = true;
+  batch.pool_ = std::move(pool);
+  batch.tokens_ = rows * length;
+  batch.rows_.resize(static_cast<std::size_t>(rows));
+  std::iota(batch.rows_.begin(), batch.rows_.end(), 0);
+  for (std::int64_t i = 0; i <= rows; ++i) batch.offsets_.push_back(i * length);
+  batch.positions_ = Tensor::zeros({batch.tokens_}, DType::i64);
+  if (seq_idx) {
+    require(seq_idx.shape() == Dims{rows, length}, "seq_idx has shape ", seq_idx.shape(), ", expected ",
+            Dims{rows, length});
+    require(seq_idx.dtype() == DType::i32 || seq_idx.dtype() == DType::i64, "seq_idx has dtype ",
+            seq_idx.dtype(), ", expected i32 or i64");
+    batch.seq_idx_ = seq_idx;
+  }
+  const Tensor ids = seq_idx ? seq_idx.to(DType::i64).contiguous() : Tensor();
+  auto* position = batch.positions_.data<std::int64_t>();
+  for (std::int64_t row = 0; row < rows; ++row) {
+    std::int64_t last = -1;  // document of the token before; -1: none, or padding
+    for (std::int64_t t = row * length; t < (row + 1) * length; ++t) {
+      const std::int64_t id = ids ? ids.data<std::int64_t>()[t] : 0;
+      if (id >= 0) {
+        if (id != last) batch.pieces_.push_back({t, t});
+        position[t] = t - batch.pieces_.back().begin;
+        batch.pieces_.back().end = t + 1;
+      }
+      last = id;
+    }
+  }
+  return batch;
+}
+
+Tensor Batch::fold(const Tensor& t) const {
+  if (!training_) return t.unsqueeze(0);
+  Dims shape = t.shape();
+  Dims strides = t.strides();
+  shape[0] = size();
+  shape.insert(1, tokens_ / size());
+  strides.insert(0, t.stride(0) * (tokens_ / size()));
+  return t.as_strided(shape, strides, 0);
+}
+
 bool Batch::consecutive() const {
   for (std::size_t i = 1; i < rows_.size(); ++i)
     if (rows_[i] != rows_[i - 1] + 1) return false;
@@ -30,6 +78,7 @@ bool Batch::consecutive() const {
 }
 
 Tensor Batch::gather(Context& ctx, const Tensor& pooled) const {
+  if (!has_states()) return {};
   if (consecutive()) return pooled.slice(0, rows_.front(), rows_.back() + 1);
   Dims shape = pooled.shape();
   shape[0] = size();
@@ -39,11 +88,12 @@ Tensor Batch::gather(Context& ctx, const Tensor& pooled) const {
 }
 
 void Batch::scatter(const Tensor& values, const Tensor& pooled) const {
-  if (consecutive()) return;  // gather gave a view
+  if (!has_states() || consecutive()) return;  // gather gave a view
   for (std::int64_t i = 0; i < size(); ++i) pooled.select(0, row(i)).copy_from(values.select(0, i));
 }
 
 void Batch::advance() const {
+  if (!has_states()) return;
   for (std::int64_t i = 0; i < size(); ++i)
     pool_->set_position(row(i), pool_->position(row(i)) + end(i) - begin(i));
 }

@@ -15,11 +15,29 @@ GatedMlp::GatedMlp(std::int64_t d_model, std::int64_t hidden_features, bool bias
   fc2_ = {.in = hidden, .out = d_model, .has_bias = bias};
 }
 
-Tensor GatedMlp::forward(Context& ctx, const Tensor& x) const {
+Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame) const {
   const Tensor projected = fc1_(ctx, x);
   const Tensor y = projected.slice(-1, 0, fc2_.in);
   const Tensor gate = projected.slice(-1, fc2_.in, 2 * fc2_.in);
-  return fc2_(ctx, gated_silu(ctx, {.x = y, .gate = gate}));
+  const Tensor gated = gated_silu(ctx, {.x = y, .gate = gate});
+  if (frame != nullptr) {
+    frame->keep("x", x);
+    frame->keep("projected", projected);
+    frame->keep("gated", gated);
+  }
+  return fc2_(ctx, gated);
+}
+
+Tensor GatedMlp::backward(Context& ctx, const Tensor& dout, const Tape::Frame& frame) const {
+  const Tensor& projected = frame["projected"];
+  const Tensor dgated = fc2_.backward(ctx, frame["gated"], dout);
+  const Tensor dprojected = ctx.empty(projected.shape());
+  gated_silu_backward(ctx, {.x = projected.slice(-1, 0, fc2_.in),
+                            .gate = projected.slice(-1, fc2_.in, 2 * fc2_.in),
+                            .dout = dgated,
+                            .dx = dprojected.slice(-1, 0, fc2_.in),
+                            .dgate = dprojected.slice(-1, fc2_.in, 2 * fc2_.in)});
+  return fc1_.backward(ctx, frame["x"], dprojected);
 }
 
 void GatedMlp::visit(const std::string& prefix, const ParameterVisitor& visitor) {

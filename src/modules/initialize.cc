@@ -51,4 +51,11 @@ Tensor negative_exp(const Tensor& A_log) {
   return A;
 }
 
+void negative_exp_backward(const Tensor& A, const Tensor& dA, const Tensor& dA_log) {
+  const auto a = A.span<float>();
+  const auto da = dA.span<float>();
+  const auto sum = dA_log.span<float>();
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += da[i] * a[i];
+}
+
 }  // namespace krait

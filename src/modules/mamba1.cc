@@ -3,8 +3,8 @@
 #include <cmath>
 
 #include "krait/core/error.h"
+#include "krait/ops/linear.h"
 #include "krait/ops/norm.h"
-#include "krait/ops/selective_scan.h"
 #include "krait/ops/state_update.h"
 #include "modules/initialize.h"
 #include "modules/short_conv.h"
@@ -33,25 +33,53 @@ Mamba1::Mamba1(const Mamba1Config& config) : config_(complete(config)) {
   out_proj_ = {.in = c.d_inner, .out = c.d_model, .has_bias = c.bias};
 }
 
-Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const {
+Mamba1::ScanInputs Mamba1::split(const Tensor& dt_B_C) const {
+  const auto& c = config_;
+  return {.dt = dt_B_C.slice(1, 0, c.dt_rank),
+          .B = dt_B_C.slice(1, c.dt_rank, c.dt_rank + c.d_state),
+          .C = dt_B_C.slice(1, c.dt_rank + c.d_state, c.dt_rank + 2 * c.d_state)};
+}
+
+SelectiveScanArgs Mamba1::scan_args(const Batch& batch, const Tensor& x, const Tensor& delta,
+                                    const ScanInputs& inputs, const Tensor& z,
+                                    const Tensor& initial_state) const {
+  const auto channels_first = [&](const Tensor& t) { return batch.fold(t).transpose(1, 2); };
+  return {.u = channels_first(x),
+          .delta = channels_first(delta),
+          .A = A_,
+          .B = channels_first(inputs.B),
+          .C = channels_first(inputs.C),
+          .D = D_,
+          .z = channels_first(z),
+          .delta_bias = dt_proj_.bias,
+          .initial_state = initial_state,
+          .seq_idx = batch.seq_idx(),
+          .cu_seqlens = batch.cu_seqlens(),
+          .delta_softplus = true};
+}
+
+Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
   const auto& c = config_;
   const Tensor xz = in_proj_(ctx, hidden);
-  const Tensor x = short_conv(ctx, conv1d_, xz.slice(1, 0, c.d_inner), Activation::silu, batch, layer);
+  const Tensor x = short_conv(ctx, conv1d_, xz.slice(1, 0, c.d_inner), Activation::silu, batch, layer, tape);
   const Tensor z = xz.slice(1, c.d_inner, 2 * c.d_inner);
 
-  const Tensor dt_B_C = x_proj_(ctx, x);
-  Tensor dt = dt_B_C.slice(1, 0, c.dt_rank);
-  Tensor B = dt_B_C.slice(1, c.dt_rank, c.dt_rank + c.d_state);
-  Tensor C = dt_B_C.slice(1, c.dt_rank + c.d_state, c.dt_rank + 2 * c.d_state);
-  if (c.mixer_rms_eps)
-    for (Tensor* part : {&dt, &B, &C}) rms_norm(ctx, {.x = *part, .eps = *c.mixer_rms_eps, .out = *part});
+  Tensor dt_B_C = x_proj_(ctx, x);
+  const Tensor projected = dt_B_C;
+  if (c.mixer_rms_eps && tape != nullptr) dt_B_C = ctx.empty(projected.shape());
+  const auto [dt, B, C] = split(dt_B_C);
+  if (c.mixer_rms_eps) {
+    const auto from = split(projected);
+    rms_norm(ctx, {.x = from.dt, .eps = *c.mixer_rms_eps, .out = dt});
+    rms_norm(ctx, {.x = from.B, .eps = *c.mixer_rms_eps, .out = B});
+    rms_norm(ctx, {.x = from.C, .eps = *c.mixer_rms_eps, .out = C});
+  }
   // The bias of dt_proj is added inside the scan, in front of the softplus.
   const Tensor delta = LinearLayer{.in = c.dt_rank, .out = c.d_inner, .weight = dt_proj_.weight}(ctx, dt);
 
-  const Tensor& pooled = batch.pool().ssm(layer);
   Tensor y = ctx.empty(x.shape());
   if (batch.is_step()) {
-    state_update(ctx, {.state = pooled,
+    state_update(ctx, {.state = batch.pool().ssm(layer),
                        .x = x,
                        .dt = delta,
                        .A = A_,
@@ -64,25 +92,74 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
                        .dt_softplus = true,
                        .out = y});
   } else {
-    const auto channels_first = [](const Tensor& t) { return t.transpose(0, 1).unsqueeze(0); };
-    const Tensor states = batch.gather(ctx, pooled);
-    selective_scan(ctx, {.u = channels_first(x),
-                         .delta = channels_first(delta),
-                         .A = A_,
-                         .B = channels_first(B),
-                         .C = channels_first(C),
-                         .D = D_,
-                         .z = channels_first(z),
-                         .delta_bias = dt_proj_.bias,
-                         .initial_state = states,
-                         .cu_seqlens = batch.cu_seqlens(),
-                         .delta_softplus = true,
-                         .return_last_state = true,
-                         .out = channels_first(y),
-                         .last_state = states});
-    batch.scatter(states, pooled);
+    EdgeStates states;
+    if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
+    SelectiveScanArgs args = scan_args(batch, x, delta, {dt, B, C}, z, states.initial);
+    args.return_last_state = states.last.defined();
+    args.last_state = states.last;
+    args.out = batch.fold(y).transpose(1, 2);
+    selective_scan(ctx, args);
+    if (states.last) batch.scatter(states.last, batch.pool().ssm(layer));
+  }
+  if (tape != nullptr) {
+    Tape::Frame& frame = tape->frame(layer, "mixer");
+    frame.keep("hidden", hidden);
+    frame.keep("xz", xz);
+    frame.keep("x", x);
+    frame.keep("projected", projected);
+    frame.keep("dt_B_C", dt_B_C);
+    frame.keep("delta", delta);
+    frame.keep("y", y);
   }
   return out_proj_(ctx, y);
+}
+
+Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const {
+  const auto& c = config_;
+  const Tape::Frame& frame = tape.frame(layer, "mixer");
+  const Tensor& xz = frame["xz"];
+  const Tensor& x = frame["x"];
+  const auto channels_first = [&](const Tensor& t) { return batch.fold(t).transpose(1, 2); };
+
+  const Tensor dy = out_proj_.backward(ctx, frame["y"], dout);
+  const Tensor dxz = ctx.empty(xz.shape());
+  const Tensor dx = ctx.empty(x.shape());
+  const Tensor ddelta = ctx.empty(x.shape());
+  const Tensor ddt_B_C = ctx.empty(frame["dt_B_C"].shape());
+  const auto [ddt, dB, dC] = split(ddt_B_C);
+  const Tensor dA = dA_log_ ? ctx.zeros(A_.shape()) : Tensor();
+  const ScanInputs inputs = split(frame["dt_B_C"]);
+  const Tensor z = xz.slice(1, c.d_inner, 2 * c.d_inner);
+  selective_scan_backward(ctx, {.forward = scan_args(batch, x, frame["delta"], inputs, z,
+                                                     kept_initial_states(layer, "ssm", tape)),
+                                .dout = channels_first(dy),
+                                .du = channels_first(dx),
+                                .ddelta = channels_first(ddelta),
+                                .dz = channels_first(dxz.slice(1, c.d_inner, 2 * c.d_inner)),
+                                .dB = channels_first(dB),
+                                .dC = channels_first(dC),
+                                .dA = dA,
+                                .dD = dD_,
+                                .ddelta_bias = dt_proj_.dbias});
+  if (dA) negative_exp_backward(A_, dA, dA_log_);
+  linear_backward(
+      ctx,
+      {.x = inputs.dt, .weight = dt_proj_.weight, .dout = ddelta, .dx = ddt, .dweight = dt_proj_.dweight});
+  if (c.mixer_rms_eps) {
+    const auto [from_dt, from_B, from_C] = split(frame["projected"]);
+    norm_backward(ctx, NormKind::rms, {.x = from_dt, .eps = *c.mixer_rms_eps, .dout = ddt, .dx = ddt});
+    norm_backward(ctx, NormKind::rms, {.x = from_B, .eps = *c.mixer_rms_eps, .dout = dB, .dx = dB});
+    norm_backward(ctx, NormKind::rms, {.x = from_C, .eps = *c.mixer_rms_eps, .dout = dC, .dx = dC});
+  }
+  linear_backward(ctx, {.x = x,
+                        .weight = x_proj_.weight,
+                        .dout = ddt_B_C,
+                        .dx = dx,
+                        .accumulate_dx = true,
+                        .dweight = x_proj_.dweight});
+  short_conv_backward(ctx, conv1d_, xz.slice(1, 0, c.d_inner), Activation::silu, batch, layer, tape, dx,
+                      dxz.slice(1, 0, c.d_inner));
+  return in_proj_.backward(ctx, frame["hidden"], dxz);
 }
 
 LayerStateShape Mamba1::state_shape() const {
@@ -94,8 +171,10 @@ void Mamba1::visit(const std::string& prefix, const ParameterVisitor& visitor) {
   visitor({.name = prefix + ".A_log",
            .shape = {c.d_inner, c.d_state},
            .tensor = A_log_,
+           .gradient = dA_log_,
            .no_weight_decay = true});
-  visitor({.name = prefix + ".D", .shape = {c.d_inner}, .tensor = D_, .no_weight_decay = true});
+  visitor(
+      {.name = prefix + ".D", .shape = {c.d_inner}, .tensor = D_, .gradient = dD_, .no_weight_decay = true});
   in_proj_.visit(prefix + ".in_proj", visitor);
   conv1d_.visit(prefix + ".conv1d", visitor);
   x_proj_.visit(prefix + ".x_proj", visitor);

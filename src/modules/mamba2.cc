@@ -5,7 +5,6 @@
 #include "krait/core/error.h"
 #include "krait/ops/activation.h"
 #include "krait/ops/norm.h"
-#include "krait/ops/ssd.h"
 #include "modules/initialize.h"
 #include "modules/short_conv.h"
 
@@ -46,6 +45,15 @@ Mamba2Config from_simple(const Mamba2SimpleConfig& s) {
   return c;
 }
 
+// sum += rows, over their first dimension; both f32 and contiguous.
+void add_rows(const Tensor& rows, const Tensor& sum) {
+  const auto to = sum.span<float>();
+  for (std::int64_t r = 0; r < rows.size(0); ++r) {
+    const auto row = rows.select(0, r).span<float>();
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] += row[i];
+  }
+}
+
 }  // namespace
 
 std::int64_t Mamba2Config::d_inner() const {
@@ -61,80 +69,171 @@ Mamba2::Mamba2(const Mamba2Config& config) : config_(complete(config)) {
   out_proj_ = {.in = c.d_inner(), .out = c.d_model, .has_bias = c.bias};
 }
 
-Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const {
-  const auto& c = config_;
-  const std::int64_t T = hidden.size(0);
-  const std::int64_t H = nheads();
-  const std::int64_t GN = c.ngroups * c.d_state;
-
-  const Tensor projected = in_proj_(ctx, hidden);
+Mamba2::Projected Mamba2::split_projected(const Tensor& t) const {
   std::int64_t at = 0;
-  const auto next = [&at](const Tensor& t, std::int64_t width) {
+  const auto next = [&](std::int64_t width) {
     at += width;
     return t.slice(1, at - width, at);
   };
-  const Tensor z0 = next(projected, d_mlp());
-  const Tensor x0 = next(projected, d_mlp());
-  const Tensor z = next(projected, c.d_ssm);
-  const Tensor xBC = next(projected, c.d_ssm + 2 * GN);
-  const Tensor dt = next(projected, H);
+  // In this order: braces evaluate from left to right.
+  return {.z0 = next(d_mlp()),
+          .x0 = next(d_mlp()),
+          .z = next(config_.d_ssm),
+          .xBC = next(conv1d_.channels),
+          .dt = next(nheads())};
+}
 
-  const Tensor convolved = short_conv(ctx, conv1d_, xBC, Activation::silu, batch, layer);
-  at = 0;
-  const Tensor x = next(convolved, c.d_ssm).view({T, H, c.headdim});
-  const Tensor B = next(convolved, GN).view({T, c.ngroups, c.d_state});
-  const Tensor C = next(convolved, GN).view({T, c.ngroups, c.d_state});
-  const Tensor D = c.D_has_hdim ? D_.view({H, c.headdim}) : D_;
-  // Without the gated norm, z gates inside the recurrence.
-  const Tensor inner_z = c.rmsnorm ? Tensor() : z.view({T, H, c.headdim});
+Mamba2::Convolved Mamba2::split_convolved(const Tensor& t) const {
+  const auto& c = config_;
+  const std::int64_t T = t.size(0);
+  const std::int64_t GN = c.ngroups * c.d_state;
+  return {.x = t.slice(1, 0, c.d_ssm).view({T, nheads(), c.headdim}),
+          .B = t.slice(1, c.d_ssm, c.d_ssm + GN).view({T, c.ngroups, c.d_state}),
+          .C = t.slice(1, c.d_ssm + GN, c.d_ssm + 2 * GN).view({T, c.ngroups, c.d_state})};
+}
 
-  // The SSM's output beside the MLP's, as out_proj reads them.
-  Tensor joined = ctx.empty({T, c.d_inner()});
-  Tensor y = joined.slice(1, d_mlp(), c.d_inner());
-  const Tensor& pooled = batch.pool().ssm(layer);
+// Without the gated norm, z gates inside the recurrence.
+Tensor Mamba2::inner_gate(const Tensor& z) const {
+  return config_.rmsnorm ? Tensor() : z.view({z.size(0), nheads(), config_.headdim});
+}
+
+Tensor Mamba2::by_head(const Tensor& D) const {
+  return D && config_.D_has_hdim ? D.view({nheads(), config_.headdim}) : D;
+}
+
+SsdArgs Mamba2::ssd_args(const Batch& batch, const Projected& in, const Convolved& conv,
+                         const Tensor& initial_states) const {
+  const Tensor gate = inner_gate(in.z);
+  return {.x = batch.fold(conv.x),
+          .dt = batch.fold(in.dt),
+          .A = A_,
+          .B = batch.fold(conv.B),
+          .C = batch.fold(conv.C),
+          .D = by_head(D_),
+          .z = gate ? batch.fold(gate) : Tensor(),
+          .dt_bias = dt_bias_,
+          .initial_states = initial_states,
+          .seq_idx = batch.seq_idx(),
+          .cu_seqlens = batch.cu_seqlens(),
+          .dt_softplus = true,
+          .dt_limit = config_.dt_limit};
+}
+
+// Where the rows of a batch have no states of their own, they start from the learnt ones.
+Tensor Mamba2::learnt_states(const Batch& batch) const {
+  if (!init_states_ || batch.has_states()) return {};
+  return init_states_.unsqueeze(0).expand({batch.size(), nheads(), config_.headdim, config_.d_state});
+}
+
+Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+  const auto& c = config_;
+  const std::int64_t T = hidden.size(0);
+  const std::int64_t H = nheads();
+
+  const Tensor projected = in_proj_(ctx, hidden);
+  const Projected in = split_projected(projected);
+  const Tensor convolved = short_conv(ctx, conv1d_, in.xBC, Activation::silu, batch, layer, tape);
+  const Convolved conv = split_convolved(convolved);
+
+  // The SSM's output beside the MLP's, as out_proj reads them. The gated norm works in place, unless its
+  // backward needs what it saw.
+  const Tensor joined = ctx.empty({T, c.d_inner()});
+  const Tensor out = joined.slice(1, d_mlp(), c.d_inner());
+  const Tensor y = tape != nullptr && c.rmsnorm ? ctx.empty(out.shape()) : out;
   if (batch.is_step()) {
-    state_update(ctx, {.state = pooled,
-                       .x = x,
-                       .dt = dt,
+    state_update(ctx, {.state = batch.pool().ssm(layer),
+                       .x = conv.x,
+                       .dt = in.dt,
                        .A = A_,
-                       .B = B,
-                       .C = C,
-                       .D = D,
-                       .z = inner_z,
+                       .B = conv.B,
+                       .C = conv.C,
+                       .D = by_head(D_),
+                       .z = inner_gate(in.z),
                        .dt_bias = dt_bias_,
                        .state_batch_indices = batch.state_indices(),
                        .dt_softplus = true,
                        .dt_limit = c.dt_limit,
                        .out = y.view({T, H, c.headdim})});
   } else {
-    const Tensor states = batch.gather(ctx, pooled);
-    ssd(ctx, {.x = x.unsqueeze(0),
-              .dt = dt.unsqueeze(0),
-              .A = A_,
-              .B = B.unsqueeze(0),
-              .C = C.unsqueeze(0),
-              .D = D,
-              .z = inner_z ? inner_z.unsqueeze(0) : Tensor(),
-              .dt_bias = dt_bias_,
-              .initial_states = states,
-              .cu_seqlens = batch.cu_seqlens(),
-              .dt_softplus = true,
-              .dt_limit = c.dt_limit,
-              .return_final_states = true,
-              .out = y.view({1, T, H, c.headdim}),
-              .final_states = states});
-    batch.scatter(states, pooled);
+    EdgeStates states{.initial = learnt_states(batch), .last = {}};
+    if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
+    SsdArgs args = ssd_args(batch, in, conv, states.initial);
+    args.return_final_states = states.last.defined();
+    args.final_states = states.last;
+    args.out = batch.fold(y.view({T, H, c.headdim}));
+    ssd(ctx, args);
+    if (states.last) batch.scatter(states.last, batch.pool().ssm(layer));
   }
   if (c.rmsnorm)
     rms_norm(ctx, {.x = y,
                    .weight = norm_.weight,
-                   .z = z,
+                   .z = in.z,
                    .eps = norm_.eps,
                    .group_size = c.d_ssm / c.ngroups,
                    .norm_before_gate = c.norm_before_gate,
-                   .out = y});
-  if (d_mlp() > 0) gated_silu(ctx, {.x = x0, .gate = z0, .out = joined.slice(1, 0, d_mlp())});
+                   .out = out});
+  if (d_mlp() > 0) gated_silu(ctx, {.x = in.x0, .gate = in.z0, .out = joined.slice(1, 0, d_mlp())});
+  if (tape != nullptr) {
+    Tape::Frame& frame = tape->frame(layer, "mixer");
+    frame.keep("hidden", hidden);
+    frame.keep("projected", projected);
+    frame.keep("convolved", convolved);
+    frame.keep("joined", joined);
+    if (c.rmsnorm) frame.keep("y", y);
+  }
   return out_proj_(ctx, joined);
+}
+
+Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const {
+  const auto& c = config_;
+  const std::int64_t T = dout.size(0);
+  const Tape::Frame& frame = tape.frame(layer, "mixer");
+  const Projected in = split_projected(frame["projected"]);
+  const Convolved conv = split_convolved(frame["convolved"]);
+
+  const Tensor djoined = out_proj_.backward(ctx, frame["joined"], dout);
+  const Tensor dprojected = ctx.empty(frame["projected"].shape());
+  const Projected din = split_projected(dprojected);
+  if (d_mlp() > 0)
+    gated_silu_backward(
+        ctx,
+        {.x = in.x0, .gate = in.z0, .dout = djoined.slice(1, 0, d_mlp()), .dx = din.x0, .dgate = din.z0});
+  const Tensor dy = djoined.slice(1, d_mlp(), c.d_inner());
+  if (c.rmsnorm)
+    norm_backward(ctx, NormKind::rms,
+                  {.x = frame["y"],
+                   .weight = norm_.weight,
+                   .z = in.z,
+                   .eps = norm_.eps,
+                   .group_size = c.d_ssm / c.ngroups,
+                   .norm_before_gate = c.norm_before_gate,
+                   .dout = dy,
+                   .dx = dy,
+                   .dz = din.z,
+                   .dweight = norm_.dweight});
+
+  const Tensor dconvolved = ctx.empty(frame["convolved"].shape());
+  const Convolved dconv = split_convolved(dconvolved);
+  const Tensor dA = dA_log_ ? ctx.zeros(A_.shape()) : Tensor();
+  const Tensor learnt = learnt_states(batch);
+  const Tensor dlearnt = learnt && dinit_states_ ? ctx.empty(learnt.shape()) : Tensor();
+  const Tensor dgate = inner_gate(din.z);
+  ssd_backward(
+      ctx, {.forward = ssd_args(batch, in, conv, learnt ? learnt : kept_initial_states(layer, "ssm", tape)),
+            .dout = batch.fold(dy.view({T, nheads(), c.headdim})),
+            .dx = batch.fold(dconv.x),
+            .ddt = batch.fold(din.dt),
+            .dB = batch.fold(dconv.B),
+            .dC = batch.fold(dconv.C),
+            .dz = dgate ? batch.fold(dgate) : Tensor(),
+            .dinitial_states = dlearnt,
+            .dA = dA,
+            .dD = by_head(dD_),
+            .ddt_bias = ddt_bias_});
+  if (dA) negative_exp_backward(A_, dA, dA_log_);
+  if (dlearnt) add_rows(dlearnt, dinit_states_);
+  short_conv_backward(ctx, conv1d_, in.xBC, Activation::silu, batch, layer, tape, dconvolved, din.xBC);
+  return in_proj_.backward(ctx, frame["hidden"], dprojected);
 }
 
 LayerStateShape Mamba2::state_shape() const {
@@ -150,11 +249,18 @@ void Mamba2::visit(const std::string& prefix, const ParameterVisitor& visitor) {
     visitor({.name = prefix + ".init_states",
              .shape = {H, c.headdim, c.d_state},
              .tensor = init_states_,
+             .gradient = dinit_states_,
              .no_weight_decay = true});
-  visitor({.name = prefix + ".dt_bias", .shape = {H}, .tensor = dt_bias_, .no_weight_decay = true});
-  visitor({.name = prefix + ".A_log", .shape = {H}, .tensor = A_log_, .no_weight_decay = true});
-  visitor(
-      {.name = prefix + ".D", .shape = {c.D_has_hdim ? c.d_ssm : H}, .tensor = D_, .no_weight_decay = true});
+  const auto small = [&](const char* name, const Dims& shape, Tensor& tensor, Tensor& gradient) {
+    visitor({.name = prefix + name,
+             .shape = shape,
+             .tensor = tensor,
+             .gradient = gradient,
+             .no_weight_decay = true});
+  };
+  small(".dt_bias", {H}, dt_bias_, ddt_bias_);
+  small(".A_log", {H}, A_log_, dA_log_);
+  small(".D", {c.D_has_hdim ? c.d_ssm : H}, D_, dD_);
   in_proj_.visit(prefix + ".in_proj", visitor);
   conv1d_.visit(prefix + ".conv1d", visitor);
   if (c.rmsnorm) norm_.visit(prefix + ".norm", visitor);

@@ -8,20 +8,50 @@ Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
   return linear(ctx, {.x = x, .weight = weight, .bias = bias});
 }
 
+Tensor LinearLayer::backward(Context& ctx, const Tensor& x, const Tensor& dout) const {
+  const Tensor dx = ctx.empty(x.shape());
+  linear_backward(ctx,
+                  {.x = x, .weight = weight, .dout = dout, .dx = dx, .dweight = dweight, .dbias = dbias});
+  return dx;
+}
+
 void LinearLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
-  visitor({.name = prefix + ".weight", .shape = {out, in}, .tensor = weight, .kind = ParameterKind::matrix});
-  if (has_bias) visitor({.name = prefix + ".bias", .shape = {out}, .tensor = bias, .no_weight_decay = true});
+  visitor({.name = prefix + ".weight",
+           .shape = {out, in},
+           .tensor = weight,
+           .gradient = dweight,
+           .kind = ParameterKind::matrix});
+  if (has_bias)
+    visitor({.name = prefix + ".bias",
+             .shape = {out},
+             .tensor = bias,
+             .gradient = dbias,
+             .no_weight_decay = true});
 }
 
 void ConvLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
-  visitor({.name = prefix + ".weight", .shape = {channels, 1, d_conv}, .tensor = weight});
+  visitor(
+      {.name = prefix + ".weight", .shape = {channels, 1, d_conv}, .tensor = weight, .gradient = dweight});
   if (has_bias)
-    visitor({.name = prefix + ".bias", .shape = {channels}, .tensor = bias, .no_weight_decay = true});
+    visitor({.name = prefix + ".bias",
+             .shape = {channels},
+             .tensor = bias,
+             .gradient = dbias,
+             .no_weight_decay = true});
 }
 
 void NormLayer::visit(const std::string& prefix, const ParameterVisitor& visitor) {
-  visitor({.name = prefix + ".weight", .shape = {channels}, .tensor = weight, .no_weight_decay = true});
-  if (!rms) visitor({.name = prefix + ".bias", .shape = {channels}, .tensor = bias, .no_weight_decay = true});
+  visitor({.name = prefix + ".weight",
+           .shape = {channels},
+           .tensor = weight,
+           .gradient = dweight,
+           .no_weight_decay = true});
+  if (!rms)
+    visitor({.name = prefix + ".bias",
+             .shape = {channels},
+             .tensor = bias,
+             .gradient = dbias,
+             .no_weight_decay = true});
 }
 
 }  // namespace krait

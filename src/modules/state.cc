@@ -6,6 +6,7 @@
 #include <ostream>
 #include <sstream>
 
+#include "core/crc32.h"
 #include "krait/core/error.h"
 
 namespace krait {
@@ -13,15 +14,7 @@ namespace {
 
 constexpr std::string_view kMagic = "KRAITST1";
 
-// CRC-32 (IEEE 802.3), bit by bit over a small table: an image is read and written rarely.
-std::uint32_t crc32(std::string_view bytes) {
-  std::uint32_t crc = 0xffffffffU;
-  for (const char byte : bytes) {
-    crc ^= static_cast<std::uint8_t>(byte);
-    for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1U) != 0U ? 0xedb88320U : 0U);
-  }
-  return ~crc;
-}
+std::uint32_t checksum(std::string_view bytes) { return crc32(std::as_bytes(std::span(bytes))); }
 
 template <typename T>
 void put(std::ostream& out, const T& value) {
@@ -245,7 +238,7 @@ void State::save(std::ostream& out) const {
   out.write(kMagic.data(), static_cast<std::streamsize>(kMagic.size()));
   put(out, static_cast<std::uint64_t>(bytes.size()));
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  put(out, crc32(bytes));
+  put(out, checksum(bytes));
   out.flush();
   if (!out) fail(ErrorKind::io, "writing a state failed");
 }
@@ -267,7 +260,7 @@ void State::load(std::istream& in, const std::string& name) {
     left -= piece;
   }
   const auto stored = take<std::uint32_t>(in, name);
-  require(stored == crc32(bytes), name, ": the state image is damaged (its checksum differs)");
+  require(stored == checksum(bytes), name, ": the state image is damaged (its checksum differs)");
   const std::size_t total = bytes.size();
   std::istringstream body(std::move(bytes));
   // The lengths inside are bounded by the image: fixed parts, then keys and values for each token.

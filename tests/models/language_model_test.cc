@@ -3,40 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <map>
 #include <sstream>
 
 #include "krait/core/error.h"
+#include "models/odd_configs.h"
 #include "support/golden.h"
 
 namespace krait {
 namespace {
 
 using testing::max_difference;
-
-// Configurations that no fixture has: each option away from its default somewhere.
-const std::map<std::string, std::string>& configs() {
-  static const std::map<std::string, std::string> kConfigs{
-      {"mamba1 odd sizes", R"({"d_model": 37, "n_layer": 2, "vocab_size": 50, "tie_embeddings": false,
-        "ssm_cfg": {"d_state": 5, "d_conv": 3, "expand": 3, "dt_rank": 7, "bias": true, "conv_bias": false}})"},
-      {"mamba2 groups, hdim D, no norm", R"({"d_model": 32, "n_layer": 2, "vocab_size": 50, "rms_norm": false,
-        "ssm_cfg": {"layer": "Mamba2", "headdim": 8, "ngroups": 2, "d_state": 12, "D_has_hdim": true, "rmsnorm": false,
-        "bias": true, "dt_limit": [0.01, 0.2]}})"},
-      {"mamba2 d_ssm", R"({"d_model": 32, "n_layer": 2, "vocab_size": 50,
-        "ssm_cfg": {"layer": "Mamba2", "headdim": 16, "d_ssm": 32, "d_state": 16, "norm_before_gate": true, "d_conv": 2}})"},
-      {"hybrid with mlp", R"({"d_model": 32, "n_layer": 4, "vocab_size": 50, "d_intermediate": 48,
-        "ssm_cfg": {"layer": "Mamba1"}, "attn_layer_idx": [1, 3], "attn_cfg": {"num_heads": 4, "num_heads_kv": 1,
-        "head_dim": 6, "causal": true, "d_conv": 4, "rotary_emb_dim": 4, "rotary_emb_interleaved": true, "mlp_dim": 100,
-        "softmax_scale": 0.3}})"},
-      {"falcon",
-       R"({"model_type": "falcon_mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50,
-        "state_size": 4, "intermediate_size": 48, "use_bias": true})"},
-      {"neox sequential",
-       R"({"model_type": "gpt_neox", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50,
-        "num_attention_heads": 4, "intermediate_size": 64, "use_parallel_residual": false, "hidden_act": "gelu_new",
-        "rotary_pct": 0.5})"}};
-  return kConfigs;
-}
+using testing::odd_configs;
 
 std::vector<std::int64_t> some_ids(std::size_t count, std::uint64_t seed = 3) {
   Rng rng(seed);
@@ -46,7 +23,7 @@ std::vector<std::int64_t> some_ids(std::size_t count, std::uint64_t seed = 3) {
 }
 
 TEST(LanguageModel, EverySplitAndTheReferenceAgree) {
-  for (const auto& [name, json] : configs()) {
+  for (const auto& [name, json] : odd_configs()) {
     SCOPED_TRACE(name);
     Context ctx;
     LanguageModel model(parse_config(json, name));
@@ -72,7 +49,7 @@ TEST(LanguageModel, EverySplitAndTheReferenceAgree) {
 
 TEST(LanguageModel, LongInputsRunInPassesThatAgreeWithOne) {
   Context ctx;
-  LanguageModel model(parse_config(configs().at("hybrid with mlp"), "config"));
+  LanguageModel model(parse_config(odd_configs().at("hybrid with mlp"), "config"));
   model.initialize(5);
   const auto ids = some_ids(1300);
   State state = model.new_state();
@@ -86,7 +63,7 @@ TEST(LanguageModel, LongInputsRunInPassesThatAgreeWithOne) {
 // More sequences than run at a time, some longer than a pass.
 TEST(LanguageModel, ManySequencesWithoutStates) {
   Context ctx;
-  LanguageModel model(parse_config(configs().at("mamba2 d_ssm"), "config"));
+  LanguageModel model(parse_config(odd_configs().at("mamba2 d_ssm"), "config"));
   model.initialize(5);
   std::vector<std::vector<std::int64_t>> prompts;
   for (std::size_t i = 0; i < 40; ++i) prompts.push_back(some_ids(i == 17 ? 900 : 1 + 3 * i, i));
@@ -106,7 +83,7 @@ TEST(LanguageModel, ForkRollbackAndSerialise) {
   for (const char* name : {"mamba1 odd sizes", "hybrid with mlp", "neox sequential"}) {
     SCOPED_TRACE(name);
     Context ctx;
-    LanguageModel model(parse_config(configs().at(name), name));
+    LanguageModel model(parse_config(odd_configs().at(name), name));
     model.initialize(2);
     const auto a = some_ids(20, 1);
     const auto b = some_ids(9, 2);
@@ -143,7 +120,7 @@ TEST(LanguageModel, ForkRollbackAndSerialise) {
       std::istringstream damaged(bad);
       EXPECT_THROW(kept.load(damaged), Error) << at;
     }
-    LanguageModel other(parse_config(configs().at("falcon"), "other"));
+    LanguageModel other(parse_config(odd_configs().at("falcon"), "other"));
     other.initialize(2);
     State foreign = other.new_state();
     std::istringstream again(bytes);
@@ -154,7 +131,7 @@ TEST(LanguageModel, ForkRollbackAndSerialise) {
 
 TEST(LanguageModel, ForksGoTheirOwnWaysInOneBatch) {
   Context ctx;
-  LanguageModel model(parse_config(configs().at("hybrid with mlp"), "config"));
+  LanguageModel model(parse_config(odd_configs().at("hybrid with mlp"), "config"));
   model.initialize(2);
   State a = model.new_state();
   model.logits(ctx, some_ids(10), a);
@@ -169,7 +146,7 @@ TEST(LanguageModel, ForksGoTheirOwnWaysInOneBatch) {
 
 TEST(LanguageModel, BadInputChangesNothing) {
   Context ctx;
-  LanguageModel model(parse_config(configs().at("mamba1 odd sizes"), "config"));
+  LanguageModel model(parse_config(odd_configs().at("mamba1 odd sizes"), "config"));
   model.initialize(2);
   State state = model.new_state();
   const std::vector<std::int64_t> good = some_ids(5);
@@ -188,8 +165,8 @@ TEST(LanguageModel, BadInputChangesNothing) {
 }
 
 TEST(LanguageModel, InitialisationIsSeededAndAsDocumented) {
-  LanguageModel a(parse_config(configs().at("mamba1 odd sizes"), "config"));
-  LanguageModel b(parse_config(configs().at("mamba1 odd sizes"), "config"));
+  LanguageModel a(parse_config(odd_configs().at("mamba1 odd sizes"), "config"));
+  LanguageModel b(parse_config(odd_configs().at("mamba1 odd sizes"), "config"));
   a.initialize(1);
   b.initialize(1);
   std::map<std::string, Tensor> first;

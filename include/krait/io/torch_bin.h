@@ -31,4 +31,8 @@ namespace krait::io {
 [[nodiscard]] TensorMap parse_torch_bin(std::span<const std::byte> bytes, std::shared_ptr<void> owner,
                                         const std::string& name);
 
+// Writes a state_dict of the tensors (on the CPU, any strides) that torch.load(weights_only=True) reads. The
+// write is atomic (AtomicFile). Names that map to one and the same contiguous tensor share a storage.
+void write_torch_bin(const std::filesystem::path& path, const TensorMap& tensors);
+
 }  // namespace krait::io

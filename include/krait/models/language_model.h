@@ -29,9 +29,9 @@ class Backbone {
   // Embedded tokens (T, d_model), which it may overwrite -> final normed hidden states (T, d_model).
   // With a tape, keeps on it what backward reads.
   virtual Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape = nullptr) const = 0;
-  // Gradient of forward's result (T, d_model), which it may overwrite -> gradient of its input. Adds to the
+  // Gradient of the result of forward (T, d_model) -> gradient of its input. Adds to the
   // gradients of parameters that have one.
-  virtual Tensor backward(Context& ctx, Tensor dout, const Batch& batch, Tape& tape) const = 0;
+  virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const = 0;
   [[nodiscard]] virtual std::vector<LayerStateShape> state_shapes() const = 0;
   virtual void visit(const ParameterVisitor& visitor) = 0;
   // Draws layer by layer and calls `done` after each, so that a caller may convert as it goes.

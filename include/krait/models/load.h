@@ -48,6 +48,8 @@ LanguageModel load_language_model(Context& ctx, const ModelFiles& files, const L
 // tokenizer.json beside the weights; else GPT-NeoX's, which upstream's checkpoints were trained with and do
 // not carry, where the vocabulary has its size. Throws Error(not_found) otherwise.
 Tokenizer load_tokenizer(const ModelFiles& files);
+// The content of the tokenizer.json that load_tokenizer would take; empty where it would find none.
+std::string tokenizer_json_of(const ModelFiles& files);
 // The bundled tokenizer of EleutherAI/gpt-neox-20b.
 Tokenizer gpt_neox_tokenizer();
 

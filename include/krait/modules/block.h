@@ -14,22 +14,36 @@ class Block {
  public:
   Block(std::unique_ptr<Mixer> mixer, NormLayer norm, std::optional<GatedMlp> mlp = std::nullopt);
 
-  // hidden (T, d_model); residual (T, d_model) f32, absent before the first block, updated in place.
-  // Returns the block's own output, not yet added to the residual.
-  Tensor forward(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer) const;
+  // hidden (T, d_model); residual (T, d_model) f32, absent before the first block, updated in place (with a
+  // tape, replaced). Returns the block's own output, not yet added to the residual.
+  Tensor forward(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
+                 Tape* tape = nullptr) const;
+  // On entry `dsum` (T, d_model) f32 is the gradient of the sum of what forward returned and the residual
+  // that it left; on return, in place, that of the sum of the two that it was given. Drops the layer's
+  // frames.
+  void backward(Context& ctx, const Tensor& dsum, const Batch& batch, int layer, Tape& tape) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
   void initialize(Rng& rng);
   [[nodiscard]] Mixer& mixer() { return *mixer_; }
   [[nodiscard]] const Mixer& mixer() const { return *mixer_; }
 
  private:
+  Tensor run(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
+             Tape* tape) const;
+
   NormLayer norm_;
   std::unique_ptr<Mixer> mixer_;
   NormLayer norm2_;
   std::optional<GatedMlp> mlp_;
 };
 
-// r = hidden + residual (in place in `residual`, which it becomes where absent); returns norm(r).
-Tensor add_norm(Context& ctx, const NormLayer& layer, const Tensor& hidden, Tensor& residual);
+// r = hidden + residual, which `residual` becomes: in place where it is given and `keep` does not ask for a
+// new one. Returns norm(r).
+Tensor add_norm(Context& ctx, const NormLayer& layer, const Tensor& hidden, Tensor& residual,
+                bool keep = false);
+// dnormed is the gradient of norm(r). `dsum`, in place: from the gradient that reaches r past the norm to the
+// whole of it.
+void add_norm_backward(Context& ctx, const NormLayer& layer, const Tensor& r, const Tensor& dnormed,
+                       const Tensor& dsum);
 
 }  // namespace krait

@@ -5,6 +5,7 @@
 
 #include "krait/core/random.h"
 #include "krait/modules/parameter.h"
+#include "krait/modules/tape.h"
 
 namespace krait {
 
@@ -14,8 +15,10 @@ class GatedMlp {
   explicit GatedMlp(std::int64_t d_model, std::int64_t hidden_features = 0, bool bias = false,
                     std::int64_t multiple_of = 128);
 
-  // x (..., d_model) -> (..., d_model)
-  Tensor forward(Context& ctx, const Tensor& x) const;
+  // x (..., d_model) -> (..., d_model); with a frame, keeps there what backward reads.
+  Tensor forward(Context& ctx, const Tensor& x, Tape::Frame* frame = nullptr) const;
+  // dout (..., d_model) -> the gradient of x. Adds to the gradients of parameters that have one.
+  Tensor backward(Context& ctx, const Tensor& dout, const Tape::Frame& frame) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
   void initialize(Rng& rng);
   [[nodiscard]] std::int64_t hidden_features() const { return fc2_.in; }

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "krait/modules/mixer.h"
+#include "krait/ops/selective_scan.h"
 
 namespace krait {
 
@@ -31,7 +32,9 @@ class Mamba1 final : public Mixer {
   // Fills in d_inner and dt_rank; throws where a size is not positive.
   explicit Mamba1(const Mamba1Config& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
+                 Tape* tape = nullptr) const override;
+  Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;
@@ -41,6 +44,17 @@ class Mamba1 final : public Mixer {
   [[nodiscard]] const Mamba1Config& config() const { return config_; }
 
  private:
+  // What x_proj gives: columns of one matrix, (T, dt_rank), (T, d_state) and (T, d_state).
+  struct ScanInputs {
+    Tensor dt;
+    Tensor B;
+    Tensor C;
+  };
+  [[nodiscard]] ScanInputs split(const Tensor& dt_B_C) const;
+  [[nodiscard]] SelectiveScanArgs scan_args(const Batch& batch, const Tensor& x, const Tensor& delta,
+                                            const ScanInputs& inputs, const Tensor& z,
+                                            const Tensor& initial_state) const;
+
   Mamba1Config config_;
   LinearLayer in_proj_;   // (2 d_inner, d_model): x and z
   ConvLayer conv1d_;      // (d_inner, 1, d_conv)
@@ -50,6 +64,8 @@ class Mamba1 final : public Mixer {
   Tensor D_;              // (d_inner)
   LinearLayer out_proj_;  // (d_model, d_inner)
   Tensor A_;              // -exp(A_log)
+  Tensor dA_log_;
+  Tensor dD_;
 };
 
 }  // namespace krait

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "krait/modules/mixer.h"
+#include "krait/ops/ssd.h"
 #include "krait/ops/state_update.h"
 
 namespace krait {
@@ -41,7 +42,9 @@ class Mamba2 : public Mixer {
   // Fills in d_ssm; throws where sizes do not fit together.
   explicit Mamba2(const Mamba2Config& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
+                 Tape* tape = nullptr) const override;
+  Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;
@@ -54,6 +57,28 @@ class Mamba2 : public Mixer {
   [[nodiscard]] std::int64_t nheads() const { return config_.d_ssm / config_.headdim; }
   [[nodiscard]] std::int64_t d_mlp() const { return config_.d_inner() - config_.d_ssm; }
 
+  // The columns of in_proj's output; z0 and x0 (T, d_mlp), z (T, d_ssm), xBC (T, conv channels), dt (T, H).
+  struct Projected {
+    Tensor z0;
+    Tensor x0;
+    Tensor z;
+    Tensor xBC;
+    Tensor dt;
+  };
+  // Those of the convolution's; x (T, H, P), B and C (T, G, N).
+  struct Convolved {
+    Tensor x;
+    Tensor B;
+    Tensor C;
+  };
+  [[nodiscard]] Projected split_projected(const Tensor& t) const;
+  [[nodiscard]] Convolved split_convolved(const Tensor& t) const;
+  [[nodiscard]] Tensor inner_gate(const Tensor& z) const;
+  [[nodiscard]] Tensor by_head(const Tensor& D) const;
+  [[nodiscard]] Tensor learnt_states(const Batch& batch) const;
+  [[nodiscard]] SsdArgs ssd_args(const Batch& batch, const Projected& in, const Convolved& conv,
+                                 const Tensor& initial_states) const;
+
   Mamba2Config config_;
   LinearLayer in_proj_;   // (2 d_mlp + 2 d_ssm + 2 ngroups d_state + nheads, d_model): z0, x0, z, x, B, C, dt
   ConvLayer conv1d_;      // (d_ssm + 2 ngroups d_state, 1, d_conv): over x, B and C
@@ -64,6 +89,10 @@ class Mamba2 : public Mixer {
   NormLayer norm_;        // (d_ssm), gated, over groups of d_ssm / ngroups
   LinearLayer out_proj_;  // (d_model, d_inner)
   Tensor A_;              // -exp(A_log)
+  Tensor dA_log_;
+  Tensor dD_;
+  Tensor ddt_bias_;
+  Tensor dinit_states_;
 };
 
 // The paper's simpler block: no d_ssm, always RMS-normed as norm(y * silu(z)), d_state 64 and headdim 128

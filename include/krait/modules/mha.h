@@ -28,7 +28,9 @@ class Mha final : public Mixer {
  public:
   explicit Mha(const MhaConfig& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
+                 Tape* tape = nullptr) const override;
+  Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;
@@ -37,6 +39,13 @@ class Mha final : public Mixer {
   [[nodiscard]] const MhaConfig& config() const { return config_; }
 
  private:
+  struct Heads {
+    Tensor q;  // (T, num_heads, head_dim)
+    Tensor k;  // (T, num_heads_kv, head_dim)
+    Tensor v;
+  };
+  [[nodiscard]] Heads split_heads(const Tensor& qkv) const;
+  void turn(Context& ctx, const Heads& heads, const Batch& batch, bool inverse) const;
   [[nodiscard]] std::int64_t qkv_dim() const {
     return config_.head_dim * (config_.num_heads + 2 * config_.num_heads_kv);
   }
@@ -51,5 +60,13 @@ class Mha final : public Mixer {
 // batch's tokens, appended to the caches of `layer`. Returns (T, H, head_dim). Used by Mha and GPT-NeoX.
 Tensor cached_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Batch& batch,
                         int layer, double scale, bool causal);
+
+// In training: each document by itself, without a cache. The frame gets q, k, v, the result and what else
+// document_attention_backward reads, which writes dq, dk and dv.
+Tensor document_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Batch& batch,
+                          double scale, bool causal, Tape::Frame& frame);
+void document_attention_backward(Context& ctx, const Tensor& dout, const Batch& batch, double scale,
+                                 bool causal, const Tape::Frame& frame, const Tensor& dq, const Tensor& dk,
+                                 const Tensor& dv);
 
 }  // namespace krait

@@ -11,6 +11,7 @@
 #include "krait/modules/batch.h"
 #include "krait/modules/parameter.h"
 #include "krait/modules/state.h"
+#include "krait/modules/tape.h"
 
 namespace krait {
 
@@ -18,8 +19,13 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
   // hidden (T, d_model) of the batch's packed tokens -> (T, d_model). Reads and advances the batch's
-  // states of layer `layer`. Prefill, step and every split of the two are this one function.
-  virtual Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer) const = 0;
+  // states of layer `layer`. Prefill, step, every split of the two and training are this one function; with
+  // a tape it keeps there what backward reads.
+  virtual Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
+                         Tape* tape = nullptr) const = 0;
+  // dout (T, d_model) -> the gradient of hidden. Adds to the gradients of parameters that have one.
+  virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer,
+                          Tape& tape) const = 0;
   [[nodiscard]] virtual LayerStateShape state_shape() const = 0;
   virtual void visit(const std::string& prefix, const ParameterVisitor& visitor) = 0;
   // Fills every parameter as the field initialises it.

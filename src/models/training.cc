@@ -1,0 +1,82 @@
+// The training step of a language model: forward onto a tape, head and loss together, backward.
+#include "krait/core/error.h"
+#include "krait/models/language_model.h"
+#include "krait/ops/embedding.h"
+
+namespace krait {
+namespace {
+
+void check_batch(const TrainingBatch& batch, const ModelConfig& config) {
+  require(batch.inputs.defined() && batch.inputs.ndim() == 2 && batch.inputs.numel() > 0,
+          "training inputs have shape ", batch.inputs.shape(), ", expected (B, L) with at least one token");
+  require(batch.targets.shape() == batch.inputs.shape(), "training targets have shape ",
+          batch.targets.shape(), ", expected ", batch.inputs.shape());
+  for (const Tensor& t : {batch.inputs, batch.targets})
+    require(t.dtype() == DType::i64, "training inputs or targets have dtype ", t.dtype(), ", expected i64");
+  const Tensor inputs = batch.inputs.contiguous();
+  const Tensor targets = batch.targets.contiguous();
+  for (std::int64_t i = 0; i < inputs.numel(); ++i) {
+    const std::int64_t id = inputs.data<std::int64_t>()[i];
+    const std::int64_t target = targets.data<std::int64_t>()[i];
+    require(id >= 0 && id < config.vocab_size, "id ", id, " at position ", i % inputs.size(1), " of row ",
+            i / inputs.size(1), ", expected 0 to vocab_size - 1 = ", config.vocab_size - 1);
+    require(target == TrainingBatch::kNoLoss || (target >= 0 && target < config.vocab_size), "target ",
+            target, " at position ", i % inputs.size(1), " of row ", i / inputs.size(1),
+            ", expected 0 to vocab_size - 1 = ", config.vocab_size - 1, ", or ",
+            std::int64_t{TrainingBatch::kNoLoss});
+  }
+  if (!batch.states) return;
+  require(config.format != Format::gpt_neox && config.attn_layer_idx.empty(),
+          "states cannot be carried from segment to segment through attention layers");
+}
+
+}  // namespace
+
+void LanguageModel::zero_gradients() {
+  visit([](const Parameter& p) {
+    if (p.gradient) {
+      p.gradient.fill(0.0);
+    } else {
+      p.gradient = Tensor::zeros(p.shape);
+    }
+  });
+}
+
+void LanguageModel::drop_gradients() {
+  visit([](const Parameter& p) { p.gradient = {}; });
+}
+
+void LanguageModel::own_parameters() {
+  visit([](const Parameter& p) { p.tensor = p.tensor.clone(); });
+  prepare();
+}
+
+CrossEntropyResult LanguageModel::accumulate_gradients(Context& ctx, const TrainingBatch& batch, Tape& tape,
+                                                       double scale) {
+  check_batch(batch, config_);
+  const std::int64_t T = batch.inputs.numel();
+  const Batch rows = Batch::of_rows(batch.inputs.size(0), batch.inputs.size(1), batch.seq_idx, batch.states);
+  const Tensor ids = batch.inputs.contiguous().view({T});
+
+  const Tensor embedded = embedding(ctx, {.ids = ids, .weight = embedding_});
+  tape.dropout(ctx, embedded, 0);
+  const Tensor hidden = backbone_->forward(ctx, embedded, rows, &tape);
+  rows.advance();
+
+  const Tensor dhidden = ctx.empty(hidden.shape());
+  CrossEntropyResult loss =
+      linear_cross_entropy_backward(ctx, {.forward = {.x = hidden,
+                                                      .weight = head_weight(),
+                                                      .targets = batch.targets.contiguous().view({T}),
+                                                      .ignore_index = TrainingBatch::kNoLoss},
+                                          .scale = scale,
+                                          .dx = dhidden,
+                                          .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_});
+  tape.measure();
+  const Tensor dembedded = backbone_->backward(ctx, dhidden, rows, tape);
+  tape.dropout(ctx, dembedded, 0);
+  if (dembedding_) embedding_backward(ctx, {.ids = ids, .dout = dembedded, .dweight = dembedding_});
+  return loss;
+}
+
+}  // namespace krait
