@@ -91,7 +91,7 @@ TEST(Save, FromFormatToFormatLogitsStay) {
           save_language_model(between, scratch / "b", {.format = second});
           EXPECT_EQ(max_difference(logits_of(load(scratch / "b")), want), 0.0);
         });
-        if (!refused.empty()) EXPECT_NE(refused.find("cannot express"), std::string::npos) << refused;
+        EXPECT_TRUE(refused.empty() || refused.find("cannot express") != std::string::npos) << refused;
       }
   }
 }
