@@ -4,7 +4,6 @@
 #include <array>
 #include <limits>
 #include <numeric>
-#include <unordered_set>
 
 #include "krait/core/error.h"
 #include "tokenizer/byte_alphabet.h"
@@ -42,8 +41,7 @@ BpeTrainer::BpeTrainer(const WordCounts& words, const std::vector<std::string>& 
   count_pairs();
 }
 
-// The id of a token, a new one where the token is new: "abc" is the same token whether it was made of "ab"
-// and "c" or of "a" and "bc".
+// A merge may spell a special token: then they are one.
 TokenId BpeTrainer::add_token(const std::string& token) {
   const auto [at, is_new] = id_of_token_.emplace(token, static_cast<TokenId>(tokens_.size()));
   if (is_new) tokens_.push_back(token);
@@ -98,51 +96,40 @@ void BpeTrainer::change(Pair pair, std::int64_t by) { find(pair).count += by; }
 void BpeTrainer::come_up(Pair pair, std::int64_t by, WordIndex word) {
   PairCount& found = find(pair);
   found.count += by;
-  if (found.new_words.empty()) came_up_.push_back(static_cast<std::uint32_t>(&found - pairs_.data()));
   // Words come one after the other, so that one that is there already is the last.
-  if (found.new_words.empty() || found.new_words.back() != word) found.new_words.push_back(word);
+  if (found.words.empty() || found.words.back() != word) found.words.push_back(word);
 }
 
 void BpeTrainer::queue_new() {
-  for (const std::uint32_t i : came_up_) {
-    PairCount& pair = pairs_[i];
-    std::vector<WordIndex> words = std::move(pair.new_words);
-    pair.new_words.clear();
-    if (pair.count > 0) queue({.count = pair.count, .pair = pair.pair, .words = std::move(words)});
+  for (; queued_ < pairs_.size(); ++queued_) {
+    queue_.push_back({.count = pairs_[queued_].count, .pair = pairs_[queued_].pair});
+    std::push_heap(queue_.begin(), queue_.end());
   }
-  came_up_.clear();
-}
-
-void BpeTrainer::queue(Candidate candidate) {
-  queue_.push_back(std::move(candidate));
-  std::push_heap(queue_.begin(), queue_.end());
 }
 
 BpeTrainer::Candidate BpeTrainer::take_best() {
   std::pop_heap(queue_.begin(), queue_.end());
-  Candidate best = std::move(queue_.back());
+  const Candidate best = queue_.back();
   queue_.pop_back();
   return best;
 }
 
-// The same token can come up by two ways, and then a pair with it can come up again after it was queued, or
-// even merged. Hugging Face's trainer takes such new places as a candidate of their own and does not forget
-// the places that were merged before. Other choices would be as good; this one gives the same vocabulary.
 void BpeTrainer::train(std::size_t vocab_size, std::int64_t min_frequency) {
   while (tokens_.size() < vocab_size && !queue_.empty()) {
-    Candidate best = take_best();
-    const std::int64_t count = find(best.pair).count;
-    if (best.count != count) {
-      best.count = count;
-      queue(std::move(best));
+    const Candidate best = take_best();
+    PairCount& pair = find(best.pair);
+    if (pair.count < std::max<std::int64_t>(min_frequency, 1)) continue;
+    if (pair.count < best.count) {
+      queue_.push_back({.count = pair.count, .pair = best.pair});
+      std::push_heap(queue_.begin(), queue_.end());
       continue;
     }
-    if (count < std::max<std::int64_t>(min_frequency, 1)) return;
     const TokenId left = left_of(best.pair);
     const TokenId right = right_of(best.pair);
     const TokenId joined = add_token(tokens_[left] + tokens_[right]);
-    merges_.push_back(best.pair);
-    for (const WordIndex word : best.words) merge_in_word(word, left, right, joined);
+    merges_.emplace_back(left, right);
+    const std::vector<WordIndex> words = std::move(pair.words);
+    for (const WordIndex word : words) merge_in_word(word, left, right, joined);
     queue_new();
   }
 }
@@ -169,16 +156,6 @@ void BpeTrainer::merge_in_word(WordIndex index, TokenId left, TokenId right, Tok
     symbols[length++] = joined;
   }
   word.length = length;
-}
-
-// A pair that was merged twice stands where it was merged last, as in Hugging Face's files.
-std::vector<std::pair<TokenId, TokenId>> BpeTrainer::merges() const {
-  std::vector<std::pair<TokenId, TokenId>> once;
-  std::unordered_set<Pair> seen;
-  for (auto pair = merges_.rbegin(); pair != merges_.rend(); ++pair)
-    if (seen.insert(*pair).second) once.emplace_back(left_of(*pair), right_of(*pair));
-  std::reverse(once.begin(), once.end());
-  return once;
 }
 
 }  // namespace krait::tokenizer

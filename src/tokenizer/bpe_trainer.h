@@ -1,5 +1,9 @@
 // Learning the merges of byte-pair encoding: the most frequent pair of neighbouring symbols becomes a new
 // symbol, again and again. Each round costs what the words that hold the pair cost, not what the text does.
+//
+// A string becomes a symbol in one round only and by one pair: what happens inside of a string that ends up
+// as one symbol depends on nothing outside of it. So a pair comes up in the round that makes one of its
+// symbols (the alphabet's: at the start) and at no new place later.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +28,8 @@ class BpeTrainer {
 
   // Every token as tokenizer.json spells it, by id.
   [[nodiscard]] const std::vector<std::string>& tokens() const { return tokens_; }
-  // Pairs of ids, best first, each once.
-  [[nodiscard]] std::vector<std::pair<TokenId, TokenId>> merges() const;
+  // Pairs of ids, best first.
+  [[nodiscard]] const std::vector<std::pair<TokenId, TokenId>>& merges() const { return merges_; }
 
  private:
   using WordIndex = std::uint32_t;
@@ -35,14 +39,13 @@ class BpeTrainer {
   struct PairCount {
     Pair pair = 0;
     std::int64_t count = 0;
-    std::vector<WordIndex> new_words;  // where it came up since it was last queued
+    std::vector<WordIndex> words;  // where it came up; it may be gone from some
   };
-  // A pair and words that may hold it. Its count is what it was when it was queued; an entry is put back
-  // with the present one before it counts.
+  // Counts only fall once a pair is queued: an entry that is taken with an old count goes back with the new
+  // one.
   struct Candidate {
     std::int64_t count = 0;
     Pair pair = 0;
-    std::vector<WordIndex> words;
     [[nodiscard]] bool operator<(const Candidate& other) const {
       return count != other.count ? count < other.count : pair > other.pair;
     }
@@ -56,13 +59,12 @@ class BpeTrainer {
   void change(Pair pair, std::int64_t by);
   void come_up(Pair pair, std::int64_t by, WordIndex word);
   void queue_new();
-  void queue(Candidate candidate);
   Candidate take_best();
   void merge_in_word(WordIndex word, TokenId left, TokenId right, TokenId joined);
 
   std::vector<std::string> tokens_;
   std::unordered_map<std::string, TokenId> id_of_token_;
-  std::vector<Pair> merges_;  // in the order in which they were made
+  std::vector<std::pair<TokenId, TokenId>> merges_;
 
   // The words, each a stretch of symbols that merging shortens.
   struct Word {
@@ -74,9 +76,9 @@ class BpeTrainer {
   std::vector<Word> words_;
 
   std::vector<PairCount> pairs_;
-  std::vector<std::uint32_t> slots_;    // hash table over pairs_: index plus one; at most half full
-  std::vector<std::uint32_t> came_up_;  // pairs with new_words
-  std::vector<Candidate> queue_;        // a heap
+  std::vector<std::uint32_t> slots_;  // hash table over pairs_: index plus one; at most half full
+  std::size_t queued_ = 0;            // those of pairs_ that have been queued
+  std::vector<Candidate> queue_;      // a heap, the best first
 };
 
 }  // namespace krait::tokenizer
