@@ -46,18 +46,12 @@ RunDirectory::RunDirectory(fs::path path, bool resume) : path_(std::move(path)) 
             ": holds files but no run (no settings.json), expected a run to resume or a new directory");
     clean_up();
   } catch (...) {
-    if (descriptor_ >= 0) ::close(descriptor_);
+    unlock();
     throw;
   }
 }
 
-RunDirectory::~RunDirectory() {
-  // The name goes before the lock does: whoever has opened the file already sees that it has no name.
-  std::error_code ignored;
-  fs::remove(path_ / kLock, ignored);
-  ::close(descriptor_);
-  if (created_) fs::remove(path_, ignored);  // fails, as it should, where there is anything in it
-}
+RunDirectory::~RunDirectory() { unlock(); }
 
 bool RunDirectory::holds_run() const { return fs::exists(path_ / "settings.json"); }
 
@@ -67,9 +61,12 @@ void RunDirectory::lock() {
     descriptor_ = ::open(name.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (descriptor_ < 0) io::fail_errno(errno, name, "cannot be opened");
     if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
-      if (errno == EINTR) continue;
-      require(errno != EWOULDBLOCK, path_.string(), ": is in use by another run");
-      io::fail_errno(errno, name, "cannot be locked");
+      const int reason = errno;
+      ::close(descriptor_);
+      descriptor_ = -1;
+      if (reason == EINTR) continue;
+      require(reason != EWOULDBLOCK, path_.string(), ": is in use by another run");
+      io::fail_errno(reason, name, "cannot be locked");
     }
     // Between open and lock the run before may have ended and taken the name away.
     struct stat held {};
@@ -79,6 +76,16 @@ void RunDirectory::lock() {
     ::close(descriptor_);
     descriptor_ = -1;
   }
+}
+
+void RunDirectory::unlock() {
+  if (descriptor_ < 0) return;
+  // The name goes before the lock does: whoever has opened the file already sees that it has no name.
+  std::error_code ignored;
+  fs::remove(path_ / kLock, ignored);
+  ::close(descriptor_);
+  descriptor_ = -1;
+  if (created_) fs::remove(path_, ignored);  // fails, as it should, where there is anything in it
 }
 
 void RunDirectory::clean_up() const {

@@ -34,6 +34,7 @@ class RunDirectory {
 
  private:
   void lock();
+  void unlock();
   void clean_up() const;
 
   std::filesystem::path path_;
