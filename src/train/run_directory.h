@@ -1,7 +1,8 @@
 // The directory of a training run:
 //   settings.json                 all settings
 //   config.json, tokenizer.json   of the model
-//   metrics.jsonl, samples.jsonl  one line a step, an evaluation or a sample
+//   metrics.jsonl, samples.jsonl  run_record.h
+//   tensorboard/                  likewise
 //   checkpoints/step-N/           checkpoint.h
 //   best.safetensors              weights of the best evaluation
 //   model.safetensors             the result

@@ -60,8 +60,10 @@ std::vector<Setting> settings_table(TrainSettings& s) {
       {"steps", "N", "Steps of the whole run", count(s.steps)},
       {"epochs", "X", "Passes over the data instead of --steps; 1 with neither",
        Setting::Number{&s.epochs, 0.0, 1e9}},
-      {"batch_size", "N", "Sequences in a batch", count(s.batch_size, 1), kFixed},
-      {"seq_len", "N", "Tokens of a sequence", count(s.seq_len, 2), kFixed},
+      {"batch_size", "N", "Sequences in a batch; 0 is 8, or what a file of fixed batches has",
+       count(s.batch_size), kFixed},
+      {"seq_len", "N", "Tokens of a sequence; 0 is 512, or what a file of fixed batches has",
+       count(s.seq_len), kFixed},
       {"accumulate", "N", "Batches whose gradients make one step", count(s.accumulate, 1), kFixed},
       {"ignore_boundaries", "", "Let states pass from one document to the next", &s.ignore_boundaries,
        kFixed},
@@ -170,6 +172,7 @@ void check_settings(const TrainSettings& settings) {
   require(!settings.out.empty(), "no out is given, expected the run's directory");
   require(settings.steps == 0 || settings.epochs == 0.0,
           "steps and epochs are both given, expected one of them");
+  require(settings.seq_len != 1, "seq_len is 1, expected at least 2");
   require(settings.betas.size() == 2, "betas has ", settings.betas.size(), " numbers, expected 2");
   for (const double beta : settings.betas)
     require(beta >= 0.0 && beta < 1.0, "betas has ", beta, ", expected at least 0 and less than 1");

@@ -25,19 +25,6 @@ std::string named_tokenizer(const std::string& name) {
   return read_text(fs::is_directory(path) ? path / "tokenizer.json" : path);
 }
 
-// The tokenizer that a checkpoint has or, by the size of its vocabulary, must have been trained with.
-std::string tokenizer_of(const ModelFiles& files) {
-  if (files.tokenizer_path) return read_text(*files.tokenizer_path);
-  if (!files.tokenizer_json.empty()) return std::string(files.tokenizer_json);
-  try {
-    (void)load_tokenizer(files);
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::not_found) return "";
-    throw;
-  }
-  return text_of(bundled::gpt_neox_tokenizer());
-}
-
 std::optional<Tokenizer> parse_tokenizer(const std::string& json, const std::string& name,
                                          const ModelConfig& config) {
   if (json.empty()) return std::nullopt;
@@ -66,7 +53,7 @@ Source open_source(Context& ctx, const TrainSettings& settings, const TrainOptio
   const ModelFiles files =
       options.open_model ? options.open_model(settings.model) : open_model(settings.model);
   CheckpointTexts texts{.config_json = files.config_json,
-                        .tokenizer_json = tokenizer_of(files),
+                        .tokenizer_json = tokenizer_json_of(files),
                         .generation_config_json = files.generation_config_json};
   if (!settings.tokenizer.empty()) {
     require(texts.tokenizer_json.empty(), "tokenizer is ", settings.tokenizer, ", but the model ", files.name,

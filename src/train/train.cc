@@ -11,6 +11,7 @@
 #include "krait/train/trainer.h"
 #include "train/checkpoint.h"
 #include "train/run_directory.h"
+#include "train/run_record.h"
 #include "train/source.h"
 #include "train/validation.h"
 
@@ -19,8 +20,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kSettings = "settings.json";
-constexpr const char* kMetrics = "metrics.jsonl";
-constexpr const char* kSamples = "samples.jsonl";
 constexpr const char* kBest = "best.safetensors";
 constexpr const char* kAverage = "average.safetensors";
 constexpr const char* kModel = "model.safetensors";
@@ -69,7 +68,7 @@ class Run {
                     : open_source(ctx, settings, options)),
         data_(Dataset::open(ctx, paths_of(settings.data), tokenizer(),
                             dataset_options(settings, source_.model.config()))),
-        validation_(ctx, settings.val, tokenizer(), settings.seq_len, source_.model.config().vocab_size),
+        validation_(ctx, settings.val, tokenizer(), data_->seq_len(), source_.model.config().vocab_size),
         trainer_(ctx, source_.model, *data_, settings) {
     require(settings.sample_every == 0 || source_.tokenizer.has_value(), "sample_every is ",
             settings.sample_every, ", but the model has no tokenizer");
@@ -85,8 +84,7 @@ class Run {
 
   TrainResult run() {
     begin_directory();
-    const LineFile metrics(directory_ / kMetrics);
-    metrics_ = &metrics;
+    record_.emplace(directory_, options_);
     if (options_.on_start)
       options_.on_start({.steps = trainer_.steps(),
                          .first_step = trainer_.step_number(),
@@ -124,8 +122,7 @@ class Run {
     io::write_file(directory_ / kSettings, settings_json(settings_));
     write_texts(directory_.path(), source_.texts);
     const auto keep = [&](std::string_view line) { return saved_ >= 0 && is_before(line, state_); };
-    filter_lines(directory_ / kMetrics, keep);
-    filter_lines(directory_ / kSamples, keep);
+    RunRecord::filter(directory_, keep);
     if (saved_ < 0) fs::remove(directory_ / kBest);
   }
 
@@ -141,8 +138,7 @@ class Run {
     report.tokens_per_second = static_cast<double>(line_tokens_) / line_seconds_;
     line_tokens_ = 0;
     line_seconds_ = 0.0;
-    metrics_->add(json_line(report));
-    if (options_.on_log) options_.on_log(report);
+    record_->add(report);
     if (report.was_skipped)
       ctx_.warn(concat("step ", report.step, ": loss ", report.loss, ", gradient norm ", report.grad_norm,
                        ": not finite, weights stay as they are"));
@@ -197,9 +193,8 @@ class Run {
     } else {
       ++state_.evaluations_since_best;
     }
-    metrics_->add(json_line(report));
+    record_->add(report);
     state_.evaluated = report.step;
-    if (options_.on_evaluation) options_.on_evaluation(report);
   }
 
   void sample() {
@@ -214,9 +209,8 @@ class Run {
         fail(ErrorKind::interrupted, "the sample was interrupted");
       report.text = settings_.sample_prompt + result.sequences[0].text;
     });
-    LineFile(directory_ / kSamples).add(json_line(report));
+    record_->add(report);
     state_.sampled = report.step;
-    if (options_.on_sample) options_.on_sample(report);
   }
 
   void save() {
@@ -262,7 +256,7 @@ class Run {
   Trainer trainer_;
   RunState state_;
   std::int64_t saved_ = -1;  // step of the newest checkpoint
-  const LineFile* metrics_ = nullptr;
+  std::optional<RunRecord> record_;
   std::int64_t line_tokens_ = 0;  // since the last line of metrics
   double line_seconds_ = 0.0;
 };

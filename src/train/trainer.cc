@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "krait/core/error.h"
+#include "krait/io/npy.h"
 #include "train/optimizer_state.h"
 
 namespace krait {
@@ -94,8 +95,13 @@ class CarriedStates {
 }  // namespace
 
 DatasetOptions dataset_options(const TrainSettings& settings, const ModelConfig& config) {
-  return {.seq_len = settings.seq_len,
-          .batch_size = settings.batch_size,
+  // A file of fixed batches, (steps, batch, length + 1), says itself how large they are.
+  const bool fixed = settings.data.size() == 1 && settings.data[0].ends_with(".npy") &&
+                     io::read_npy(settings.data[0]).ndim() == 3;
+  constexpr std::int64_t kLength = 512;
+  constexpr std::int64_t kBatch = 8;
+  return {.seq_len = settings.seq_len == 0 && !fixed ? kLength : settings.seq_len,
+          .batch_size = settings.batch_size == 0 && !fixed ? kBatch : settings.batch_size,
           .seed = static_cast<std::uint64_t>(settings.seed),
           .vocab_size = config.vocab_size,
           .document_boundaries = !settings.ignore_boundaries,

@@ -70,7 +70,7 @@ class TrainTest : public ::testing::Test {
 std::map<std::string, std::string> contents_of(const fs::path& directory) {
   std::map<std::string, std::string> contents;
   for (const auto& entry : fs::recursive_directory_iterator(directory)) {
-    if (!entry.is_regular_file() || entry.path().filename().string().starts_with("events.")) continue;
+    if (!entry.is_regular_file() || entry.path().filename().string().starts_with("events")) continue;
     const std::string name = fs::relative(entry.path(), directory).string();
     std::string content = io::content_of(entry.path());
     if (name == "metrics.jsonl" || name.ends_with("state.json")) {

@@ -37,8 +37,8 @@ struct TrainSettings {
   // Steps. With neither steps nor epochs: one epoch.
   std::int64_t steps = 0;
   double epochs = 0.0;
-  std::int64_t batch_size = 8;
-  std::int64_t seq_len = 512;
+  std::int64_t batch_size = 0;     // 0: 8, or what a file of fixed batches has
+  std::int64_t seq_len = 0;        // 0: 512, or likewise
   std::int64_t accumulate = 1;     // batches whose gradients make one step
   bool ignore_boundaries = false;  // states pass from one document to the next
   bool carry_state = false;        // states pass from one batch to the next (truncated back-propagation)

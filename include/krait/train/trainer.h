@@ -40,7 +40,7 @@ struct TrainerState {
   std::int64_t data_tokens = 0;
 };
 
-// What settings say of the data.
+// What settings say of the data; with sizes of 0 it looks into settings.data for fixed batches.
 [[nodiscard]] DatasetOptions dataset_options(const TrainSettings& settings, const ModelConfig& config);
 
 class Trainer {
