@@ -27,6 +27,23 @@ std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor&
   return weight.size(1);
 }
 
+Dims validate_inputs(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                     const Tensor& initial_states, const Tensor& seq_idx, const Tensor& cu_seqlens,
+                     const Tensor& state_positions) {
+  require(x.defined(), "[", op, "] x is missing");
+  require_float(op, "x", x, x);
+  require(x.ndim() == 3, "[", op, "] x has shape ", x.shape(), ", expected (B, D, L)");
+  const std::int64_t width = validate_weight(op, x, weight, bias) - 1;
+  validate_sequences(op, x.size(0), x.size(2), seq_idx, cu_seqlens, state_positions);
+  const Dims state_shape{cu_seqlens ? cu_seqlens.size(0) - 1 : x.size(0), x.size(1), width};
+  if (initial_states) {
+    require_float(op, "initial_states", initial_states, x);
+    require(initial_states.shape() == state_shape, "[", op, "] initial_states has shape ",
+            initial_states.shape(), ", expected ", state_shape, ": the K - 1 inputs before each sequence");
+  }
+  return state_shape;
+}
+
 bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, const Tensor& x) {
   require(path != ConvPath::simd || x.dtype() != DType::f64, "[", op,
           "] the path simd takes f32, bf16 or f16, x has dtype f64");
@@ -68,23 +85,12 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
   using namespace conv_detail;
   constexpr std::string_view op = "causal_conv1d";
   const Tensor& x = args.x;
-  require(x.defined(), "[causal_conv1d] x is missing");
-  require_float(op, "x", x, x);
-  require(x.ndim() == 3, "[causal_conv1d] x has shape ", x.shape(), ", expected (B, D, L)");
-  const std::int64_t width = validate_weight(op, x, args.weight, args.bias) - 1;
+  const Dims state_shape = validate_inputs(op, x, args.weight, args.bias, args.initial_states, args.seq_idx,
+                                           args.cu_seqlens, args.state_positions);
   const std::int64_t rows = x.size(0);
   const std::int64_t channels = x.size(1);
   const std::int64_t length = x.size(2);
-  validate_sequences(op, rows, length, args.seq_idx, args.cu_seqlens, args.state_positions);
-  const std::int64_t sequences = args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : rows;
-
-  const Dims state_shape{sequences, channels, width};
-  if (args.initial_states) {
-    require_float(op, "initial_states", args.initial_states, x);
-    require(args.initial_states.shape() == state_shape, "[causal_conv1d] initial_states has shape ",
-            args.initial_states.shape(), ", expected ", state_shape,
-            ": the K - 1 inputs before each sequence");
-  }
+  const std::int64_t width = state_shape[2];
   if (args.out) {
     require(args.out.dtype() == x.dtype(), "[causal_conv1d] out has dtype ", args.out.dtype(), ", expected ",
             x.dtype(), " as x");

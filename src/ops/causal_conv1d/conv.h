@@ -25,6 +25,24 @@ struct Forward {
 void forward_reference(Context& ctx, const Forward& forward);
 void forward_simd(Context& ctx, const Forward& forward);
 
+struct Backward {
+  Tensor x;               // (B, D, L)
+  Tensor weight;          // (D, K)
+  Tensor bias;            // (D) or absent
+  Tensor initial_states;  // (sequences, D, K-1) or absent
+  Activation activation = Activation::none;
+  const TokenRuns* runs = nullptr;
+  Tensor dout;             // (B, D, L)
+  Tensor dfinal_states;    // (sequences, D, K-1) or absent
+  Tensor dx;               // (B, D, L) or absent, may be dout; places of padding tokens are left alone
+  Tensor dweight;          // (D, K) or absent, added to
+  Tensor dbias;            // (D) or absent, added to
+  Tensor dinitial_states;  // (sequences, D, K-1) or absent, may be dfinal_states
+};
+
+void backward_reference(Context& ctx, const Backward& backward);
+void backward_simd(Context& ctx, const Backward& backward);
+
 // One batch row with its row of the state; padding slots are not among them.
 struct Slot {
   std::int64_t row = 0;    // of x and out
@@ -47,6 +65,11 @@ void update_simd(Context& ctx, const Update& update);
 
 // The shape and dtype rules that forward and update share: weight (D, K) and bias (D). Returns K.
 std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias);
+// The rules that forward and backward share, each tensor but x and weight optional. Returns the shape of the
+// states, (sequences, D, K-1).
+Dims validate_inputs(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                     const Tensor& initial_states, const Tensor& seq_idx, const Tensor& cu_seqlens,
+                     const Tensor& state_positions);
 // A floating tensor; f64 only beside an x of f64.
 void require_float(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x);
 // Whether the reference runs; throws where `path` cannot take x's dtype.
