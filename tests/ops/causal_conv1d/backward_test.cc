@@ -127,9 +127,10 @@ void expect_fast(const CausalConv1dBackwardArgs& args) {
     if (found) expect_close(found, expected, 4e-6 + rounding_of(found.dtype()), name);
   };
   compare(args.dx, exact.dx, "dx");
-  compare(args.dweight, exact.dweight, "dweight");
-  compare(args.dbias, exact.dbias, "dbias");
   compare(args.dinitial_states, exact.dinitial_states, "dinitial_states");
+  // Sums of up to 2,100 terms that may cancel.
+  if (args.dweight) expect_close(args.dweight, exact.dweight, 2e-5, "dweight");
+  if (args.dbias) expect_close(args.dbias, exact.dbias, 2e-5, "dbias");
 }
 
 // A random case: every option, alone or with others.
@@ -172,7 +173,7 @@ TEST(CausalConv1dBackward, FastPathOverSizesAndLayouts) {
   Rng rng(2);
   for (const std::int64_t kernel : {1, 2, 3, 4, 5, 8})
     for (const std::int64_t channels : {0, 1, 7, 8, 33, 130})
-      for (const std::int64_t length : {0, 1, 2, 3, 4, 28, 29, 31, 32, 33, 67})
+      for (const std::int64_t length : {0, 1, 2, 3, 4, 12, 13, 14, 16, 17, 67})
         for (const int layout : {0, 2, 3}) {
           SCOPED_TRACE(concat("K ", kernel, " D ", channels, " L ", length, " layout ", layout));
           const auto tensor = [&](const Dims& shape) {

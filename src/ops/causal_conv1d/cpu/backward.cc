@@ -25,9 +25,9 @@
 #define KRAIT_OPS_CAUSAL_CONV1D_CPU_BACKWARD_ONCE
 namespace krait::conv_detail {
 
-// Three tiles fill the first-level cache.
-inline constexpr std::int64_t kGradientTokens = 32;
-inline constexpr std::int64_t kGradientChannels = 64;
+// Three tiles fill the first-level cache; rows of whole cache lines suit the processor's prefetcher.
+inline constexpr std::int64_t kGradientTokens = 16;
+inline constexpr std::int64_t kGradientChannels = 128;
 
 // Work of one thread at a time: a range of runs, channels [channel, channel + channels).
 struct Strip {
@@ -91,83 +91,98 @@ void store_tokens(const float* from, const Tensor& t, const TokenRuns& runs, con
   });
 }
 
-// gradient *= silu'(sum).
-void activation_backward(const float* HWY_RESTRICT sum, float* HWY_RESTRICT gradient, std::int64_t rows,
-                         std::int64_t columns) {
-  const D d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t r = 0; r < rows; ++r, sum += kGradientChannels, gradient += kGradientChannels) {
-    for (std::int64_t c = 0; c < columns; c += lanes) {
-      V value = hn::Zero(d);
-      V derivative = value;
-      krait::HWY_NAMESPACE::silu_with_derivative(d, hn::Load(d, sum + c), value, derivative);
-      hn::Store(hn::Mul(hn::Load(d, gradient + c), derivative), d, gradient + c);
-    }
-  }
-}
+// What the rows of a tile are turned into.
+struct RowsBackward {
+  const float* x;  // K - 1 rows before the first one, then `rows`
+  float* gradient;
+  std::int64_t rows;
+  std::int64_t columns;  // whole vectors
+  bool silu;             // gradient *= silu'(bias + sum_k weight_k x_k) first
+  float* sums;           // null, or K + 1 rows: sums_k += gradient x_k over the rows, sums_K += gradient
+  std::int64_t sum_stride;
+};
 
-// sums_k += sum over rows of gradient times the input K - 1 - k rows before it, sums_K += that of gradient.
-// Even and odd rows are summed apart, for two chains of additions.
+// A vector of channels at a time, the sums in registers.
 template <int kKernel>
-void add_sums(const float* HWY_RESTRICT x, const float* HWY_RESTRICT gradient, std::int64_t rows,
-              std::int64_t columns, float* HWY_RESTRICT sums, std::int64_t sum_stride) {
+void rows_backward(const RowsBackward& r, const TapRows& taps) {
   const D d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  constexpr std::int64_t kStep = kGradientChannels;
-  for (std::int64_t c = 0; c < columns; c += lanes) {
-    V even[kKernel + 1];
-    V odd[kKernel + 1];
-    for (int k = 0; k <= kKernel; ++k) even[k] = odd[k] = hn::Zero(d);
-    const float* from = x + c;
-    const float* g = gradient + c;
-    std::int64_t r = 0;
-    for (; r + 2 <= rows; r += 2, from += 2 * kStep, g += 2 * kStep) {
-      const V first = hn::Load(d, g);
-      const V second = hn::Load(d, g + kStep);
-      V input = hn::Load(d, from);
-      for (int k = 0; k < kKernel; ++k) {
-        even[k] = hn::MulAdd(first, input, even[k]);
-        input = hn::Load(d, from + (k + 1) * kStep);
-        odd[k] = hn::MulAdd(second, input, odd[k]);
+  for (std::int64_t c = 0; c < r.columns; c += lanes) {
+    V sums[kKernel + 1];
+    for (int k = 0; k <= kKernel; ++k) sums[k] = hn::Zero(d);
+    const float* x = r.x + c;
+    float* to = r.gradient + c;
+    for (std::int64_t t = 0; t < r.rows; ++t, x += kGradientChannels, to += kGradientChannels) {
+      V input[kKernel];
+      for (int k = 0; k < kKernel; ++k) input[k] = hn::Load(d, x + k * kGradientChannels);
+      V gradient = hn::Load(d, to);
+      if (r.silu) {
+        V sum = hn::LoadU(d, taps.bias + c);
+        for (int k = 0; k < kKernel; ++k)
+          sum = hn::MulAdd(hn::LoadU(d, taps.weight + k * taps.stride + c), input[k], sum);
+        V derivative = sum;
+        krait::HWY_NAMESPACE::silu_with_derivative(d, sum, sum, derivative);
+        gradient = hn::Mul(gradient, derivative);
+        hn::Store(gradient, d, to);
       }
-      even[kKernel] = hn::Add(even[kKernel], first);
-      odd[kKernel] = hn::Add(odd[kKernel], second);
+      for (int k = 0; k < kKernel; ++k) sums[k] = hn::MulAdd(gradient, input[k], sums[k]);
+      sums[kKernel] = hn::Add(sums[kKernel], gradient);
     }
-    if (r < rows) {
-      const V last = hn::Load(d, g);
-      for (int k = 0; k < kKernel; ++k) even[k] = hn::MulAdd(last, hn::Load(d, from + k * kStep), even[k]);
-      even[kKernel] = hn::Add(even[kKernel], last);
-    }
+    if (r.sums == nullptr) continue;
     for (int k = 0; k <= kKernel; ++k) {
-      float* to = sums + k * sum_stride + c;
-      hn::Store(hn::Add(hn::Load(d, to), hn::Add(even[k], odd[k])), d, to);
+      float* total = r.sums + k * r.sum_stride + c;
+      hn::Store(hn::Add(hn::Load(d, total), sums[k]), d, total);
     }
   }
 }
 
-// The same for any K, a tap at a time.
-void add_sums(std::int64_t kernel, const float* HWY_RESTRICT x, const float* HWY_RESTRICT gradient,
-              std::int64_t rows, std::int64_t columns, float* HWY_RESTRICT sums, std::int64_t sum_stride) {
-  switch (kernel) {
-    case 2: return add_sums<2>(x, gradient, rows, columns, sums, sum_stride);
-    case 3: return add_sums<3>(x, gradient, rows, columns, sums, sum_stride);
-    case 4: return add_sums<4>(x, gradient, rows, columns, sums, sum_stride);
-    default: break;
-  }
+// The same for any K: a tap at a time, which gives each sum in the same order.
+void rows_backward_any(const RowsBackward& r, const TapRows& taps) {
   const D d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  for (std::int64_t k = 0; k <= kernel; ++k) {
-    for (std::int64_t c = 0; c < columns; c += lanes) {
+  for (std::int64_t c = 0; c < r.columns; c += lanes) {
+    for (std::int64_t t = 0; r.silu && t < r.rows; ++t) {
+      V sum = hn::LoadU(d, taps.bias + c);
+      for (std::int64_t k = 0; k < taps.kernel; ++k)
+        sum = hn::MulAdd(hn::LoadU(d, taps.weight + k * taps.stride + c),
+                         hn::Load(d, r.x + (t + k) * kGradientChannels + c), sum);
+      V derivative = sum;
+      krait::HWY_NAMESPACE::silu_with_derivative(d, sum, sum, derivative);
+      float* to = r.gradient + t * kGradientChannels + c;
+      hn::Store(hn::Mul(hn::Load(d, to), derivative), d, to);
+    }
+    for (std::int64_t k = 0; r.sums != nullptr && k <= taps.kernel; ++k) {
       V sum = hn::Zero(d);
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const V g = hn::Load(d, gradient + r * kGradientChannels + c);
-        sum = k == kernel ? hn::Add(sum, g)
-                          : hn::MulAdd(g, hn::Load(d, x + (r + k) * kGradientChannels + c), sum);
+      for (std::int64_t t = 0; t < r.rows; ++t) {
+        const V gradient = hn::Load(d, r.gradient + t * kGradientChannels + c);
+        sum = k == taps.kernel
+                  ? hn::Add(sum, gradient)
+                  : hn::MulAdd(gradient, hn::Load(d, r.x + (t + k) * kGradientChannels + c), sum);
       }
-      float* to = sums + k * sum_stride + c;
-      hn::Store(hn::Add(hn::Load(d, to), sum), d, to);
+      float* total = r.sums + k * r.sum_stride + c;
+      hn::Store(hn::Add(hn::Load(d, total), sum), d, total);
     }
   }
+}
+
+void rows_backward(const RowsBackward& r, const TapRows& taps) {
+  switch (taps.kernel) {
+    case 2: return rows_backward<2>(r, taps);
+    case 3: return rows_backward<3>(r, taps);
+    case 4: return rows_backward<4>(r, taps);
+    default: return rows_backward_any(r, taps);
+  }
+}
+
+// Asks for the tokens of the next tile while this one is computed. Those of a run with padding inside, which
+// lie apart, are left alone.
+void prefetch_tokens(const Tensor& t, const TokenRun& run, std::int64_t begin, std::int64_t end,
+                     const Strip& strip) {
+  if (begin >= end || run.listed >= 0) return;
+  krait::HWY_NAMESPACE::prefetch_tile(
+      t.raw(),
+      run.row * t.stride(0) + strip.channel * t.stride(1) + (run.start + begin * run.step) * t.stride(2),
+      t.stride(2), t.stride(1), end - begin, strip.channels, static_cast<std::int64_t>(size_of(t.dtype())));
 }
 
 // The K - 1 inputs before the run; nothing is known of a gradient before it.
@@ -221,7 +236,7 @@ void run_backward(const Backward& b, const Shared& shared, const TokenRun& run, 
   const TapRows reversed{first_tap + width * weight.stride(0), -weight.stride(0), zeros, kernel,
                          Activation::none};
   const bool silu = b.activation == Activation::silu;
-  const bool sums = b.dweight || b.dbias;
+  const bool use_x = silu || b.dweight;
   const bool places = b.dx || b.dinitial_states;
   float* new_x = tiles.x + width * kGradientChannels;
   float* new_gradient = tiles.gradient + width * kGradientChannels;
@@ -234,12 +249,19 @@ void run_backward(const Backward& b, const Shared& shared, const TokenRun& run, 
     const std::int64_t tokens = tokens_end - begin;
     load_tokens(b.dout, *b.runs, run, begin, tokens_end, strip, new_gradient);
     std::fill_n(new_gradient + tokens * kGradientChannels, (end - tokens_end) * kGradientChannels, 0.0F);
-    if (silu || b.dweight) load_tokens(b.x, *b.runs, run, begin, tokens_end, strip, new_x);
-    if (silu) {
-      convolve(tiles.x, kGradientChannels, taps, tiles.result, kGradientChannels, tokens, columns);
-      activation_backward(tiles.result, new_gradient, tokens, columns);
-    }
-    if (sums) add_sums(kernel, tiles.x, new_gradient, tokens, columns, strip.sums, shared.sum_stride);
+    if (use_x) load_tokens(b.x, *b.runs, run, begin, tokens_end, strip, new_x);
+    const std::int64_t next_end = std::min(tokens_end + kGradientTokens, run.count);
+    prefetch_tokens(b.dout, run, tokens_end, next_end, strip);
+    if (use_x) prefetch_tokens(b.x, run, tokens_end, next_end, strip);
+    if (silu || strip.sums != nullptr)
+      rows_backward({.x = tiles.x,
+                     .gradient = new_gradient,
+                     .rows = tokens,
+                     .columns = columns,
+                     .silu = silu,
+                     .sums = strip.sums,
+                     .sum_stride = shared.sum_stride},
+                    taps);
     if (places) {
       convolve(tiles.gradient, kGradientChannels, reversed, tiles.result, kGradientChannels, end - begin,
                columns);
@@ -251,7 +273,7 @@ void run_backward(const Backward& b, const Shared& shared, const TokenRun& run, 
   }
 }
 
-// `workspace` has workspace_floats(K) floats.
+// `workspace` holds the tiles and a row of zeros.
 void strips_backward(const Backward& b, const Shared& shared, const Strip* strips, std::int64_t count,
                      float* workspace) {
   const std::int64_t rows = kGradientTokens + shared.taps.weight.size(0) - 1;
