@@ -64,6 +64,19 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 
 void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text))); }
 
+void AtomicFile::overwrite(std::uint64_t position, std::span<const std::byte> bytes) {
+  require(descriptor_ >= 0, target_.string(), ": written to after it was committed");
+  while (!bytes.empty()) {
+    const ssize_t written = ::pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(position));
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      fail_with(errno, "cannot be written");
+    }
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+    position += static_cast<std::uint64_t>(written);
+  }
+}
+
 void AtomicFile::commit() {
   require(descriptor_ >= 0, target_.string(), ": committed twice");
   struct stat old {};

@@ -1,5 +1,6 @@
 #include "tokenizer/normalizer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "krait/core/error.h"
@@ -22,6 +23,11 @@ void Normalizer::add(const Component& component) {
   } else {
     component.refuse_type("NFC, Prepend, Replace or Sequence");
   }
+}
+
+bool Normalizer::is_nfc_or_nothing() const {
+  return std::all_of(steps_.begin(), steps_.end(),
+                     [](const auto& step) { return std::holds_alternative<Nfc>(step); });
 }
 
 std::string_view Normalizer::apply(std::string_view text, Regex::Workspace& workspace,

@@ -20,6 +20,7 @@ class Normalizer {
   // `text` normalized: either `text` itself, or a view of `buffer`.
   [[nodiscard]] std::string_view apply(std::string_view text, Regex::Workspace& workspace,
                                        std::string& buffer) const;
+  [[nodiscard]] bool is_nfc_or_nothing() const;
 
  private:
   struct Nfc {};

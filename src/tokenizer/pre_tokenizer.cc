@@ -63,6 +63,11 @@ bool PreTokenizer::ends_in_byte_level() const {
   return !steps_.empty() && std::holds_alternative<ByteLevel>(steps_.back());
 }
 
+bool PreTokenizer::is_gpt2() const {
+  const auto* step = steps_.size() == 1 ? std::get_if<ByteLevel>(&steps_.front()) : nullptr;
+  return step != nullptr && step->use_regex && !step->add_prefix_space;
+}
+
 void PreTokenizer::leave_bytes() { std::get<ByteLevel>(steps_.back()).spell_bytes = false; }
 
 // Applies the steps, one after the other, to the pieces that it holds.

@@ -47,6 +47,8 @@ class PreTokenizer {
   // a model that reads bytes spares both sides the spelling.
   [[nodiscard]] bool ends_in_byte_level() const;
   void leave_bytes();
+  // True where ByteLevel with GPT-2's pattern is all there is.
+  [[nodiscard]] bool is_gpt2() const;
 
   // Cuts `text`, which is not empty, into workspace.pieces; returns the text that they index, either
   // `text` itself or workspace.text. `at_start`: the text is the beginning of the input, which Metaspace

@@ -13,6 +13,7 @@
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/template.h"
+#include "tokenizer/text_files.h"
 #include "tokenizer/workspace_pool.h"
 
 namespace krait {
@@ -104,6 +105,7 @@ struct Tokenizer::Impl {
   [[nodiscard]] bool knows(std::int64_t id) const;
   [[nodiscard]] std::string_view token(std::int64_t id) const;
   [[nodiscard]] bool is_special(std::int64_t id) const;
+  [[nodiscard]] bool may_cut_before_space() const;
 
   std::string name;
   Normalizer normalizer;
@@ -188,6 +190,16 @@ std::string_view Tokenizer::Impl::token(std::int64_t id) const {
 bool Tokenizer::Impl::is_special(std::int64_t id) const {
   const auto at = added_by_id.find(id);
   return at != added_by_id.end() && at->second->special;
+}
+
+// See next_cut in text_files.h for what lies on both sides of such a cut. NFC composes nothing with it; an
+// added token may neither contain one nor look beyond its own end.
+bool Tokenizer::Impl::may_cut_before_space() const {
+  return normalizer.is_nfc_or_nothing() && pre_tokenizer.is_gpt2() &&
+         std::all_of(added.begin(), added.end(), [](const auto& token) {
+           return !token->single_word && !token->rstrip &&
+                  next_cut(token->content, 0) == token->content.size();
+         });
 }
 
 // Text between added tokens that are found as they stand: normalizes it, finds those that are looked
@@ -291,6 +303,8 @@ std::optional<std::int64_t> Tokenizer::token_to_id(std::string_view token) const
 std::string_view Tokenizer::id_to_token(std::int64_t id) const { return impl_->token(id); }
 
 bool Tokenizer::is_special(std::int64_t id) const { return impl_->is_special(id); }
+
+bool Tokenizer::may_cut_before_space() const { return impl_->may_cut_before_space(); }
 
 struct StreamDecoder::State {
   State(std::shared_ptr<const Tokenizer::Impl> tokenizer, bool skip)

@@ -25,6 +25,17 @@ TEST(AtomicFile, AppearsOnCommit) {
   EXPECT_EQ(scratch.count(), 1U);
 }
 
+TEST(AtomicFile, OverwritesWhatItWrote) {
+  const Scratch scratch;
+  AtomicFile file(scratch / "a");
+  file.write("____ and text");
+  file.overwrite(1, std::as_bytes(std::span("head", 4)));
+  file.write(", more");
+  file.commit();
+  EXPECT_EQ(content_of(scratch / "a"), "_headand text, more");
+  EXPECT_MESSAGE(file.overwrite(0, std::as_bytes(std::span("x", 1))), "after it was committed");
+}
+
 TEST(AtomicFile, LeavesNothingWithoutCommit) {
   const Scratch scratch;
   scratch.put("a", "old");

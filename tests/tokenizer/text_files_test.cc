@@ -7,6 +7,7 @@
 
 #include "io/scratch.h"
 #include "krait/core/random.h"
+#include "krait/tokenizer/tokenizer.h"
 #include "tokenizer/gpt2_scanner.h"
 #include "tokenizer/random_text.h"
 
@@ -43,6 +44,42 @@ TEST(NextCut, KeepsThePieces) {
     parts.insert(parts.end(), rest.begin(), rest.end());
     EXPECT_EQ(parts, whole) << "cut at " << cut << " of " << testing::PrintToString(text);
   }
+}
+
+// What that is good for: the ids of a text are those of its parts. NFC and added tokens of several spaces
+// included.
+TEST(NextCut, KeepsTheIds) {
+  const Tokenizer tokenizer = Tokenizer::from_file(KRAIT_MODELS_DIR "/gpt-neox/tokenizer.json");
+  ASSERT_TRUE(tokenizer.may_cut_before_space());
+  Rng rng(4);
+  for (int round = 0; round < 1000; ++round) {
+    const std::string text = random_text(rng, 30);
+    const std::size_t cut = next_cut(text, rng.next_u32() % (text.size() + 1));
+    std::vector<std::int64_t> ids = tokenizer.encode(text.substr(0, cut));
+    const std::vector<std::int64_t> rest = tokenizer.encode(text.substr(cut));
+    ids.insert(ids.end(), rest.begin(), rest.end());
+    EXPECT_EQ(ids, tokenizer.encode(text)) << "cut at " << cut << " of " << testing::PrintToString(text);
+  }
+}
+
+TEST(NextCut, IsNotForEveryTokenizer) {
+  const std::string json = io::content_of(KRAIT_GOLDEN_DIR "/tokenizer-train/mixed.json");
+  const auto may_cut = [&](const std::string& from, const std::string& to) {
+    std::string changed = json;
+    for (std::size_t at = 0; (at = changed.find(from, at)) != std::string::npos; at += to.size())
+      changed.replace(at, from.size(), to);
+    EXPECT_NE(changed, json);
+    return Tokenizer::from_json(changed, "changed").may_cut_before_space();
+  };
+  EXPECT_TRUE(may_cut("<|endoftext|>", "  end"));  // cuts come before the first space
+  EXPECT_FALSE(may_cut("<|endoftext|>", "the end"));
+  EXPECT_FALSE(may_cut("\"rstrip\": false", "\"rstrip\": true"));
+  EXPECT_FALSE(may_cut("\"single_word\": false", "\"single_word\": true"));
+  EXPECT_FALSE(may_cut("\"add_prefix_space\": false", "\"add_prefix_space\": true"));
+  EXPECT_FALSE(may_cut("\"use_regex\": true", "\"use_regex\": false"));
+  EXPECT_FALSE(
+      may_cut("\"normalizer\": null", "\"normalizer\": {\"type\": \"Prepend\", \"prepend\": \"x\"}"));
+  EXPECT_TRUE(may_cut("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}"));
 }
 
 // All texts of the files, put together again from their ranges.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string_view>
@@ -25,6 +26,8 @@ class AtomicFile {
   // failure, after which only destruction is left.
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
+  // Replaces bytes that were written before: for headers that count what follows them.
+  void overwrite(std::uint64_t position, std::span<const std::byte> bytes);
 
   // Flushes to disk and takes the target's place, with the permissions of the file that it replaces.
   // At most once, and nothing can be written afterwards.

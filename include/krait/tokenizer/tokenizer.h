@@ -48,6 +48,10 @@ class Tokenizer {
   // lives as long as a copy of this tokenizer does. Throws Error(invalid_argument) at an unknown id.
   [[nodiscard]] std::string_view id_to_token(std::int64_t id) const;
   [[nodiscard]] bool is_special(std::int64_t id) const;
+  // True where a text may be cut before ASCII white space that follows another character, and the ids of the
+  // parts, one after the other, are those of the text: so with byte-level tokenizers that split as GPT-2's
+  // does. False does not say that they are not.
+  [[nodiscard]] bool may_cut_before_space() const;
 
  private:
   friend class StreamDecoder;
