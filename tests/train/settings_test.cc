@@ -123,9 +123,9 @@ std::string json_error(const std::string& text) {
 TEST(Settings, RefusalsNameFileAndKey) {
   EXPECT_EQ(json_error(R"({"lr": 0.1, "learning_rate": 1})"), "s.json: unknown setting \"learning_rate\"");
   EXPECT_EQ(json_error(R"({"batch_size": 1, "batch-size": 2})"), "s.json: setting batch_size is given twice");
-  EXPECT_EQ(json_error(R"({"batch_size": 0})"), "s.json: batch_size is 0, expected an integer of at least 1");
+  EXPECT_EQ(json_error(R"({"accumulate": 0})"), "s.json: accumulate is 0, expected an integer of at least 1");
   EXPECT_EQ(json_error(R"({"batch_size": 2.5})"),
-            "s.json: batch_size is 2.5, expected an integer of at least 1");
+            "s.json: batch_size is 2.5, expected an integer of at least 0");
   EXPECT_EQ(json_error(R"({"steps": 18446744073709551615})"),
             "s.json: steps is 18446744073709551615, expected an integer of at least 0");
   EXPECT_EQ(json_error(R"({"lr": "fast"})"), "s.json: lr is 'fast', expected a number of at least 0");
