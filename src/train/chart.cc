@@ -16,10 +16,10 @@ constexpr int kWidth = 520;  // in pixels at natural size
 constexpr int kWideWidth = 1064;
 constexpr int kHeight = 260;
 constexpr double kLeft = 62.0;
-constexpr double kRight = 14.0;
+constexpr double kRight = 26.0;
 constexpr double kTop = 10.0;
 constexpr double kBottom = 30.0;
-constexpr std::size_t kMaxPoints = 800;  // of a curve in a drawing
+constexpr double kPointsPerPixel = 0.8;  // of a curve, at most
 constexpr std::size_t kFewPoints = 60;   // up to here each has a mark
 // An axis is logarithmic, where it may be, from this ratio of its values on, and if none is smaller than
 // that.
@@ -98,12 +98,13 @@ std::string join(const std::vector<Point>& points, double Point::*member) {
 }
 
 std::string draw_curve(const Curve& curve, const Axis& x, const Axis& y) {
-  const std::vector<Point> points = thinned(curve.points, kMaxPoints);
+  const auto limit = static_cast<std::size_t>(kPointsPerPixel * (x.last - x.first));
+  const std::vector<Point> points = thinned(curve.points, limit);
   std::string at;
   for (const Point& p : points) at += (at.empty() ? "" : " ") + pixel(x(p.step)) + "," + pixel(y(p.value));
-  std::string out = concat("<g class=\"curve ", curve.style, "\" data-name=\"", escaped(curve.name),
-                           "\" data-x=\"", join(points, &Point::step), "\" data-y=\"",
-                           join(points, &Point::value), "\"><polyline points=\"", at, "\"/>");
+  std::string out = concat("<g class=\"curve ", curve.style, points.size() > limit / 2 ? " dense" : "",
+                           "\" data-name=\"", escaped(curve.name), "\" data-x=\"", join(points, &Point::step),
+                           "\" data-y=\"", join(points, &Point::value), "\"><polyline points=\"", at, "\"/>");
   if (points.size() <= kFewPoints)
     for (const Point& p : points)
       out += concat("<circle cx=\"", pixel(x(p.step)), "\" cy=\"", pixel(y(p.value)), "\" r=\"2.5\"/>");
@@ -137,6 +138,7 @@ std::string draw(const Chart& chart) {
       values.add(p.value);
     }
   if (steps.low > steps.high) return "";
+  if (steps.low > 0.0 && steps.low < 0.1 * steps.high) steps.low = 0.0;  // most curves begin with a run
   const bool logarithmic =
       chart.logarithmic && values.low >= kSmallest && values.high / values.low >= kFarApart;
   const int width = chart.wide ? kWideWidth : kWidth;
@@ -172,9 +174,8 @@ std::vector<Point> thinned(const std::vector<Point>& points, std::size_t limit) 
     const auto by_value = [](const Point& a, const Point& b) { return a.value < b.value; };
     const auto [low, high] = std::minmax_element(points.begin() + static_cast<std::ptrdiff_t>(begin),
                                                  points.begin() + static_cast<std::ptrdiff_t>(end), by_value);
-    const auto [former, latter] = std::minmax(low - points.begin(), high - points.begin());
-    keep(static_cast<std::size_t>(former));
-    keep(static_cast<std::size_t>(latter));
+    keep(static_cast<std::size_t>(std::min(low, high) - points.begin()));
+    keep(static_cast<std::size_t>(std::max(low, high) - points.begin()));
   }
   keep(points.size() - 1);
   return kept;
@@ -186,10 +187,12 @@ std::vector<Point> moving_average(const std::vector<Point>& points, std::size_t 
   // Sums of all values so far; in f64 their differences are as exact as any drawing.
   std::vector<double> sums{0.0};
   sums.reserve(points.size() + 1);
+  for (const Point& p : points) sums.push_back(sums.back() + p.value);
   for (std::size_t i = 0; i < points.size(); ++i) {
-    sums.push_back(sums.back() + points[i].value);
-    const std::size_t count = std::min(window, i + 1);
-    means.push_back({points[i].step, (sums[i + 1] - sums[i + 1 - count]) / static_cast<double>(count)});
+    const std::size_t half = std::min(window / 2, i);
+    const std::size_t begin = i - half;
+    const std::size_t end = std::min(i + half + 1, points.size());
+    means.push_back({points[i].step, (sums[end] - sums[begin]) / static_cast<double>(end - begin)});
   }
   return means;
 }

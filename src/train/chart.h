@@ -31,7 +31,8 @@ struct Chart {
 // spike is lost, and the first and last of all.
 [[nodiscard]] std::vector<Point> thinned(const std::vector<Point>& points, std::size_t limit);
 
-// The mean of each value and those before it, `window` together.
+// The mean of each value and its neighbours, `window` (odd) together; at the beginning, where curves are
+// steep, fewer on either side, and at the end fewer after it.
 [[nodiscard]] std::vector<Point> moving_average(const std::vector<Point>& points, std::size_t window);
 
 // Round numbers in [low, high], about `count` of them.

@@ -20,7 +20,7 @@ const std::vector<Point>& curve(const RunLog& log, const std::string& key) {
 std::vector<Chart> charts_of(const RunLog& log) {
   const std::vector<Point>& loss = curve(log, "loss");
   constexpr std::size_t kWindows = 50;  // in a run
-  const std::size_t window = std::min<std::size_t>(loss.size() / kWindows, 500);
+  const std::size_t window = std::min<std::size_t>(loss.size() / kWindows, 500) | 1U;
   Chart losses{.title = "Loss", .wide = true, .logarithmic = true};
   losses.curves.push_back({"training", window > 1 ? "c1 faint" : "c1", loss});
   if (window > 1)

@@ -29,16 +29,19 @@ figcaption b { color: var(--text); font-size: 15px; margin-right: 8px; }
   background: var(--colour); }
 .key.faint::before { opacity: 0.4; }
 .c1 { --colour: var(--c1); } .c2 { --colour: var(--c2); } .c3 { --colour: var(--c3); } .c4 { --colour: var(--c4); }
-svg.chart { display: block; width: 100%; height: auto; touch-action: pan-y; }
+svg.chart { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y; }
 .curve polyline { fill: none; stroke: var(--colour); stroke-width: 1.6; stroke-linejoin: round; }
+.curve.dense polyline { stroke-width: 1; }
 .curve circle { fill: var(--colour); }
-.curve.faint polyline { stroke-width: 1; opacity: 0.4; }
+.curve.faint polyline { opacity: 0.4; }
 .grid line { stroke: var(--line); }
 .grid text { fill: var(--muted); font-size: 11px; }
+@media (max-width: 900px) { .wide .grid text { font-size: 16px; } }
+@media (max-width: 640px) { .wide .grid text { font-size: 24px; } }
 .grid .y { text-anchor: end; }
 .grid .x { text-anchor: middle; }
 .cursor { stroke: var(--muted); stroke-dasharray: 3 3; }
-.values { position: absolute; pointer-events: none; padding: 5px 9px; border-radius: 6px; font-size: 12.5px;
+.values { position: absolute; z-index: 1; pointer-events: none; padding: 5px 9px; border-radius: 6px; font-size: 12.5px;
   background: var(--page); border: 1px solid var(--line); white-space: nowrap; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; font-size: 14px; }
 .settings { columns: 2 440px; column-gap: 32px; }
@@ -94,7 +97,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     const figure = svg.parentElement.getBoundingClientRect();
     const left = event.clientX - figure.left;
     const fits = left + box.offsetWidth + 24 < figure.width;
-    box.style.left = (fits ? left + 14 : left - box.offsetWidth - 10) + "px";
+    box.style.left = (fits ? left + 14 : Math.max(0, left - box.offsetWidth - 10)) + "px";
     box.style.top = event.clientY - figure.top + 14 + "px";
   });
   svg.addEventListener("pointerleave", () => {

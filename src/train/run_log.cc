@@ -68,8 +68,15 @@ void put_in_order(std::vector<Item>& items) {
   items.resize(kept);
 }
 
+// Texts as they are where one sees what they are.
 std::string shown(const nlohmann::ordered_json& value) {
-  if (value.is_string()) return value.get<std::string>();
+  if (value.is_string()) {
+    const auto& text = value.get_ref<const std::string&>();
+    const bool plain = !text.empty() && text.front() != ' ' && text.back() != ' ' &&
+                       std::all_of(text.begin(), text.end(),
+                                   [](char c) { return static_cast<unsigned char>(c) >= ' ' && c != 0x7F; });
+    return plain ? text : value.dump();
+  }
   if (value.is_array()) {
     std::string list;
     for (const auto& item : value) list += (list.empty() ? "" : ", ") + shown(item);
