@@ -26,5 +26,5 @@
 
 KRAIT_BUNDLE(shakespeare_config, "shakespeare/config.json")
 KRAIT_BUNDLE(shakespeare_tokenizer, "shakespeare/tokenizer.json")
-KRAIT_BUNDLE(shakespeare_weights, "shakespeare/pytorch_model.bin")
+KRAIT_BUNDLE(shakespeare_weights, "shakespeare/model.safetensors")
 KRAIT_BUNDLE(gpt_neox_tokenizer, "gpt-neox/tokenizer.json")

@@ -11,7 +11,7 @@
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "krait/io/mapped_file.h"
-#include "krait/io/torch_bin.h"
+#include "krait/io/safetensors.h"
 #include "models/bundled.h"
 
 namespace krait {
@@ -175,7 +175,7 @@ ModelFiles open_bundled_model() {
   files.name = "bundled model";
   files.config_json = text_of(bundled::shakespeare_config());
   files.tokenizer_json = text_of(bundled::shakespeare_tokenizer());
-  files.tensors = io::parse_torch_bin(bundled::shakespeare_weights(), nullptr, files.name);
+  files.tensors = io::parse_safetensors(bundled::shakespeare_weights(), nullptr, files.name);
   return files;
 }
 
