@@ -27,8 +27,8 @@ Json number(double value) {
   return value;
 }
 
-// The shortest decimal that gives this float, as a double.
-Json number(float value) {
+// The shortest decimal that gives this float, as a double: 0.2F is 0.2, and 0.0F is 0.0.
+Json decimal(float value) {
   if (std::isinf(value)) return number(double{value});
   char text[32];
   const auto end = std::to_chars(text, text + sizeof(text) - 1, value).ptr;
@@ -65,7 +65,7 @@ void add_number(Json& json, const char* key, double value, double by_default) {
   if (value != by_default) json[key] = number(value);
 }
 
-Json limits(const DtLimit& limit) { return Json::array({number(limit.low), number(limit.high)}); }
+Json limits(const DtLimit& limit) { return Json::array({decimal(limit.low), decimal(limit.high)}); }
 
 // d_inner = int(expand * d_model), whatever way it was given.
 Json expand_of(std::int64_t d_inner, std::int64_t d_model, const Refusal& refuse) {
@@ -186,9 +186,9 @@ Json hf_gpt_neox(const ModelConfig& c) {
   Json json = hf_common(c, "GPTNeoXForCausalLM");
   json["num_attention_heads"] = g.num_heads;
   json["intermediate_size"] = g.intermediate_size;
-  json["layer_norm_eps"] = number(g.layer_norm_eps);
+  json["layer_norm_eps"] = g.layer_norm_eps;
   json["use_parallel_residual"] = g.use_parallel_residual;
-  json["rotary_pct"] = number(g.rotary_share);
+  json["rotary_pct"] = g.rotary_share;
   json["rotary_emb_base"] = number(g.rotary_base);
   json["hidden_act"] = g.hidden_act;
   json["attention_bias"] = g.attention_bias;
@@ -211,15 +211,15 @@ Json hf_config(const ModelConfig& c) {
     json["expand"] = number(m.expand);
     json["intermediate_size"] = m.d_inner;
     json["time_step_rank"] = m.dt_rank;
-    json["time_step_min"] = number(m.dt_min);
-    json["time_step_max"] = number(m.dt_max);
-    json["time_step_floor"] = number(m.dt_init_floor);
-    json["time_step_scale"] = number(m.dt_scale);
+    json["time_step_min"] = m.dt_min;
+    json["time_step_max"] = m.dt_max;
+    json["time_step_floor"] = m.dt_init_floor;
+    json["time_step_scale"] = m.dt_scale;
     json["time_step_init_scheme"] = m.dt_init_random ? "random" : "constant";
     json["use_bias"] = m.bias;
     json["use_conv_bias"] = m.conv_bias;
-    json["layer_norm_epsilon"] = number(c.norm_epsilon);
-    if (falcon) json["mixer_rms_eps"] = number(*m.mixer_rms_eps);
+    json["layer_norm_epsilon"] = c.norm_epsilon;
+    if (falcon) json["mixer_rms_eps"] = *m.mixer_rms_eps;
     json["residual_in_fp32"] = c.residual_in_fp32;
     json["hidden_act"] = "silu";
     return json;
@@ -239,12 +239,12 @@ Json hf_config(const ModelConfig& c) {
   json["n_groups"] = m.ngroups;
   json["chunk_size"] = m.chunk_size;
   json["time_step_limit"] = limits(m.dt_limit);
-  json["time_step_min"] = number(m.dt_min);
-  json["time_step_max"] = number(m.dt_max);
-  json["time_step_floor"] = number(m.dt_init_floor);
+  json["time_step_min"] = m.dt_min;
+  json["time_step_max"] = m.dt_max;
+  json["time_step_floor"] = m.dt_init_floor;
   json["use_bias"] = m.bias;
   json["use_conv_bias"] = m.conv_bias;
-  json["layer_norm_epsilon"] = number(c.norm_epsilon);
+  json["layer_norm_epsilon"] = c.norm_epsilon;
   json["residual_in_fp32"] = c.residual_in_fp32;
   json["hidden_act"] = "silu";
   return json;
