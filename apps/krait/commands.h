@@ -16,6 +16,7 @@ void add_report(const Command& program);
 void add_tokenize(const Command& program);
 void add_download(const Command& program);
 void add_tokenizer(const Command& program);
+void add_data(const Command& program);
 void add_convert(const Command& program);
 // Hidden: writes the man page and the shell completions, from the option tables of `program`.
 void add_man(const Command& program);

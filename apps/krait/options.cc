@@ -23,10 +23,10 @@ void add_threads(const Command& command, CommonOptions& options) {
                   "Threads; 0 is one for each processor that the process may use");
 }
 
-void add_data(const Command& command, std::vector<std::string>& paths, const std::string& what) {
+void add_texts(const Command& command, std::vector<std::string>& paths) {
   command
       .texts("--data", paths, "FILE", true,
-             concat("Text files, and JSONL files (.jsonl) with a \"text\" in each line", what))
+             "Text files, and JSONL files (.jsonl) with a \"text\" in each line")
       .required()
       .not_empty();
 }

@@ -33,8 +33,8 @@ void add_machine(const Command& command, CommonOptions& options);
 void add_common(const Command& command, CommonOptions& options);
 // --model
 Option add_model(const Command& command, CommonOptions& options);
-// --data, required: text files and JSONL files, and with `what` others.
-void add_data(const Command& command, std::vector<std::string>& paths, const std::string& what = "");
+// --data, required: text files and JSONL files.
+void add_texts(const Command& command, std::vector<std::string>& paths);
 
 // Warnings go to stderr unless --quiet, everything else with --verbose; Ctrl-C asks the library to stop.
 ContextOptions context_options(const CommonOptions& options);

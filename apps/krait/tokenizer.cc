@@ -41,7 +41,7 @@ void add_tokenizer(const Command& program) {
   const Command tokenizer = program.add_command("tokenizer", "Make a tokenizer");
   const Command command = tokenizer.add_command(
       "train", "Learn a byte-level BPE vocabulary from text and write a tokenizer.json");
-  add_data(command, options->data);
+  add_texts(command, options->data);
   command
       .integer("--vocab-size", options->train.vocab_size, 1, kMaxCount,
                "Tokens, with the 256 bytes and the special tokens")

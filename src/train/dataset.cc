@@ -121,7 +121,7 @@ std::optional<std::int64_t> end_of_text(const Tokenizer& tokenizer) {
   constexpr std::array<std::string_view, 4> kNames = {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"};
   for (const std::string_view name : kNames)
     if (const auto id = tokenizer.token_to_id(name); id && tokenizer.is_special(*id)) return id;
-  return std::nullopt;
+  return tokenizer.is_special(0) ? std::optional<std::int64_t>(0) : std::nullopt;
 }
 
 std::unique_ptr<Dataset> Dataset::open(Context& ctx, const std::vector<fs::path>& paths,

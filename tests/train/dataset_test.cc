@@ -458,14 +458,20 @@ TEST_F(Refusals, Options) {
             std::string::npos);
 }
 
-TEST(EndOfText, IsFoundByItsUsualNames) {
-  EXPECT_EQ(end_of_text(tokenizer()), 0);
-  std::string json = io::content_of(kGolden + "/tokenizer-train/mixed.json");
-  for (std::size_t at = 0; (at = json.find("<|endoftext|>", at)) != std::string::npos;)
-    json.replace(at, 13, "</s>");
-  EXPECT_EQ(end_of_text(Tokenizer::from_json(json, "renamed")), 0);
-  for (std::size_t at = 0; (at = json.find("</s>", at)) != std::string::npos;) json.replace(at, 4, "<other>");
-  EXPECT_EQ(end_of_text(Tokenizer::from_json(json, "renamed")), std::nullopt);
+TEST(EndOfText, IsFoundByNameOrPlace) {
+  const auto special = [](std::int64_t id, const std::string& token) {
+    return R"({"id": )" + std::to_string(id) + R"(, "content": ")" + token + R"(", "special": true})";
+  };
+  const auto end_with = [](const std::string& added) {
+    return end_of_text(Tokenizer::from_json(
+        R"({"added_tokens": [)" + added + R"(], "model": {"type": "BPE", "vocab": {"a": 1}, "merges": []}})",
+        "made"));
+  };
+  EXPECT_EQ(end_with(special(0, "<unk>") + "," + special(2, "</s>")), 2);
+  EXPECT_EQ(end_with(special(5, "<|endoftext|>")), 5);
+  EXPECT_EQ(end_with(special(0, "<mine>")), 0);
+  EXPECT_EQ(end_with(special(3, "<mine>")), std::nullopt);
+  EXPECT_EQ(end_with(R"({"id": 0, "content": "</s>"})"), std::nullopt);
 }
 
 }  // namespace
