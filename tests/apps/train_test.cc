@@ -26,33 +26,25 @@ class Train : public testing::Test {
   }
 
   [[nodiscard]] std::string path(std::string_view name) const { return (scratch_ / name).string(); }
-  // A short run into `out`.
+  // A short run into `out`; options in `more` take the place of its own.
   [[nodiscard]] Words command(const std::string& out, const Words& more = {}) const {
-    Words words = {"train",
-                   "--config",
-                   path("config.json"),
-                   "--tokenizer",
-                   std::string(KRAIT_MODELS_DIR) + "/shakespeare",
-                   "--data",
-                   path("train.txt"),
-                   "--val",
-                   path("val.txt"),
-                   "--out",
-                   path(out),
-                   "--steps",
-                   "60",
-                   "--batch-size",
-                   "2",
-                   "--seq-len",
-                   "32",
-                   "--eval-every",
-                   "20",
-                   "--save-every",
-                   "7",
-                   "--ema",
-                   "0.9",
-                   "--dropout",
-                   "0.1"};
+    const std::string tokenizer = std::string(KRAIT_MODELS_DIR) + "/shakespeare";
+    const std::vector<std::pair<std::string, std::string>> own = {{"--config", path("config.json")},
+                                                                  {"--tokenizer", tokenizer},
+                                                                  {"--data", path("train.txt")},
+                                                                  {"--val", path("val.txt")},
+                                                                  {"--out", path(out)},
+                                                                  {"--steps", "60"},
+                                                                  {"--batch-size", "2"},
+                                                                  {"--seq-len", "32"},
+                                                                  {"--eval-every", "20"},
+                                                                  {"--save-every", "7"},
+                                                                  {"--ema", "0.9"},
+                                                                  {"--dropout", "0.1"}};
+    Words words = {"train"};
+    for (const auto& [option, value] : own)
+      if (std::find(more.begin(), more.end(), option) == more.end())
+        words.insert(words.end(), {option, value});
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -60,8 +52,10 @@ class Train : public testing::Test {
     const std::string text = read_file(path(file));
     return std::count(text.begin(), text.end(), '\n');
   }
+  // Until a run has written that much.
   void wait_for_lines(const std::string& file, std::int64_t count) const {
-    while (lines_in(file) < count) ::usleep(1000);
+    for (int i = 0; i < 60000 && lines_in(file) < count; ++i) ::usleep(1000);
+    ASSERT_GE(lines_in(file), count) << file;
   }
 
   io::Scratch scratch_;
