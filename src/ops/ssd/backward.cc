@@ -102,20 +102,44 @@ BackwardProblem backward_problem_of(const SsdBackwardArgs& args) {
 
 BackwardCut choose_backward(std::int64_t independent, std::int64_t longest, std::int64_t heads_per_group,
                             std::int64_t headdim, std::int64_t d_state, std::int64_t chunk_size) {
-  if (chunk_size == 0) chunk_size = 64;
-  chunk_size = std::clamp<std::int64_t>(std::min(chunk_size, longest), 1, kMaxChunk);
-
-  // Heads that are walked together share the products with B and C alone; blocks are what threads share.
+  // Blocks of heads that give many threads work, if each has enough heads to share the products of the group.
   constexpr std::int64_t kBlocks = 8;
-  // The states at the starts of a block's chunks are all kept.
+  // The states before a block's chunks are all kept.
   constexpr std::int64_t kStateFloats = std::int64_t{4} << 20;
-  const std::int64_t blocks = (kBlocks + independent - 1) / std::max<std::int64_t>(independent, 1);
-  const std::int64_t even = (heads_per_group + blocks - 1) / std::max<std::int64_t>(blocks, 1);
-  const std::int64_t states = (longest + chunk_size - 1) / chunk_size * headdim * d_state;
-  const std::int64_t fitting = kStateFloats / std::max<std::int64_t>(states, 1);
-  return {.chunk_size = chunk_size,
-          .heads = std::clamp<std::int64_t>(std::min(even, fitting), 1,
-                                            std::max<std::int64_t>(heads_per_group, 1))};
+  const std::int64_t heads = std::max<std::int64_t>(heads_per_group, 1);
+  const std::int64_t wanted = (kBlocks + independent - 1) / std::max<std::int64_t>(independent, 1);
+  const std::int64_t state = headdim * d_state;
+
+  const auto cut_with = [&](std::int64_t chunk) {
+    const std::int64_t chunks = std::max<std::int64_t>((longest + chunk - 1) / chunk, 1);
+    // Chunks of one length, in whole vectors.
+    chunk = std::min(chunk, ((longest + chunks - 1) / chunks + 15) / 16 * 16);
+    // For each token and head, in multiply-adds: five products with states, two with the pairs of the chunk,
+    // and what passes over states and pairs take, as measured; three products with the pairs of the group.
+    const std::int64_t carried = 5 * state + 40 * state / chunk;
+    const std::int64_t own = carried * (chunks - 1) / chunks + chunk * (headdim + 15);
+    const std::int64_t shared = 3 * chunk * d_state / 2;
+    const std::int64_t least = 4 * shared / own + 1;  // heads, so that sharing adds at most a quarter
+    const std::int64_t fitting =
+        std::max<std::int64_t>(kStateFloats / std::max<std::int64_t>(chunks * state, 1), 1);
+    const std::int64_t blocks =
+        std::max(std::clamp<std::int64_t>(heads / least, 1, wanted), (heads + fitting - 1) / fitting);
+    const std::int64_t together = (heads + blocks - 1) / blocks;
+    return std::pair(BackwardCut{.chunk_size = chunk, .heads = together}, own + shared / together);
+  };
+
+  longest = std::max<std::int64_t>(longest, 1);
+  if (chunk_size > 0) {
+    BackwardCut cut = cut_with(std::min({chunk_size, longest, kMaxChunk})).first;
+    cut.chunk_size = std::min({chunk_size, longest, kMaxChunk});
+    return cut;
+  }
+  auto best = cut_with(32);
+  for (const std::int64_t chunk : {std::int64_t{64}, std::int64_t{128}, kMaxChunk}) {
+    const auto other = cut_with(chunk);
+    if (other.second < best.second) best = other;
+  }
+  return best.first;
 }
 
 }  // namespace ssd_detail

@@ -40,75 +40,71 @@ void advance_state(const Problem& p, const BackwardLayout& at, const Chunk& chun
     for (std::int64_t k = 0; k < at.state_size; k += g::kLanes)
       hn::StoreU(hn::Mul(factor, hn::LoadU(df, S + k)), df, next + k);
   }
-  multiply(by_rows(w + at.left, at.token_stride), w + at.B, at.state_stride, chunk.tokens, next,
+  scale_tokens(p, at, chunk.tokens, w + at.x, w + at.left, w + at.scaled);
+  multiply(by_rows(w + at.scaled, at.token_stride), w + at.B, at.state_stride, chunk.tokens, next,
            at.state_stride, p.headdim(), p.d_state(), S != nullptr);
 }
 
 void backward_head(const BackwardProblem& b, const BackwardLayout& at, const Chunk& chunk, std::int64_t head,
                    const HeadState& state, const BackwardSums& sums, std::int64_t run_index,
                    float* HWY_RESTRICT w) {
-  const hn::ScalableTag<float> df;
   const Problem& p = b.forward;
   const std::int64_t tokens = chunk.tokens;
   const std::int64_t sum_index = run_index * p.heads() + head;
   const float decay = load_inputs(p, at, chunk, head, w);
   load_output_gradient(b, at, chunk, head, w);
-  decays_from_start(tokens, w + at.high, w + at.low, w + at.from_start);
-  for_each_vector(p.headdim(), tokens, at.token_stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
-    hn::StoreU(hn::Mul(hn::LoadU(df, w + at.from_start + j), hn::LoadU(df, w + at.dy + k)), df,
-               w + at.dy_start + k);
-  });
 
-  for (std::int64_t i = 0; i < tokens; i += g::kTileRows)
-    multiply(transposed(w + at.dy + i, at.token_stride), w + at.x, at.token_stride, p.headdim(),
-             w + at.dM + i * at.token_stride, at.token_stride, g::kTileRows,
-             std::min(i + g::kTileRows, tokens), false);
-  weigh_pairs(at, tokens, w);
-  if (b.dx || b.steps() || sums.dD) {
-    input_gradient(p, at, tokens, state.dS, state.flows, w);
-    float* dD = sums.dD ? sums.dD.data<float>() + sum_index * p.headdim() : nullptr;
+  // Through the states after and before the chunk.
+  const bool carries = state.S != nullptr;
+  double through = 0.0;
+  for (const std::int64_t sums_of_tokens : {at.ends, at.off})
+    std::fill_n(w + sums_of_tokens, at.token_stride, 0.0F);
+  if (carries || state.keep) {
+    decays_from_start(tokens, w + at.high, w + at.low, w + at.from_start);
+    if (carries && b.dz) read_state(p, at, tokens, state.S, w);
+  }
+  if (state.flows) {
+    gradient_through_end(b, at, tokens, state.dS, w);
+    through = static_cast<double>(decay) * decay_state_gradient(p, at, state.S, decay, state.dS);
+  }
+  if (carries || state.keep) {
+    scale_tokens(p, at, tokens, w + at.dy, w + at.from_start, w + at.scaled);
+    if (carries && (b.dC || b.steps())) gradient_of_C(p, at, tokens, state.S, w);
+    if (state.keep)
+      multiply(by_rows(w + at.scaled, at.token_stride), w + at.C, at.state_stride, tokens, state.dS,
+               at.state_stride, p.headdim(), p.d_state(), state.flows);
+  }
+
+  gradient_of_pairs(b, at, tokens, state.flows, carries, w);
+  if (b.dz) store_gate_gradient(b, at, chunk, head, w);
+  if (b.dx || b.steps() || b.dD) {
+    float* dD = b.dD ? sums.dD.data<float>() + sum_index * p.headdim() : nullptr;
     finish_inputs(b, at, tokens, head, dD, w);
     if (b.dx) store_channels(p, chunk, w + at.dx, at.token_stride, b.dx, head);
   }
-  if (state.S != nullptr && (sums.dC || b.steps())) {
-    state_gradient_of_C(p, at, tokens, state.S, w);
-  } else {
-    std::fill_n(w + at.off, tokens, 0.0F);
-  }
-  if (state.flows && sums.dB)
-    multiply(transposed(w + at.left, at.token_stride), state.dS, at.state_stride, p.headdim(), w + at.dB,
-             at.state_stride, tokens, p.d_state(), true);
-  double through = 0.0;
-  if (state.flows)
-    through = static_cast<double>(decay) * decay_state_gradient(p, at, state.S, decay, state.dS);
-  if (state.keep)
-    multiply(by_rows(w + at.dy_start, at.token_stride), w + at.C, at.state_stride, tokens, state.dS,
-             at.state_stride, p.headdim(), p.d_state(), state.flows);
   if (b.steps())
     finish_steps(b, at, chunk, head, through, sums.dA.data<double>()[sum_index],
                  sums.ddt_bias.data<double>()[sum_index], w);
-  if (b.dz) gate_gradient(b, at, chunk, head, state.S, w);
 }
 
 // What all heads of the block have added up: dC += G B, dB += G^T C.
-void finish_group(const Problem& p, const BackwardLayout& at, const Chunk& chunk, std::int64_t group,
+void finish_group(const BackwardProblem& b, const BackwardLayout& at, const Chunk& chunk, std::int64_t group,
                   const BackwardSums& sums, std::int64_t part, float* HWY_RESTRICT w) {
+  const Problem& p = b.forward;
   const std::int64_t tokens = chunk.tokens;
   const std::int64_t stride = at.state_stride;
-  // G is 0 above its diagonal.
-  if (sums.dC) {
-    for (std::int64_t i = 0; i < tokens; i += g::kTileRows)
-      multiply(by_rows(w + at.G + i * at.token_stride, at.token_stride), w + at.B, stride,
-               std::min<std::int64_t>(i + g::kTileRows, tokens), w + at.dC + i * stride, stride, g::kTileRows,
-               p.d_state(), true);
-    store_tokens(p, chunk, w + at.dC, stride, sums.dC.select(0, part), group);
+  // G is 0 above its diagonal. A panel of B or C stays in the first-level cache.
+  for (std::int64_t n = 0; n < p.d_state(); n += g::kTileColumns) {
+    for (std::int64_t i = 0; b.dC && i < tokens; i += g::kTileRows)
+      multiply(by_rows(w + at.G + i * at.token_stride, at.token_stride), w + at.B + n, stride,
+               std::min<std::int64_t>(i + g::kTileRows, tokens), w + at.dC + i * stride + n, stride,
+               g::kTileRows, g::kTileColumns, true);
+    for (std::int64_t j = 0; b.dB && j < tokens; j += g::kTileRows)
+      multiply(transposed(w + at.G + j * at.token_stride + j, at.token_stride), w + at.C + j * stride + n,
+               stride, tokens - j, w + at.dB + j * stride + n, stride, g::kTileRows, g::kTileColumns, true);
   }
-  if (sums.dB) {
-    for (std::int64_t j = 0; j < tokens; j += g::kTileRows)
-      multiply(transposed(w + at.G + j * at.token_stride + j, at.token_stride), w + at.C + j * stride, stride,
-               tokens - j, w + at.dB + j * stride, stride, g::kTileRows, p.d_state(), true);
-    store_tokens(p, chunk, w + at.dB, stride, sums.dB.select(0, part), group);
-  }
+  if (b.dC) store_tokens(p, chunk, w + at.dC, stride, sums.dC.select(0, part), group);
+  if (b.dB) store_tokens(p, chunk, w + at.dB, stride, sums.dB.select(0, part), group);
 }
 
 // `state` (P, N) = `from`, or 0 where it is absent.
@@ -158,7 +154,7 @@ void backward_run(const BackwardProblem& b, const BackwardLayout& at, const Back
       backward_head(b, at, chunk, block.head + h,
                     {.S = state_before(c, h), .dS = w + at.dS_of(h), .flows = flows, .keep = keep}, sums,
                     block.run_index, w);
-    finish_group(p, at, chunk, group, sums, block.part, w);
+    finish_group(b, at, chunk, group, sums, block.part, w);
     flows = true;
   }
   for (std::int64_t h = 0; wants_initial && h < block.heads; ++h) {
@@ -207,17 +203,21 @@ void sum_parts(Context& ctx, const Tensor& parts, const Tensor& to) {
     to.fill(0.0);
     return;
   }
+  constexpr std::int64_t kTokens = 64;
   const std::int64_t tokens = to.size(1);
   const std::int64_t width = to.size(2) * to.size(3);
-  const std::int64_t step = to.numel();
-  parallel_for(ctx, to.size(0) * tokens, 1, [&](std::int64_t begin, std::int64_t end) {
-    float* sum = parts.data<float>();
-    for (std::int64_t part = 1; part < parts.size(0); ++part)
-      for (std::int64_t i = begin * width; i < end * width; ++i) sum[i] += sum[part * step + i];
+  const std::int64_t strips = (tokens + kTokens - 1) / kTokens;
+  parallel_for(ctx, to.size(0) * strips, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t row = i / tokens;
-      const std::int64_t token = i % tokens;
-      to.select(0, row).select(0, token).copy_from(parts.select(0, 0).select(0, row).select(0, token));
+      const std::int64_t row = i / strips;
+      const std::int64_t first = i % strips * kTokens;
+      const std::int64_t count = std::min(kTokens, tokens - first);
+      float* sum = parts.data<float>() + (row * tokens + first) * width;
+      for (std::int64_t part = 1; part < parts.size(0); ++part)
+        for (std::int64_t k = 0; k < count * width; ++k) sum[k] += sum[part * to.numel() + k];
+      to.select(0, row)
+          .slice(0, first, first + count)
+          .copy_from(parts.select(0, 0).select(0, row).slice(0, first, first + count));
     }
   });
 }
@@ -250,8 +250,11 @@ void run_chunked_backward(Context& ctx, const BackwardProblem& problem) {
   sums.ddt_bias = Tensor::zeros({run_count, p.heads()}, DType::f64);
   if (b.dD) sums.dD = ctx.zeros({run_count, p.heads(), p.headdim()});
   const Dims parts_shape{parts, p.B.size(0), p.B.size(1), p.groups(), p.d_state()};
-  if (b.dB) sums.dB = parts == 1 ? b.dB.unsqueeze(0) : ctx.zeros(parts_shape);
-  if (b.dC) sums.dC = parts == 1 ? b.dC.unsqueeze(0) : ctx.zeros(parts_shape);
+  if (b.dB) sums.dB = parts == 1 ? b.dB.unsqueeze(0) : ctx.empty(parts_shape);
+  if (b.dC) sums.dC = parts == 1 ? b.dC.unsqueeze(0) : ctx.empty(parts_shape);
+  for (const auto& [row, position] : p.runs->padding)
+    for (const Tensor* t : {&sums.dB, &sums.dC})
+      if (*t) t->select(1, row).select(1, position).fill(0.0);
 
   const BackwardLayout at(b, cut, longest);
   const auto count = static_cast<std::int64_t>(blocks.size());

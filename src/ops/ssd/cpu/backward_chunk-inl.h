@@ -41,29 +41,53 @@ inline void multiply(const Operand& a, const float* b, std::int64_t b_stride, st
                        b_stride);
 }
 
+// Columns that a transposing copy takes together: it reads a part of a cache line of each and comes back for
+// the rest.
+inline constexpr std::int64_t kStrip = 16;
+
+// to (columns, rows) = the transpose of `from` (rows, columns).
+inline void transpose(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t columns,
+                      float* to, std::int64_t to_stride) {
+  for (std::int64_t i = 0; i < rows; i += kStrip)
+    krait::HWY_NAMESPACE::load_tile(from + i * from_stride, 1, from_stride, columns,
+                                    std::min(kStrip, rows - i), to + i, to_stride);
+}
+
+// Calls body(first, offset, step, count) for stretches of equally spaced tokens of t[row, :, head, :], as
+// for_each_stretch does, but few tokens at a time.
+template <typename Body>
+HWY_INLINE void for_each_strip(const Problem& p, const Chunk& chunk, const Tensor& t, std::int64_t head,
+                               const Body& body) {
+  for_each_stretch(p, chunk,
+                   [&](std::int64_t first, std::int64_t position, std::int64_t step, std::int64_t count) {
+                     const std::int64_t offset =
+                         chunk.run->row * t.stride(0) + position * t.stride(1) + head * t.stride(2);
+                     step *= t.stride(1);
+                     for (std::int64_t i = 0; i < count; i += kStrip)
+                       body(first + i, offset + i * step, step, std::min(kStrip, count - i));
+                   });
+}
+
 // Row q of `to` = t[row, tokens of the chunk, head, q], and 0 up to a whole vector.
 inline void load_channels(const Problem& p, const Chunk& chunk, const Tensor& t, std::int64_t head, float* to,
                           std::int64_t to_stride) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<float>()));
-  for_each_stretch(
-      p, chunk, [&](std::int64_t first, std::int64_t position, std::int64_t step, std::int64_t count) {
-        krait::HWY_NAMESPACE::load_tile(
-            t.dtype(), t.raw(), chunk.run->row * t.stride(0) + position * t.stride(1) + head * t.stride(2),
-            t.stride(3), step * t.stride(1), t.size(3), count, to + first, to_stride);
-      });
-  const std::int64_t rest = (lanes - chunk.tokens % lanes) % lanes;
-  for (std::int64_t q = 0; q < t.size(3); ++q) std::fill_n(to + q * to_stride + chunk.tokens, rest, 0.0F);
+  const std::int64_t channels = t.size(3);
+  for_each_strip(p, chunk, t, head,
+                 [&](std::int64_t first, std::int64_t offset, std::int64_t step, std::int64_t count) {
+                   krait::HWY_NAMESPACE::load_tile(t.dtype(), t.raw(), offset, t.stride(3), step, channels,
+                                                   count, to + first, to_stride);
+                 });
+  const std::int64_t rest = (g::kLanes - chunk.tokens % g::kLanes) % g::kLanes;
+  for (std::int64_t q = 0; q < channels; ++q) std::fill_n(to + q * to_stride + chunk.tokens, rest, 0.0F);
 }
 
 inline void store_channels(const Problem& p, const Chunk& chunk, const float* from, std::int64_t from_stride,
                            const Tensor& t, std::int64_t head) {
-  for_each_stretch(p, chunk,
-                   [&](std::int64_t first, std::int64_t position, std::int64_t step, std::int64_t count) {
-                     krait::HWY_NAMESPACE::store_tile(
-                         from + first, from_stride, t.dtype(), t.raw(),
-                         chunk.run->row * t.stride(0) + position * t.stride(1) + head * t.stride(2),
-                         t.stride(3), step * t.stride(1), t.size(3), count);
-                   });
+  for_each_strip(p, chunk, t, head,
+                 [&](std::int64_t first, std::int64_t offset, std::int64_t step, std::int64_t count) {
+                   krait::HWY_NAMESPACE::store_tile(from + first, from_stride, t.dtype(), t.raw(), offset,
+                                                    t.stride(3), step, t.size(3), count);
+                 });
 }
 
 // Calls body(offset into the row, offset into the matrix) for each vector of a (P, tokens) matrix, row by
@@ -75,25 +99,39 @@ HWY_INLINE void for_each_vector(std::int64_t channels, std::int64_t tokens, std:
     for (std::int64_t j = 0; j < tokens; j += g::kLanes) body(j, q * stride + j);
 }
 
-// C B^T of the chunk (lower triangle, by tiles), and the transposes that the heads need.
+// to (P, tokens) = from times the factor of each token.
+inline void scale_tokens(const Problem& p, const BackwardLayout& at, std::int64_t tokens, const float* from,
+                         const float* factors, float* to) {
+  const hn::ScalableTag<float> df;
+  for_each_vector(p.headdim(), tokens, at.token_stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
+    hn::StoreU(hn::Mul(hn::LoadU(df, factors + j), hn::LoadU(df, from + k)), df, to + k);
+  });
+}
+
+// Rows [begin, end) of c = a b up to their diagonals, by whole tiles. `a` and `c` start at row `begin`.
+inline void multiply_lower(const Operand& a, const float* b, std::int64_t b_stride, std::int64_t depth,
+                           float* c, std::int64_t c_stride, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t j = 0; j < end; j += g::kTileColumns) {
+    const std::int64_t above = std::max<std::int64_t>(j - begin, 0) / g::kTileRows * g::kTileRows;
+    multiply({a.data + above * a.strides.row, a.strides}, b + j, b_stride, depth, c + above * c_stride + j,
+             c_stride, end - begin - above, g::kTileColumns, false);
+  }
+}
+
+// B and C of the chunk, the transposes that the heads need, and C B^T.
 inline void load_group(const BackwardProblem& b, const BackwardLayout& at, const Chunk& chunk,
                        std::int64_t group, float* HWY_RESTRICT w) {
   const Problem& p = b.forward;
   const std::int64_t d_state = p.d_state();
   load_tokens(p, chunk, p.B, group, w + at.B, at.state_stride);
   load_tokens(p, chunk, p.C, group, w + at.C, at.state_stride);
-  krait::HWY_NAMESPACE::load_tile(w + at.B, 1, at.state_stride, d_state, chunk.tokens, w + at.Bt,
-                                  at.token_stride);
-  if (b.dz)
-    krait::HWY_NAMESPACE::load_tile(w + at.C, 1, at.state_stride, d_state, chunk.tokens, w + at.Ct,
-                                    at.token_stride);
-  for (std::int64_t i = 0; i < chunk.tokens; i += g::kTileRows)
-    multiply(by_rows(w + at.C + i * at.state_stride, at.state_stride), w + at.Bt, at.token_stride, d_state,
-             w + at.CB + i * at.token_stride, at.token_stride, g::kTileRows,
-             std::min(i + g::kTileRows, chunk.tokens), false);
+  transpose(w + at.B, at.state_stride, chunk.tokens, d_state, w + at.Bt, at.token_stride);
+  if (b.dz) transpose(w + at.C, at.state_stride, chunk.tokens, d_state, w + at.Ct, at.token_stride);
+  multiply_lower(by_rows(w + at.C, at.state_stride), w + at.Bt, at.token_stride, d_state, w + at.CB,
+                 at.token_stride, 0, chunk.tokens);
 }
 
-// x^T, the factors of the steps, and `left` = exp(a_last - a_j) d_j x_j. Returns exp(a_last).
+// x^T and the factors of the steps. Returns exp(a_last).
 inline float load_inputs(const Problem& p, const BackwardLayout& at, const Chunk& chunk, std::int64_t head,
                          float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
@@ -102,10 +140,8 @@ inline float load_inputs(const Problem& p, const BackwardLayout& at, const Chunk
   discretize_steps(p, chunk.tokens, head, w + at.raw, w + at.d, w + at.exponent);
   sum_exponents(chunk.tokens, w + at.exponent, w + at.high, w + at.low);
   const float decay = decays_to_end(chunk.tokens, w + at.high, w + at.low, w + at.to_end);
-  for_each_vector(p.headdim(), chunk.tokens, at.token_stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
-    const auto factor = hn::Mul(hn::LoadU(df, w + at.d + j), hn::LoadU(df, w + at.to_end + j));
-    hn::StoreU(hn::Mul(factor, hn::LoadU(df, w + at.x + k)), df, w + at.left + k);
-  });
+  for (std::int64_t j = 0; j < chunk.tokens; j += g::kLanes)
+    hn::StoreU(hn::Mul(hn::LoadU(df, w + at.d + j), hn::LoadU(df, w + at.to_end + j)), df, w + at.left + j);
   return decay;
 }
 
@@ -128,27 +164,55 @@ inline void load_output_gradient(const BackwardProblem& b, const BackwardLayout&
   });
 }
 
-// The pairs j <= i of the chunk. With E_ij = exp(a_i - a_j) and dM_ij = dy_i . x_j:
+// What the chunk's tokens have put into the state after it, by the gradient dS of that state:
+//   dx (the gradient by d x) = exp(a_last - a_j) dS B_j,  dB += exp(a_last - a_j) dS^T d_j x_j,
+// and `ends`, the gradient by the exponent a_last - a_j.
+inline void gradient_through_end(const BackwardProblem& b, const BackwardLayout& at, std::int64_t tokens,
+                                 const float* HWY_RESTRICT dS, float* HWY_RESTRICT w) {
+  const hn::ScalableTag<float> df;
+  const Problem& p = b.forward;
+  const std::int64_t stride = at.token_stride;
+  if (b.dB) {
+    scale_tokens(p, at, tokens, w + at.x, w + at.left, w + at.scaled);
+    multiply(transposed(w + at.scaled, stride), dS, at.state_stride, p.headdim(), w + at.dB, at.state_stride,
+             tokens, p.d_state(), true);
+  }
+  multiply(by_rows(dS, at.state_stride), w + at.Bt, stride, p.d_state(), w + at.dx, stride, p.headdim(),
+           tokens, false);
+  for_each_vector(p.headdim(), tokens, stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
+    const auto v = hn::Mul(hn::LoadU(df, w + at.to_end + j), hn::LoadU(df, w + at.dx + k));
+    hn::StoreU(v, df, w + at.dx + k);
+    hn::StoreU(hn::MulAdd(hn::LoadU(df, w + at.x + k), v, hn::LoadU(df, w + at.ends + j)), df,
+               w + at.ends + j);
+  });
+  for (std::int64_t j = 0; j < tokens; j += g::kLanes)
+    hn::StoreU(hn::Mul(hn::LoadU(df, w + at.d + j), hn::LoadU(df, w + at.ends + j)), df, w + at.ends + j);
+}
+
+// The pairs j <= i of the tokens i in [begin, end). With E_ij = exp(a_i - a_j) and dM_ij = dy_i . x_j:
 //   M = CB E;  G += dM E d_j, the gradient by CB;  W = dM E d_j CB, the gradient by the exponent a_i - a_j.
 // The exponent of token t takes part in the pairs i >= t > j. Rows are walked from the last one, so that
 // what the columns have added up is what those pairs need: no difference of large sums is taken.
-inline void weigh_pairs(const BackwardLayout& at, std::int64_t tokens, float* HWY_RESTRICT w) {
+inline void weigh_pairs(const BackwardLayout& at, std::int64_t begin, std::int64_t end,
+                        float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
-  std::fill_n(w + at.column_sums, at.token_stride, 0.0F);
-  for (std::int64_t i = tokens - 1; i >= 0; --i) {
-    const std::int64_t row = i * at.token_stride;
+  for (std::int64_t i = end - 1; i >= begin; --i) {
+    const float* HWY_RESTRICT cb = w + at.CB + i * at.token_stride;
+    const float* HWY_RESTRICT dm = w + at.dM + (i - begin) * at.token_stride;
+    float* HWY_RESTRICT m = w + at.M + (i - begin) * at.token_stride;
+    float* HWY_RESTRICT dcb = w + at.G + i * at.token_stride;
+    float* HWY_RESTRICT columns = w + at.column_sums;
     const auto high = hn::Set(df, w[at.high + i]);
     const auto low = hn::Set(df, w[at.low + i]);
     auto sum = hn::Zero(df);
     const auto pairs = [&](std::int64_t j, auto upto, auto below) HWY_ATTR {
       const auto e = upto(decay_between(high, low, w + at.high + j, w + at.low + j));
-      const auto cb = upto(hn::LoadU(df, w + at.CB + row + j));
-      const auto dm = upto(hn::LoadU(df, w + at.dM + row + j));
-      hn::StoreU(hn::Mul(cb, e), df, w + at.M + row + j);
-      const auto t = hn::Mul(hn::Mul(dm, e), hn::LoadU(df, w + at.d + j));
-      hn::StoreU(hn::Add(hn::LoadU(df, w + at.G + row + j), t), df, w + at.G + row + j);
-      const auto column = below(hn::MulAdd(t, cb, hn::LoadU(df, w + at.column_sums + j)));
-      hn::StoreU(column, df, w + at.column_sums + j);
+      const auto product = upto(hn::LoadU(df, cb + j));
+      hn::StoreU(hn::Mul(product, e), df, m + j);
+      const auto t = hn::Mul(hn::Mul(upto(hn::LoadU(df, dm + j)), e), hn::LoadU(df, w + at.d + j));
+      hn::StoreU(hn::Add(hn::LoadU(df, dcb + j), t), df, dcb + j);
+      const auto column = below(hn::MulAdd(t, product, hn::LoadU(df, columns + j)));
+      hn::StoreU(column, df, columns + j);
       sum = hn::Add(sum, column);
     };
     std::int64_t j = 0;
@@ -159,55 +223,69 @@ inline void weigh_pairs(const BackwardLayout& at, std::int64_t tokens, float* HW
     pairs(
         j, [&](auto v) HWY_ATTR { return hn::IfThenElseZero(hn::Le(column, diagonal), v); },
         [&](auto v) HWY_ATTR { return hn::IfThenElseZero(hn::Lt(column, diagonal), v); });
+    // The rest of the tile is read too.
+    for (j += g::kLanes; j % g::kTileColumns != 0; j += g::kLanes) hn::StoreU(hn::Zero(df), df, m + j);
     w[at.exponent + i] = hn::GetLane(hn::SumOfLanes(df, sum));
   }
 }
 
-// dx (the gradient by d x) = dS B_j exp(a_last - a_j) + sum_i M_ij dy_i, and `ends`: the gradient by the
-// exponent a_last - a_j of the first term.
-inline void input_gradient(const Problem& p, const BackwardLayout& at, std::int64_t tokens,
-                           const float* HWY_RESTRICT dS, bool flows, float* HWY_RESTRICT w) {
-  const hn::ScalableTag<float> df;
-  const std::int64_t headdim = p.headdim();
+// What tokens of the chunk say to each other: dx += M^T dy, y += M d x where dz is wanted, and the gradients
+// by C B^T and by the exponents. A strip of rows of the pairs at a time, which stays in the second-level
+// cache. `flows`: dx has a part already; `carries`: y has.
+inline void gradient_of_pairs(const BackwardProblem& b, const BackwardLayout& at, std::int64_t tokens,
+                              bool flows, bool carries, float* HWY_RESTRICT w) {
+  static_assert(kPairRows % g::kTileColumns == 0);
+  const Problem& p = b.forward;
   const std::int64_t stride = at.token_stride;
-  if (flows) {
-    multiply(by_rows(dS, at.state_stride), w + at.Bt, stride, p.d_state(), w + at.dx, stride, headdim, tokens,
-             false);
-    for (std::int64_t j = 0; j < tokens; j += g::kLanes) {
-      const auto to_end = hn::LoadU(df, w + at.to_end + j);
-      auto sum = hn::Zero(df);
-      for (std::int64_t k = j; k < j + headdim * stride; k += stride) {
-        const auto v = hn::Mul(to_end, hn::LoadU(df, w + at.dx + k));
-        sum = hn::MulAdd(hn::LoadU(df, w + at.x + k), v, sum);
-        hn::StoreU(v, df, w + at.dx + k);
-      }
-      hn::StoreU(hn::Mul(sum, hn::LoadU(df, w + at.d + j)), df, w + at.ends + j);
+  const bool inputs = b.dx || b.steps();
+  const bool weights = b.dB || b.dC || b.steps();
+  std::fill_n(w + at.column_sums, stride, 0.0F);
+  if (b.dz) scale_tokens(p, at, tokens, w + at.x, w + at.d, w + at.scaled);
+  for (std::int64_t end = tokens; end > 0;) {
+    const std::int64_t begin = (end - 1) / kPairRows * kPairRows;
+    if (weights)
+      multiply_lower(transposed(w + at.dy + begin, stride), w + at.x, stride, p.headdim(), w + at.dM, stride,
+                     begin, end);
+    weigh_pairs(at, begin, end, w);
+    // M is 0 above its diagonal: a panel of its columns starts there, or at the strip.
+    for (std::int64_t j = 0; inputs && j < end; j += g::kTileColumns) {
+      const std::int64_t i = std::max(begin, j);
+      multiply(by_rows(w + at.dy + i, stride), w + at.M + (i - begin) * stride + j, stride, end - i,
+               w + at.dx + j, stride, p.headdim(), g::kTileColumns, flows || end < tokens);
     }
-  } else {
-    std::fill_n(w + at.ends, stride, 0.0F);
+    if (b.dz) {
+      transpose(w + at.M, stride, end - begin, end, w + at.Mt, at.pair_stride);
+      for (std::int64_t i = begin; i < end; i += g::kTileColumns)
+        multiply(by_rows(w + at.scaled, stride), w + at.Mt + (i - begin), at.pair_stride,
+                 std::min<std::int64_t>(i + g::kTileColumns, end), w + at.y + i, stride, p.headdim(),
+                 g::kTileColumns, carries);
+    }
+    end = begin;
   }
-  // M is 0 above its diagonal, so that a panel of its columns starts at the diagonal.
-  for (std::int64_t j = 0; j < tokens; j += g::kTileColumns)
-    multiply(by_rows(w + at.dy + j, stride), w + at.M + j * stride + j, stride, tokens - j, w + at.dx + j,
-             stride, headdim, g::kTileColumns, flows);
 }
 
-// dC += the part that comes through the state before the chunk, S: exp(a_i) S^T dy_i. `off`: the gradient by
-// the exponent a_i of that part.
-inline void state_gradient_of_C(const Problem& p, const BackwardLayout& at, std::int64_t tokens,
-                                const float* HWY_RESTRICT S, float* HWY_RESTRICT w) {
+// dC += the part that comes through the state before the chunk, S: exp(a_i) S^T dy_i, of which `scaled` holds
+// exp(a_i) dy_i. `off`: the gradient by the exponent a_i of that part.
+inline void gradient_of_C(const Problem& p, const BackwardLayout& at, std::int64_t tokens,
+                          const float* HWY_RESTRICT S, float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
-  multiply(transposed(w + at.dy_start, at.token_stride), S, at.state_stride, p.headdim(), w + at.dC_head,
-           at.state_stride, tokens, p.d_state(), false);
-  for (std::int64_t i = 0; i < tokens; ++i) {
-    auto sum = hn::Zero(df);
-    // Columns beyond N are 0 in C.
-    for (std::int64_t k = i * at.state_stride; k < i * at.state_stride + p.d_state(); k += g::kLanes) {
-      const auto v = hn::LoadU(df, w + at.dC_head + k);
-      sum = hn::MulAdd(v, hn::LoadU(df, w + at.C + k), sum);
-      hn::StoreU(hn::Add(hn::LoadU(df, w + at.dC + k), v), df, w + at.dC + k);
+  for (std::int64_t begin = 0; begin < tokens; begin += kStateRows) {
+    const std::int64_t rows = std::min(kStateRows, tokens - begin);
+    multiply(transposed(w + at.scaled + begin, at.token_stride), S, at.state_stride, p.headdim(),
+             w + at.dC_head, at.state_stride, rows, p.d_state(), false);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const float* HWY_RESTRICT part = w + at.dC_head + i * at.state_stride;
+      const float* HWY_RESTRICT C = w + at.C + (begin + i) * at.state_stride;
+      float* HWY_RESTRICT dC = w + at.dC + (begin + i) * at.state_stride;
+      auto sum = hn::Zero(df);
+      // Columns beyond N are 0 in C.
+      for (std::int64_t n = 0; n < p.d_state(); n += g::kLanes) {
+        const auto v = hn::LoadU(df, part + n);
+        sum = hn::MulAdd(v, hn::LoadU(df, C + n), sum);
+        hn::StoreU(hn::Add(hn::LoadU(df, dC + n), v), df, dC + n);
+      }
+      w[at.off + begin + i] = hn::GetLane(hn::SumOfLanes(df, sum));
     }
-    w[at.off + i] = hn::GetLane(hn::SumOfLanes(df, sum));
   }
 }
 
@@ -295,37 +373,28 @@ inline void finish_steps(const BackwardProblem& b, const BackwardLayout& at, con
       });
 }
 
-// dz = y times what load_output_gradient has left in `gate`; y is computed again. Uses dy_start.
-inline void gate_gradient(const BackwardProblem& b, const BackwardLayout& at, const Chunk& chunk,
-                          std::int64_t head, const float* HWY_RESTRICT S, float* HWY_RESTRICT w) {
+// y = exp(a_i) S C_i.
+inline void read_state(const Problem& p, const BackwardLayout& at, std::int64_t tokens,
+                       const float* HWY_RESTRICT S, float* HWY_RESTRICT w) {
+  multiply(by_rows(S, at.state_stride), w + at.Ct, at.token_stride, p.d_state(), w + at.y, at.token_stride,
+           p.headdim(), tokens, false);
+  scale_tokens(p, at, tokens, w + at.y, w + at.from_start, w + at.y);
+}
+
+// dz = (y + D x) times what load_output_gradient has left in `gate`.
+inline void store_gate_gradient(const BackwardProblem& b, const BackwardLayout& at, const Chunk& chunk,
+                                std::int64_t head, float* HWY_RESTRICT w) {
   const hn::ScalableTag<float> df;
   const Problem& p = b.forward;
-  const std::int64_t stride = at.token_stride;
-  if (S != nullptr) {
-    multiply(by_rows(S, at.state_stride), w + at.Ct, stride, p.d_state(), w + at.y, stride, p.headdim(),
-             chunk.tokens, false);
-    for_each_vector(p.headdim(), chunk.tokens, stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
-      hn::StoreU(hn::Mul(hn::LoadU(df, w + at.y + k), hn::LoadU(df, w + at.from_start + j)), df,
-                 w + at.y + k);
-    });
-  }
-  float* inputs = w + at.dy_start;
-  for_each_vector(p.headdim(), chunk.tokens, stride, [&](std::int64_t j, std::int64_t k) HWY_ATTR {
-    hn::StoreU(hn::Mul(hn::LoadU(df, w + at.x + k), hn::LoadU(df, w + at.d + j)), df, inputs + k);
-  });
-  krait::HWY_NAMESPACE::load_tile(w + at.M, 1, stride, chunk.tokens, chunk.tokens, w + at.Mt, stride);
-  for (std::int64_t i = 0; i < chunk.tokens; i += g::kTileColumns)
-    multiply(by_rows(inputs, stride), w + at.Mt + i, stride,
-             std::min<std::int64_t>(i + g::kTileColumns, chunk.tokens), w + at.y + i, stride, p.headdim(),
-             g::kTileColumns, S != nullptr);
   for (std::int64_t q = 0; q < p.headdim(); ++q) {
     const auto skip = hn::Set(df, p.D ? p.D.data<float>()[head * p.headdim() + q] : 0.0F);
-    for (std::int64_t k = q * stride; k < q * stride + chunk.tokens; k += g::kLanes) {
+    const std::int64_t row = q * at.token_stride;
+    for (std::int64_t k = row; k < row + chunk.tokens; k += g::kLanes) {
       const auto y = hn::MulAdd(skip, hn::LoadU(df, w + at.x + k), hn::LoadU(df, w + at.y + k));
       hn::StoreU(hn::Mul(y, hn::LoadU(df, w + at.gate + k)), df, w + at.y + k);
     }
   }
-  store_channels(p, chunk, w + at.y, stride, b.dz, head);
+  store_channels(p, chunk, w + at.y, at.token_stride, b.dz, head);
 }
 
 }  // namespace krait::ssd_detail::HWY_NAMESPACE
