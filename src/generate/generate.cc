@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <optional>
 
 #include "krait/core/error.h"
@@ -23,14 +24,19 @@ class Decoding {
         options_(options),
         rng_(options.seed, static_cast<std::uint64_t>(index)),
         stop_(options.stop) {
-    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, /*skip_special=*/true);
+    if (tokenizer != nullptr) {
+      decoder_.emplace(*tokenizer, /*skip_special=*/true);
+      known_ids_ = tokenizer->vocab_size();
+    }
     result.ids = prompt;
     result.prompt_length = static_cast<std::int64_t>(prompt.size());
   }
 
   // Draws the next token from its logits; afterwards done() says whether it was the last.
   void take(std::span<const float> logits, const ModelConfig& config) {
-    const Sample next = sample(logits, config.vocab_size, result.ids, options_.sampling, rng_);
+    // A model may have more rows than its tokenizer has tokens.
+    const Sample next =
+        sample(logits, std::min(config.vocab_size, known_ids_), result.ids, options_.sampling, rng_);
     result.ids.push_back(next.id);
     result.logprobs.push_back(next.logprob);
     const auto& eos = config.eos_token_ids;
@@ -70,6 +76,7 @@ class Decoding {
   std::int64_t index_;
   const GenerateOptions& options_;
   Rng rng_;
+  std::int64_t known_ids_ = std::numeric_limits<std::int64_t>::max();
   std::optional<StreamDecoder> decoder_;
   StopText stop_;
   bool done_ = false;

@@ -85,7 +85,6 @@ class GptNeox final : public Backbone {
     add_norm_backward(ctx, final_layer_norm_, tape.frame(index, "final_layer_norm")["hidden"], dout, dsum);
     tape.drop(index);
     while (index-- > 0) {
-      ctx.check_cancelled();
       const NeoxLayer& layer = layers_[static_cast<std::size_t>(index)];
       if (tape.options().recompute == Recompute::block) {
         run(ctx, layer, tape.frame(index, "input")["hidden"], batch, index, &tape);

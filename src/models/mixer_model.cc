@@ -42,10 +42,7 @@ class MixerModel final : public Backbone {
     int layer = static_cast<int>(blocks_.size());
     add_norm_backward(ctx, norm_f_, tape.frame(layer, "norm_f")["residual"], dout, dsum);
     tape.drop(layer);
-    while (layer-- > 0) {
-      ctx.check_cancelled();
-      blocks_[static_cast<std::size_t>(layer)].backward(ctx, dsum, batch, layer, tape);
-    }
+    while (layer-- > 0) blocks_[static_cast<std::size_t>(layer)].backward(ctx, dsum, batch, layer, tape);
     return dsum;
   }
 

@@ -10,7 +10,7 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-class Convert : public testing::Test {
+class Convert : public ::testing::Test {
  protected:
   Convert() {
     io::write_npy(scratch_ / "ids.npy",

@@ -54,11 +54,11 @@ TEST(Score, TextCountsItsBytes) {
 TEST(Info, CountsTheParameters) {
   const auto root = krait_ok({"info", "--json"}).json();
   EXPECT_EQ(root["architecture"], "6 x Mamba2");
-  EXPECT_EQ(root["d_model"], 160);
+  EXPECT_EQ(root["d_model"], 192);
   std::int64_t sum = 0;
   for (const auto& [part, count] : root["parameters_by_part"].items()) sum += count.get<std::int64_t>();
   EXPECT_EQ(sum, root["parameters"]);
-  EXPECT_NEAR(root["parameters"].get<double>(), 1.23e6, 0.01e6);
+  EXPECT_NEAR(root["parameters"].get<double>(), 1.70e6, 0.01e6);
   EXPECT_GT(root["bytes_by_dtype"]["f16"].get<std::int64_t>(), 2'000'000);
   EXPECT_GT(root["state_bytes_per_sequence"].get<std::int64_t>(), 0);
   EXPECT_EQ(root["state_bytes_per_token"], 0);

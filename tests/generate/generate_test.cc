@@ -36,7 +36,8 @@ class Generate : public ::testing::Test {
 
 TEST_F(Generate, GreedyEqualsTheGolden) {
   Context ctx;
-  const LanguageModel exact = load_language_model(ctx, files_, {.dtype = DType::f32});
+  const LanguageModel exact =
+      load_language_model(ctx, open_model_directory(golden("shakespeare")), {.dtype = DType::f32});
   const auto want = row_of(golden_array("shakespeare", "greedy_ids.npy"), 0);
   const std::vector<std::vector<std::int64_t>> prompts{
       row_of(golden_array("shakespeare", "prompt_ids.npy"), 0)};

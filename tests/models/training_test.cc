@@ -84,7 +84,7 @@ void expect_gradients_of_loss(Context& ctx, LanguageModel& model, const Training
     const Tensor start = p.tensor.clone();
     // Several lengths: differences of f32 losses are coarse for a short one, curved for a long one.
     double best = INFINITY;
-    for (const double length : {1e-1, 3e-2, 1e-2, 3e-3}) {
+    for (const double length : {1e-1, 3e-2, 1e-2, 3e-3, 1e-3}) {
       const auto loss_at = [&](double by) {
         for (std::int64_t i = 0; i < g.numel(); ++i)
           p.tensor.data<float>()[i] =
@@ -95,7 +95,7 @@ void expect_gradients_of_loss(Context& ctx, LanguageModel& model, const Training
       best = std::min(best, std::abs(0.25 * change - norm));
     }
     p.tensor.copy_from(start);
-    EXPECT_LT(best, 0.01 * norm + 1e-5) << "of a gradient of norm " << norm;
+    EXPECT_LT(best, 0.01 * norm + 2e-5) << "of a gradient of norm " << norm;
   });
   model.prepare();
 }
