@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "krait/core/error.h"
+#include "krait/io/npy.h"
 
 namespace krait::dataset {
 namespace {
@@ -31,6 +32,10 @@ class FixedBatches : public Dataset {
 };
 
 }  // namespace
+
+bool holds_fixed_batches(const std::filesystem::path& path) {
+  return path.extension() == ".npy" && io::read_npy(path).ndim() == 3;
+}
 
 void reshape(Tensor& tensor, const Dims& shape, DType dtype) {
   if (!tensor || tensor.dtype() != dtype || tensor.shape() != shape || !tensor.is_contiguous())

@@ -1,6 +1,7 @@
 // Batches that someone has put together: (steps, B, L + 1) ids in a .npy file, taken in order.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -8,6 +9,9 @@
 #include "krait/train/dataset.h"
 
 namespace krait::dataset {
+
+// A .npy file with an array of three dimensions. Throws Error where it cannot be read.
+[[nodiscard]] bool holds_fixed_batches(const std::filesystem::path& path);
 
 // `ids` has three dimensions and an integer dtype. Throws Error(invalid_argument), naming the file, where its
 // shape does not fit the options or an id is outside of the vocabulary.

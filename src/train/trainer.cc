@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "krait/core/error.h"
-#include "krait/io/npy.h"
+#include "train/fixed_batches.h"
 #include "train/optimizer_state.h"
 
 namespace krait {
@@ -96,8 +96,7 @@ class CarriedStates {
 
 DatasetOptions dataset_options(const TrainSettings& settings, const ModelConfig& config) {
   // A file of fixed batches, (steps, batch, length + 1), says itself how large they are.
-  const bool fixed = settings.data.size() == 1 && settings.data[0].ends_with(".npy") &&
-                     io::read_npy(settings.data[0]).ndim() == 3;
+  const bool fixed = settings.data.size() == 1 && dataset::holds_fixed_batches(settings.data[0]);
   constexpr std::int64_t kLength = 512;
   constexpr std::int64_t kBatch = 8;
   return {.seq_len = settings.seq_len == 0 && !fixed ? kLength : settings.seq_len,

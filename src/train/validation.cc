@@ -7,15 +7,15 @@
 
 #include "krait/core/error.h"
 #include "krait/eval/score.h"
-#include "krait/io/mapped_file.h"
 #include "krait/train/dataset.h"
+#include "tokenizer/text_files.h"
+#include "train/fixed_batches.h"
 
 namespace krait {
 namespace {
 
 bool is_text(const std::filesystem::path& path) {
-  const std::string kind = path.extension().string();
-  return kind != ".npy" && kind != ".bin" && kind != ".jsonl";
+  return path.extension() != ".npy" && path.extension() != ".bin" && !tokenizer::TextFiles::is_jsonl(path);
 }
 
 }  // namespace
@@ -34,34 +34,40 @@ ValidationSet::ValidationSet(Context& ctx, const std::vector<std::string>& paths
 }
 
 void ValidationSet::add_text(const std::string& path, const Tokenizer& tokenizer, std::int64_t seq_len) {
-  const auto file = io::MappedFile::open(path);
-  const auto bytes = file->bytes();
-  const std::vector<std::int64_t> ids =
-      tokenizer.encode({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  tokenizer::TextFiles file({path}, tokenizer::TextFiles::Cut::never);
+  const std::vector<std::int64_t> ids = tokenizer.encode(file.next()->bytes);
   const auto tokens = static_cast<std::int64_t>(ids.size());
   require(tokens >= seq_len, path, ": has ", tokens, " tokens, expected at least seq_len = ", seq_len);
   const std::int64_t count = tokens / seq_len;
   blocks_.push_back(
       Tensor::from(std::span(ids).first(static_cast<std::size_t>(count * seq_len)), {count, seq_len}));
   text_tokens_ += tokens;
-  text_bytes_ += static_cast<std::int64_t>(bytes.size());
+  text_bytes_ += static_cast<std::int64_t>(file.total_bytes());
 }
 
 void ValidationSet::add_ids(Context& ctx, const std::string& path, const Tokenizer* tokenizer,
                             std::int64_t seq_len, std::int64_t vocab_size) {
   all_text_ = false;
+  const bool fixed = dataset::holds_fixed_batches(path);
   const auto data = Dataset::open(ctx, {path}, tokenizer,
-                                  {.seq_len = seq_len,
-                                   .batch_size = 1,
+                                  {.seq_len = fixed ? 0 : seq_len,
+                                   .batch_size = fixed ? 0 : 1,
                                    .vocab_size = vocab_size,
                                    .document_boundaries = false,
                                    .shuffle = false});
-  const std::int64_t count = data->tokens() / seq_len;
-  Tensor ids = Tensor::empty({count, seq_len}, DType::i64);
+  require(fixed || data->tokens() >= seq_len, path, ": has ", data->tokens(),
+          " tokens, expected at least seq_len = ", seq_len);
+  // Rows of fixed batches have their last target behind their inputs; blocks of a stream have none.
+  const std::int64_t rows = data->batch_size();
+  const std::int64_t inputs = data->seq_len();
+  const std::int64_t batches = fixed ? data->batches_per_epoch() : data->tokens() / seq_len;
+  Tensor ids = Tensor::empty({batches * rows, inputs + (fixed ? 1 : 0)}, DType::i64);
   TrainingBatch batch;
-  for (std::int64_t i = 0; i < count; ++i) {
+  for (std::int64_t i = 0; i < batches; ++i) {
     data->fill(i, batch);
-    ids.select(0, i).copy_from(batch.inputs.select(0, 0));
+    const Tensor to = ids.slice(0, i * rows, (i + 1) * rows);
+    to.slice(1, 0, inputs).copy_from(batch.inputs);
+    if (fixed) to.slice(1, inputs, inputs + 1).copy_from(batch.targets.slice(1, inputs - 1, inputs));
   }
   blocks_.push_back(std::move(ids));
 }

@@ -275,6 +275,21 @@ TEST_F(TrainTest, ACheckpointOfAnotherShapeIsRefused) {
       << text;
 }
 
+// Each row of a file of fixed batches is a block, whatever the length of the sequences that are trained on.
+TEST_F(TrainTest, EvaluatesOnFixedBatches) {
+  const fs::path path = scratch_ / "val.npy";
+  std::vector<std::int64_t> ids;
+  for (std::int64_t i = 0; i < 3 * 2 * 9; ++i) ids.push_back(i * i % 1000);
+  io::write_npy(path, Tensor::from(ids, {3, 2, 9}));
+  settings_.val = {path.string()};
+  EvaluationReport last;
+  train(ctx_, settings_, {.on_evaluation = [&](const EvaluationReport& r) { last = r; }});
+  const Score score =
+      score_ids(ctx_, load_language_model(ctx_, open_model_directory(out())), Tensor::from(ids, {6, 9}));
+  EXPECT_DOUBLE_EQ(last.loss, score.loss);
+  EXPECT_FALSE(last.bits_per_byte.has_value());
+}
+
 TEST_F(TrainTest, StopsEarlyAndExportsTheBest) {
   settings_.steps = 200;
   settings_.lr = 0.5;  // which gets worse before long
@@ -347,6 +362,8 @@ TEST_F(TrainTest, RefusalsLeaveNothingBehind) {
   refused([&](S& s) { s.data = {file("short.txt", "Too short a text.")}; }, "short.txt");
   refused([&](S& s) { s.val = {(scratch_ / "noval.txt").string()}; }, "noval.txt");
   refused([&](S& s) { s.val = {file("short.txt", "Too short.")}; }, "expected at least seq_len = 32");
+  refused([&](S& s) { s.val = {file("short.jsonl", "{\"text\": \"Too short.\"}")}; }, "short.jsonl: has");
+  refused([&](S& s) { s.val = {file("binary.txt", std::string(1000, '\0'))}; }, "binary data");
   refused([&](S& s) { s.tokenizer = ""; }, "tokenizer");
   refused([&](S& s) { s.tokenizer = "gpt-neox"; }, "expected at most the model's vocab_size = 1024");
   refused([&](S& s) { s.tokenizer = file("t.json", "{}"); }, "t.json");
