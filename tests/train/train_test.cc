@@ -194,6 +194,22 @@ TEST_F(TrainTest, StoppedAndResumedIsUninterrupted) {
   }
 }
 
+// A signal cancels a Context too, at any moment: what is half done of a step must not be lost with it.
+TEST_F(TrainTest, ACancelledContextEndsNoStep) {
+  settings_.val.clear();
+  settings_.sample_every = 0;
+  bool cancelled = false;
+  std::int64_t done = 0;
+  Context ctx({.threads = 2, .cancelled = [&] { return cancelled; }});
+  const TrainResult stopped = train(ctx, settings_,
+                                    {.stop = [&] { return done >= 3; },
+                                     .on_start = [&](const RunStart&) { cancelled = true; },
+                                     .on_step = [&](const StepReport& r) { done = r.step; }});
+  EXPECT_EQ(stopped.end, RunEnd::interrupted);
+  EXPECT_EQ(stopped.steps, 3);
+  EXPECT_TRUE(fs::exists(out("checkpoints/step-3")));
+}
+
 // What a kill leaves: a run some steps after its last checkpoint, with half a line, half a file and half a
 // checkpoint.
 TEST_F(TrainTest, KilledAndResumedIsUninterrupted) {
