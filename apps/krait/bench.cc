@@ -1,6 +1,7 @@
 // krait bench: speed of a model, or of one operator, beside what the machine can do at most.
 #include "krait/bench/bench.h"
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <iomanip>
@@ -21,6 +22,9 @@ struct ModelOptions {
   std::string config;
   bool json = false;
   ModelBenchOptions bench;
+  bool train = false;
+  std::string recompute = "none";
+  TrainBenchOptions training;
 };
 
 struct OpOptions {
@@ -40,15 +44,62 @@ void print_row(std::string_view name, double value, int digits, std::string_view
 }
 
 LanguageModel make_model(Context& ctx, const ModelOptions& options) {
-  if (options.config.empty())
-    return load_language_model(ctx, open_checkpoint(options.common), load_options(options.common));
+  // Training starts from f32 weights; --dtype says what it multiplies in.
+  CommonOptions common = options.common;
+  if (options.train) common.dtype = "f32";
+  if (options.config.empty()) return load_language_model(ctx, open_checkpoint(common), load_options(common));
   LanguageModel model(parse_config(read_text(options.config), options.config));
-  model.initialize(/*seed=*/0, parse_dtype(options.common.dtype).value_or(DType::f32));
+  model.initialize(/*seed=*/0, parse_dtype(common.dtype).value_or(DType::f32));
   model.prepare();
   return model;
 }
 
+void run_training(const ModelOptions& options) {
+  Context ctx(context_options(options.common));
+  LanguageModel model = make_model(ctx, options);
+  TrainBenchOptions training = options.training;
+  training.dtype = parse_dtype(options.common.dtype).value_or(DType::f32);
+  training.recompute = options.recompute == "block" ? Recompute::block : Recompute::none;
+  training.repeat = options.bench.repeat;
+  const TrainBench b = bench_training(ctx, model, training);
+  const double bytes_per_parameter =
+      static_cast<double>(b.peak_memory_bytes) / static_cast<double>(b.parameters);
+  if (options.json) {
+    const std::map<std::string, std::int64_t> parts(b.tape_parts.begin(), b.tape_parts.end());
+    print(JsonObject()
+              .add("tokens_per_second", b.tokens_per_second)
+              .add("step_seconds", b.step_seconds)
+              .add("share_of_flops", b.share_of_flops)
+              .add("parameters", b.parameters)
+              .add("multiplied_parameters", b.multiplied_parameters)
+              .add("peak_memory_bytes", b.peak_memory_bytes)
+              .add("peak_memory_bytes_per_parameter", bytes_per_parameter)
+              .add("tape_bytes", b.tape_bytes)
+              .add("tape_parts", parts)
+              .add("read_bytes_per_second", b.ceilings.read_bytes_per_second)
+              .add("flops_per_second", b.ceilings.flops_per_second)
+              .add("batch_size", training.batch_size)
+              .add("seq_len", training.seq_len)
+              .add("recompute", options.recompute)
+              .add("repeat", training.repeat)
+              .add("threads", ctx.threads())
+              .line());
+    return;
+  }
+  print_row("training", b.tokens_per_second, 1, "tokens per second");
+  print_row("step", b.step_seconds, 3, "s");
+  print_row("step reaches", 100 * b.share_of_flops, 1,
+            concat("% of ", b.ceilings.flops_per_second / 1e9, " GFLOP/s (f32)"));
+  print_row("peak memory", static_cast<double>(b.peak_memory_bytes) / 1e6, 1,
+            concat("MB, ", bytes_per_parameter, " bytes for each of ", b.parameters, " parameters"));
+  print_row("tape", static_cast<double>(b.tape_bytes) / 1e6, 1, "MB, of which the largest:");
+  constexpr std::size_t kLargest = 5;
+  for (std::size_t i = 0; i < std::min(kLargest, b.tape_parts.size()); ++i)
+    print_row("  " + b.tape_parts[i].first, static_cast<double>(b.tape_parts[i].second) / 1e6, 1, "MB");
+}
+
 void run_model(const ModelOptions& options) {
+  if (options.train) return run_training(options);
   Context ctx(context_options(options.common));
   const auto begin = std::chrono::steady_clock::now();
   LanguageModel model = make_model(ctx, options);
@@ -167,6 +218,14 @@ void add_bench(const Command& program) {
   command.integer("--new-tokens", b.new_tokens, 1, kMaxCount, "Tokens to make, one at a time");
   command.integer("--batch", b.batch, 1, 1'000'000, "Sequences at once");
   command.integer("--repeat", b.repeat, 1, 1'000'000, "Runs, of which the median counts");
+  TrainBenchOptions& t = options->training;
+  const Option train = command.flag("--train", options->train, "Measure steps of training on random tokens");
+  command.integer("--batch-size", t.batch_size, 1, 1'000'000, "Sequences of a step").needs(train);
+  command.integer("--seq-len", t.seq_len, 1, kMaxCount, "Tokens of each sequence of a step").needs(train);
+  command
+      .choice("--recompute", options->recompute, {"none", "block"},
+              "What a step computes a second time instead of keeping it")
+      .needs(train);
   command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
   add_op(command);

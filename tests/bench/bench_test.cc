@@ -55,5 +55,36 @@ TEST(Bench, ModelsReportWhatTheyDid) {
   EXPECT_THROW(bench_model(ctx, model, {.prompt_length = 0}), Error);
 }
 
+TEST(Bench, TrainingReportsWhatItDid) {
+  Context ctx;
+  const auto bench = [&](Recompute recompute, DType dtype) {
+    LanguageModel model(parse_config(R"({"d_model": 32, "n_layer": 2, "vocab_size": 48})", "config"));
+    model.initialize(1);
+    return bench_training(
+        ctx, model, {.batch_size = 2, .seq_len = 5, .dtype = dtype, .recompute = recompute, .repeat = 1});
+  };
+  const TrainBench r = bench(Recompute::none, DType::bf16);
+  EXPECT_GT(r.tokens_per_second, 0.0);
+  EXPECT_GT(r.share_of_flops, 0.0);
+  EXPECT_GT(r.peak_memory_bytes, 16 * r.parameters);
+  // The head and in_proj, x_proj, dt_proj and out_proj of two layers.
+  EXPECT_EQ(r.multiplied_parameters, 48 * 32 + 2 * (32 * 128 + 64 * 34 + 2 * 64 + 64 * 32));
+  EXPECT_GT(r.parameters, r.multiplied_parameters);
+  std::size_t parts = 0;
+  for (const auto& part : r.tape_parts) parts += part.second;
+  EXPECT_GT(r.tape_bytes, 0);
+  EXPECT_EQ(parts, static_cast<std::size_t>(r.tape_bytes));
+  EXPECT_LT(bench(Recompute::block, DType::f32).tape_bytes, r.tape_bytes);
+}
+
+TEST(Bench, TrainingRefusesWhatItCannotMeasure) {
+  Context ctx;
+  LanguageModel model(parse_config(R"({"d_model": 32, "n_layer": 1, "vocab_size": 50})", "config"));
+  model.initialize(1);
+  EXPECT_THROW(bench_training(ctx, model, {.batch_size = 0}), Error);
+  EXPECT_THROW(bench_training(ctx, model, {.seq_len = 0}), Error);
+  EXPECT_THROW(bench_training(ctx, model, {.dtype = DType::f16}), Error);
+}
+
 }  // namespace
 }  // namespace krait

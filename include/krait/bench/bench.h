@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "krait/models/language_model.h"
@@ -40,6 +41,32 @@ struct ModelBench {
   Ceilings ceilings;
 };
 ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptions& options);
+
+struct TrainBenchOptions {
+  std::int64_t batch_size = 2;
+  std::int64_t seq_len = 256;
+  DType dtype = DType::f32;  // of products: f32 or bf16; master weights are f32
+  Recompute recompute = Recompute::none;
+  std::int64_t repeat = 3;  // steps, of which the median counts, after one that allocates and is not counted
+};
+
+struct TrainBench {
+  double tokens_per_second = 0.0;
+  double step_seconds = 0.0;
+  std::int64_t parameters = 0;
+  std::int64_t multiplied_parameters = 0;  // those of products, the head's included
+  // 6 FLOP for each multiplied parameter and token, over the time of a step, over the peak. What a
+  // recomputation adds does not count.
+  double share_of_flops = 0.0;
+  std::int64_t peak_memory_bytes = 0;  // of the process, before the ceilings were measured
+  std::int64_t tape_bytes = 0;         // what forward kept for backward
+  // Bytes of the tape by "module.tensor", largest first.
+  std::vector<std::pair<std::string, std::size_t>> tape_parts;
+  Ceilings ceilings;
+};
+// Whole steps of a Trainer on random tokens: forward, backward, clipping, AdamW. The model must have f32
+// weights, which change.
+TrainBench bench_training(Context& ctx, LanguageModel& model, const TrainBenchOptions& options);
 
 struct OpBench {
   std::string name;
