@@ -12,6 +12,7 @@
 #define KRAIT_CORE_SIMD_GEMM_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <algorithm>
@@ -44,54 +45,18 @@ inline constexpr int kTileColumns = kTileVectors * kLanes;
 static_assert(kTileRows <= gemm_limits::kMaxTileRows && kTileColumns <= gemm_limits::kMaxTileColumns);
 static_assert(gemm_limits::kRows % kTileRows == 0 && gemm_limits::kColumns % kTileColumns == 0);
 
-// Packed A: one panel of `depth` x kTileRows floats for each kTileRows rows. Inside a panel either k is
-// contiguous (rows are `depth` apart) or rows are (steps in k are kTileRows apart), as in the source, so
-// that packing copies and does not transpose.
+// Where a tile finds its rows of A: rows are `row` apart, steps in k `step`.
 struct PanelStrides {
   std::int64_t row;
   std::int64_t step;
 };
 
-template <typename T>
-PanelStrides pack_a(Strided<const T> a, std::int64_t rows, std::int64_t depth, float* HWY_RESTRICT packed) {
-  const hn::ScalableTag<float> d;
-  const bool k_contiguous = a.column_stride == 1;
-  const PanelStrides panel = k_contiguous ? PanelStrides{depth, 1} : PanelStrides{1, kTileRows};
-  for (std::int64_t i0 = 0; i0 < rows; i0 += kTileRows, packed += kTileRows * depth) {
-    const std::int64_t valid = std::min<std::int64_t>(kTileRows, rows - i0);
-    const T* source = a.data + i0 * a.row_stride;
-    if (valid < kTileRows) std::fill_n(packed, kTileRows * depth, 0.0F);
-    if (k_contiguous) {
-      for (std::int64_t i = 0; i < valid; ++i) {
-        const T* from = source + i * a.row_stride;
-        float* to = packed + i * depth;
-        std::int64_t p = 0;
-        for (; p + kLanes <= depth; p += kLanes) hn::StoreU(load_f32(d, from + p), d, to + p);
-        for (; p < depth; ++p) to[p] = static_cast<float>(from[p]);
-      }
-    } else if (a.row_stride == 1 && valid == kTileRows) {
-      for (std::int64_t p = 0; p < depth; ++p) {
-        const T* from = source + p * a.column_stride;
-        for (int i = 0; i < kTileRows; ++i) packed[p * kTileRows + i] = static_cast<float>(from[i]);
-      }
-    } else {
-      for (std::int64_t p = 0; p < depth; ++p)
-        for (std::int64_t i = 0; i < valid; ++i)
-          packed[p * kTileRows + i] = static_cast<float>(source[p * a.column_stride + i * a.row_stride]);
-    }
-  }
-  return panel;
-}
-
-// kSquare columns of B, each contiguous in k, by kSquare steps of k are transposed in registers.
+// kSquare rows, each contiguous in k, by kSquare steps of k are transposed in registers.
 using Square = hn::CappedTag<float, 8>;
 inline constexpr int kSquare = static_cast<int>(hn::MaxLanes(Square()));
 
 #if HWY_TARGET == HWY_SCALAR
-template <typename T>
-HWY_INLINE void pack_square(const T* HWY_RESTRICT from, std::int64_t, float* HWY_RESTRICT to) {
-  *to = static_cast<float>(*from);
-}
+HWY_INLINE void transpose_square(hn::Vec<Square> (&)[kSquare]) {}
 #else
 // Transposes 4 x 4 within each 128 bits.
 HWY_INLINE void transpose_blocks(hn::Vec<Square>& a, hn::Vec<Square>& b, hn::Vec<Square>& c,
@@ -108,49 +73,115 @@ HWY_INLINE void transpose_blocks(hn::Vec<Square>& a, hn::Vec<Square>& b, hn::Vec
   e = hn::BitCast(d, hn::InterleaveUpper(pairs, high_ab, high_ce));
 }
 
-template <typename T>
-HWY_INLINE void pack_square(const T* HWY_RESTRICT from, std::int64_t column_stride, float* HWY_RESTRICT to) {
-  const Square d;
-  hn::Vec<Square> v[kSquare];
-  for (int q = 0; q < kSquare; ++q) v[q] = load_f32(d, from + q * column_stride);
+HWY_INLINE void transpose_square(hn::Vec<Square> (&v)[kSquare]) {
   for (int q = 0; q < kSquare; q += 4) transpose_blocks(v[q], v[q + 1], v[q + 2], v[q + 3]);
-  if constexpr (kSquare == 4) {
-    for (int p = 0; p < 4; ++p) hn::StoreU(v[p], d, to + p * kTileColumns);
-  } else {
+  if constexpr (kSquare == 8) {
+    const Square d;
     for (int p = 0; p < 4; ++p) {
-      hn::StoreU(hn::ConcatLowerLower(d, v[p + 4], v[p]), d, to + p * kTileColumns);
-      hn::StoreU(hn::ConcatUpperUpper(d, v[p + 4], v[p]), d, to + (p + 4) * kTileColumns);
+      const auto low = v[p];
+      v[p] = hn::ConcatLowerLower(d, v[p + 4], low);
+      v[p + 4] = hn::ConcatUpperUpper(d, v[p + 4], low);
     }
   }
 }
 #endif
 
+// Rows of the source that are packed before the next panel's turn, where a panel takes but a piece of each:
+// the rest is still in the first cache, and few pages are in use at a time.
+inline constexpr std::int64_t kPackedSteps = 16;
+
+// Packed A: one panel for each kTileRows rows; steps in k are kTileRows apart. Vectors that reach beyond the
+// rows of their step are stored before what they reach into; behind the last panel are up to kSquare - 1
+// floats more.
+template <typename T>
+void pack_a(Strided<const T> a, std::int64_t rows, std::int64_t depth, float* HWY_RESTRICT packed) {
+  const Square d;
+  constexpr int kLastSquare = (kTileRows - 1) / kSquare * kSquare;
+  const auto copy = [&](std::int64_t i0, std::int64_t begin, std::int64_t end) {
+    const std::int64_t valid = std::min<std::int64_t>(kTileRows, rows - i0);
+    for (std::int64_t p = begin; p < end; ++p) {
+      float* to = packed + i0 * depth + p * kTileRows;
+      const T* from = a.data + i0 * a.row_stride + p * a.column_stride;
+      for (std::int64_t i = 0; i < kTileRows; ++i)
+        to[i] = i < valid ? static_cast<float>(from[i * a.row_stride]) : 0.0F;
+    }
+  };
+  if (a.column_stride == 1) {
+    for (std::int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
+      const std::int64_t valid = std::min<std::int64_t>(kTileRows, rows - i0);
+      const T* source = a.data + i0 * a.row_stride;
+      float* panel = packed + i0 * depth;
+      std::int64_t p = 0;
+      for (; p + kSquare <= depth; p += kSquare) {
+        for (int r = kLastSquare; r >= 0; r -= kSquare) {
+          hn::Vec<Square> v[kSquare];
+          for (int q = 0; q < kSquare; ++q)
+            v[q] = r + q < valid ? load_f32(d, source + (r + q) * a.row_stride + p) : hn::Zero(d);
+          transpose_square(v);
+          for (int q = 0; q < kSquare; ++q) hn::StoreU(v[q], d, panel + (p + q) * kTileRows + r);
+        }
+      }
+      copy(i0, p, depth);
+    }
+    return;
+  }
+  for (std::int64_t p0 = 0; p0 < depth; p0 += kPackedSteps) {
+    const std::int64_t end = std::min(p0 + kPackedSteps, depth);
+    for (std::int64_t i0 = 0; i0 < rows; i0 += kTileRows) {
+      if (a.row_stride != 1 || i0 + kLastSquare + kSquare > rows) {
+        copy(i0, p0, end);
+        continue;
+      }
+      const std::int64_t last = std::min(end, depth - 1);
+      for (std::int64_t p = p0; p < last; ++p) {
+        const T* from = a.data + i0 + p * a.column_stride;
+        float* to = packed + i0 * depth + p * kTileRows;
+        hn::Vec<Square> v[kLastSquare / kSquare + 1];
+        for (int r = 0; r <= kLastSquare; r += kSquare) v[r / kSquare] = load_f32(d, from + r);
+        for (int r = 0; r <= kLastSquare; r += kSquare) hn::StoreU(v[r / kSquare], d, to + r);
+      }
+      copy(i0, last, end);
+    }
+  }
+}
+
 // Packed B: one panel for each kTileColumns columns; steps in k are kTileColumns apart.
 template <typename T>
 void pack_b(Strided<const T> b, std::int64_t columns, std::int64_t depth, float* HWY_RESTRICT packed) {
   const hn::ScalableTag<float> d;
+  if (b.column_stride == 1) {
+    for (std::int64_t p0 = 0; p0 < depth; p0 += kPackedSteps) {
+      const std::int64_t end = std::min(p0 + kPackedSteps, depth);
+      for (std::int64_t j0 = 0; j0 < columns; j0 += kTileColumns) {
+        const std::int64_t valid = std::min<std::int64_t>(kTileColumns, columns - j0);
+        for (std::int64_t p = p0; p < end; ++p) {
+          const T* from = b.data + j0 + p * b.row_stride;
+          float* to = packed + j0 * depth + p * kTileColumns;
+          std::int64_t j = 0;
+          for (; j + kLanes <= valid; j += kLanes) hn::StoreU(load_f32(d, from + j), d, to + j);
+          for (; j < kTileColumns; ++j) to[j] = j < valid ? static_cast<float>(from[j]) : 0.0F;
+        }
+      }
+    }
+    return;
+  }
+  const Square square;
   for (std::int64_t j0 = 0; j0 < columns; j0 += kTileColumns, packed += kTileColumns * depth) {
     const std::int64_t valid = std::min<std::int64_t>(kTileColumns, columns - j0);
     const T* source = b.data + j0 * b.column_stride;
     if (valid < kTileColumns) std::fill_n(packed, kTileColumns * depth, 0.0F);
-    if (b.column_stride == 1) {
-      for (std::int64_t p = 0; p < depth; ++p) {
-        const T* from = source + p * b.row_stride;
-        float* to = packed + p * kTileColumns;
-        std::int64_t j = 0;
-        for (; j + kLanes <= valid; j += kLanes) hn::StoreU(load_f32(d, from + j), d, to + j);
-        for (; j < valid; ++j) to[j] = static_cast<float>(from[j]);
-      }
-      continue;
-    }
     std::int64_t j = 0;
     if (b.row_stride == 1) {
       for (; j + kSquare <= valid; j += kSquare) {
         const T* from = source + j * b.column_stride;
         float* to = packed + j;
         std::int64_t p = 0;
-        for (; p + kSquare <= depth; p += kSquare)
-          pack_square(from + p, b.column_stride, to + p * kTileColumns);
+        for (; p + kSquare <= depth; p += kSquare) {
+          hn::Vec<Square> v[kSquare];
+          for (int q = 0; q < kSquare; ++q) v[q] = load_f32(square, from + p + q * b.column_stride);
+          transpose_square(v);
+          for (int q = 0; q < kSquare; ++q) hn::StoreU(v[q], square, to + (p + q) * kTileColumns);
+        }
         for (; p < depth; ++p)
           for (int q = 0; q < kSquare; ++q)
             to[p * kTileColumns + q] = static_cast<float>(from[p + q * b.column_stride]);
@@ -162,26 +193,24 @@ void pack_b(Strided<const T> b, std::int64_t columns, std::int64_t depth, float*
   }
 }
 
-// One tile: `rows` x `columns` of C from a panel of A and a panel of B. Steps in k are `b_step` apart in B, a
-// whole number of vectors: a matrix with aligned rows is read where it lies.
-inline HWY_NOINLINE void multiply_tile(const float* HWY_RESTRICT a, PanelStrides panel,
-                                       const float* HWY_RESTRICT b, std::int64_t depth, Strided<float> c,
-                                       std::int64_t rows, std::int64_t columns, bool add,
-                                       std::int64_t b_step = kTileColumns) {
+using Sums = V[kTileRows][kTileVectors];
+
+// Adds the product of one step in k.
+HWY_INLINE void multiply_step(const float* HWY_RESTRICT a, std::int64_t row, const float* HWY_RESTRICT b,
+                              Sums& sum) {
   const hn::ScalableTag<float> d;
-  V sum[kTileRows][kTileVectors];
-  for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kTileVectors; ++v) sum[i][v] = hn::Zero(d);
-
-  for (std::int64_t p = 0; p < depth; ++p, a += panel.step, b += b_step) {
-    V column[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) column[v] = hn::Load(d, b + v * kLanes);
-    for (int i = 0; i < kTileRows; ++i) {
-      const V row = hn::Set(d, a[i * panel.row]);
-      for (int v = 0; v < kTileVectors; ++v) sum[i][v] = hn::MulAdd(row, column[v], sum[i][v]);
-    }
+  V column[kTileVectors];
+  for (int v = 0; v < kTileVectors; ++v) column[v] = hn::Load(d, b + v * kLanes);
+  for (int i = 0; i < kTileRows; ++i) {
+    const V value = hn::Set(d, a[i * row]);
+    for (int v = 0; v < kTileVectors; ++v) sum[i][v] = hn::MulAdd(value, column[v], sum[i][v]);
   }
+}
 
+// C = or += the sums, of which `rows` x `columns` are inside of C.
+HWY_INLINE void store_tile(const Sums& sum, Strided<float> c, std::int64_t rows, std::int64_t columns,
+                           bool add) {
+  const hn::ScalableTag<float> d;
   if (rows == kTileRows && columns == kTileColumns && c.column_stride == 1) {
     for (int i = 0; i < kTileRows; ++i) {
       float* to = c.data + i * c.row_stride;
@@ -201,6 +230,38 @@ inline HWY_NOINLINE void multiply_tile(const float* HWY_RESTRICT a, PanelStrides
       to = (add ? to : 0.0F) + tile[i * kTileColumns + j];
     }
   }
+}
+
+// One tile: `rows` x `columns` of C from a panel of A and a panel of B. Steps in k are `b_step` apart in B, a
+// whole number of vectors: a matrix with aligned rows is read where it lies.
+inline HWY_NOINLINE void multiply_tile(const float* HWY_RESTRICT a, PanelStrides panel,
+                                       const float* HWY_RESTRICT b, std::int64_t depth, Strided<float> c,
+                                       std::int64_t rows, std::int64_t columns, bool add,
+                                       std::int64_t b_step = kTileColumns) {
+  const hn::ScalableTag<float> d;
+  Sums sum;
+  for (auto& row : sum)
+    for (V& value : row) value = hn::Zero(d);
+  for (std::int64_t p = 0; p < depth; ++p, a += panel.step, b += b_step) multiply_step(a, panel.row, b, sum);
+  store_tile(sum, c, rows, columns, add);
+}
+
+// The same of packed panels, whose strides are constants.
+inline HWY_NOINLINE void multiply_packed(const float* HWY_RESTRICT a, const float* HWY_RESTRICT b,
+                                         std::int64_t depth, Strided<float> c, std::int64_t rows,
+                                         std::int64_t columns, bool add) {
+  const hn::ScalableTag<float> d;
+  // C comes from afar while k runs.
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const float* row = c.data + i * c.row_stride;
+    hwy::Prefetch(row);
+    hwy::Prefetch(row + (columns - 1) * c.column_stride);
+  }
+  Sums sum;
+  for (auto& row : sum)
+    for (V& value : row) value = hn::Zero(d);
+  for (std::int64_t p = 0; p < depth; ++p, a += kTileRows, b += kTileColumns) multiply_step(a, 1, b, sum);
+  store_tile(sum, c, rows, columns, add);
 }
 
 }  // namespace gemm_detail
@@ -228,16 +289,16 @@ void gemm(std::int64_t m, std::int64_t n, std::int64_t k, Strided<const TA> a, S
           columns, depth, packed_b);
       for (std::int64_t i0 = 0; i0 < m; i0 += gemm_limits::kRows) {
         const std::int64_t rows = std::min(gemm_limits::kRows, m - i0);
-        const auto panel = g::pack_a(Strided<const TA>{a.data + i0 * a.row_stride + p0 * a.column_stride,
-                                                       a.row_stride, a.column_stride},
-                                     rows, depth, packed_a);
+        g::pack_a(Strided<const TA>{a.data + i0 * a.row_stride + p0 * a.column_stride, a.row_stride,
+                                    a.column_stride},
+                  rows, depth, packed_a);
         for (std::int64_t j = 0; j < columns; j += g::kTileColumns) {
           for (std::int64_t i = 0; i < rows; i += g::kTileRows) {
-            g::multiply_tile(packed_a + i * depth, panel, packed_b + j * depth, depth,
-                             Strided<float>{c.data + (i0 + i) * c.row_stride + (j0 + j) * c.column_stride,
-                                            c.row_stride, c.column_stride},
-                             std::min<std::int64_t>(g::kTileRows, rows - i),
-                             std::min<std::int64_t>(g::kTileColumns, columns - j), add || p0 > 0);
+            g::multiply_packed(packed_a + i * depth, packed_b + j * depth, depth,
+                               Strided<float>{c.data + (i0 + i) * c.row_stride + (j0 + j) * c.column_stride,
+                                              c.row_stride, c.column_stride},
+                               std::min<std::int64_t>(g::kTileRows, rows - i),
+                               std::min<std::int64_t>(g::kTileColumns, columns - j), add || p0 > 0);
           }
         }
       }
