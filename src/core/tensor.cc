@@ -1,6 +1,7 @@
 #include "krait/core/tensor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -363,6 +364,10 @@ void Tensor::copy_from(const Tensor& source) const {
 }
 
 void Tensor::fill(double value) const {
+  if (value == 0.0 && !std::signbit(value) && is_contiguous()) {  // gradients of a whole model, each step
+    if (nbytes() > 0) std::memset(data_, 0, nbytes());
+    return;
+  }
   dispatch_all(dtype_, [&](auto tag) {
     using T = typename decltype(tag)::type;
     auto* to = static_cast<T*>(data_);

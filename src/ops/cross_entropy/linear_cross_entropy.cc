@@ -9,10 +9,14 @@
 namespace krait {
 namespace {
 
-// Enough tokens that packing the weight is little beside the product, in about 32 MiB of f32 logits.
-std::int64_t choose_block(std::int64_t vocabulary) {
-  constexpr std::int64_t kLogits = std::int64_t{1} << 23;
-  return std::clamp<std::int64_t>(kLogits / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
+// Every block reads the weight twice and its gradient once or more, so there are few: of at most about 64 MiB
+// of f32 logits, and of equal size.
+std::int64_t choose_block(std::int64_t count, std::int64_t vocabulary) {
+  constexpr std::int64_t kLogits = std::int64_t{1} << 24;
+  const std::int64_t most =
+      std::clamp<std::int64_t>(kLogits / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
+  const std::int64_t blocks = std::max<std::int64_t>((count + most - 1) / most, 1);
+  return (count + blocks - 1) / blocks;
 }
 
 }  // namespace
@@ -57,7 +61,7 @@ CrossEntropyResult run_blocks(Context& ctx, const LinearCrossEntropyArgs& args, 
   const bool f64 = args.x.dtype() == DType::f64 || args.weight.dtype() == DType::f64;
   const DType dtype = f64 ? DType::f64 : DType::f32;
   CrossEntropyResult result{.losses = ctx.empty({count}, dtype), .logsumexp = ctx.empty({count}, dtype)};
-  const std::int64_t block = std::min(args.block > 0 ? args.block : choose_block(vocabulary), count);
+  const std::int64_t block = std::min(args.block > 0 ? args.block : choose_block(count, vocabulary), count);
   const Tensor logits = ctx.empty({block, vocabulary}, dtype);
   const char* path = "simd";
   for (std::int64_t begin = 0; begin < count; begin += block) {
