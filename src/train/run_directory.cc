@@ -18,16 +18,17 @@ namespace {
 
 constexpr const char* kLock = ".lock";
 
-bool is_empty_but_for_lock(const fs::path& path) {
-  for (const auto& entry : fs::directory_iterator(path))
-    if (entry.path().filename() != kLock) return false;
-  return true;
-}
-
 // AtomicFile's, of a process that was killed.
 bool is_temporary(const fs::path& path) {
   const std::string name = path.filename().string();
   return name.starts_with(".krait-") && name.ends_with(".tmp");
+}
+
+// What a run leaves that was killed before it had written its settings counts as nothing.
+bool is_as_good_as_empty(const fs::path& path) {
+  for (const auto& entry : fs::directory_iterator(path))
+    if (entry.path().filename() != kLock && !is_temporary(entry.path())) return false;
+  return true;
 }
 
 }  // namespace
@@ -39,7 +40,7 @@ RunDirectory::RunDirectory(fs::path path, bool resume) : path_(std::move(path)) 
   require(fs::is_directory(path_), path_.string(), ": is a file, expected a directory");
   try {
     lock();
-    const bool empty = is_empty_but_for_lock(path_);
+    const bool empty = is_as_good_as_empty(path_);
     require(empty || resume, path_.string(), ": is not empty, expected a new directory for the run",
             fs::exists(path_ / "settings.json") ? " (--resume goes on with the run that is there)" : "");
     require(empty || holds_run(), path_.string(),

@@ -60,6 +60,13 @@ TEST(RunDirectory, RemovesWhatAKilledProcessLeft) {
   { const RunDirectory directory(scratch.path(), true); }
   EXPECT_FALSE(fs::exists(scratch / ".krait-12ab.tmp"));
   EXPECT_TRUE(fs::exists(scratch / ".hidden"));
+  // Before its first file was whole, too.
+  for (const bool resume : {false, true}) {
+    fs::create_directory(scratch / "young");
+    scratch.put("young/.krait-12ab.tmp", "half");
+    { const RunDirectory directory(scratch / "young", resume); }
+    EXPECT_EQ(entries_of(scratch / "young"), 0);
+  }
 }
 
 TEST(RunDirectory, OneRunAtATime) {
