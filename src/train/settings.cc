@@ -176,6 +176,8 @@ void check_settings(const TrainSettings& settings) {
   require(settings.betas.size() == 2, "betas has ", settings.betas.size(), " numbers, expected 2");
   for (const double beta : settings.betas)
     require(beta >= 0.0 && beta < 1.0, "betas has ", beta, ", expected at least 0 and less than 1");
+  // A gradient that was always 0, as of a token that never comes, divides by eps alone.
+  require(static_cast<float>(settings.eps) > 0.0F, "eps is ", settings.eps, ", expected more than 0");
   require(settings.ema < 1.0, "ema is ", settings.ema, ", expected less than 1");
   require(settings.min_lr <= settings.lr, "min_lr is ", settings.min_lr,
           ", expected at most lr = ", settings.lr);

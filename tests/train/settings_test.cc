@@ -187,6 +187,7 @@ TEST(Settings, CheckedTogether) {
   EXPECT_EQ(message([](S& s) { s.steps = -1; }), "steps is -1, expected an integer of at least 0");
   EXPECT_EQ(message([](S& s) { s.betas = {0.9}; }), "betas has 1 numbers, expected 2");
   EXPECT_EQ(message([](S& s) { s.betas = {0.9, 1.0}; }), "betas has 1, expected at least 0 and less than 1");
+  EXPECT_EQ(message([](S& s) { s.eps = 0.0; }), "eps is 0, expected more than 0");
   EXPECT_EQ(message([](S& s) { s.ema = 1.0; }), "ema is 1, expected less than 1");
   EXPECT_EQ(message([](S& s) { s.min_lr = 1.0; }), "min_lr is 1, expected at most lr = 0.001");
   EXPECT_EQ(message([](S& s) { s.lr = NAN; }), "lr is nan, expected a number of at least 0");
