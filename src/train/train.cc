@@ -215,7 +215,9 @@ class Run {
 
   void save() {
     state_.trainer = trainer_.state();
-    store_.save({.state = state_, .tensors = trainer_.snapshot()}, source_.texts, settings_.keep);
+    // After a step that was skipped the weights may be good for nothing: what is older stays.
+    const std::int64_t keep = state_.trainer.skipped_in_a_row == 0 ? settings_.keep : 0;
+    store_.save({.state = state_, .tensors = trainer_.snapshot()}, source_.texts, keep);
     saved_ = state_.trainer.step;
     if (options_.on_checkpoint) options_.on_checkpoint(store_.path_of(saved_));
   }

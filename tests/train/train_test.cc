@@ -291,6 +291,20 @@ TEST_F(TrainTest, ACheckpointOfAnotherShapeIsRefused) {
       << text;
 }
 
+TEST_F(TrainTest, TheLastGoodCheckpointStays) {
+  settings_.lr = 1e30;  // what follows the first step is not finite
+  settings_.clip = 0.0;
+  settings_.save_every = 1;
+  settings_.keep = 1;
+  settings_.val.clear();
+  settings_.sample_every = 0;
+  std::int64_t done = 0;
+  train(ctx_, settings_,
+        {.stop = [&] { return done >= 4; }, .on_step = [&](const StepReport& r) { done = r.step; }});
+  EXPECT_TRUE(fs::exists(out("checkpoints/step-4")));
+  EXPECT_TRUE(fs::exists(out("checkpoints/step-1")));
+}
+
 // Each row of a file of fixed batches is a block, whatever the length of the sequences that are trained on.
 TEST_F(TrainTest, EvaluatesOnFixedBatches) {
   const fs::path path = scratch_ / "val.npy";
