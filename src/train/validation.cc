@@ -12,44 +12,46 @@
 #include "train/fixed_batches.h"
 
 namespace krait {
-namespace {
-
-bool is_text(const std::filesystem::path& path) {
-  return path.extension() != ".npy" && path.extension() != ".bin" && !tokenizer::TextFiles::is_jsonl(path);
-}
-
-}  // namespace
 
 ValidationSet::ValidationSet(Context& ctx, const std::vector<std::string>& paths, const Tokenizer* tokenizer,
                              std::int64_t seq_len, std::int64_t vocab_size) {
   for (const std::string& path : paths) {
-    if (is_text(path)) {
+    const std::filesystem::path file(path);
+    if (file.extension() != ".npy" && file.extension() != ".bin") {
       if (tokenizer == nullptr)
         fail(ErrorKind::not_found, path, ": is a text, and the model has no tokenizer to encode it with");
       add_text(path, *tokenizer, seq_len);
     } else {
-      add_ids(ctx, path, tokenizer, seq_len, vocab_size);
+      add_ids(ctx, path, seq_len, vocab_size);
     }
   }
 }
 
 void ValidationSet::add_text(const std::string& path, const Tokenizer& tokenizer, std::int64_t seq_len) {
   tokenizer::TextFiles file({path}, tokenizer::TextFiles::Cut::never);
-  const std::vector<std::int64_t> ids = tokenizer.encode(file.next()->bytes);
+  const auto end = tokenizer::TextFiles::is_jsonl(path) ? end_of_text(tokenizer) : std::nullopt;
+  std::vector<std::int64_t> ids;
+  while (const auto range = file.next()) {
+    file.for_each_text(*range, [&](std::string_view text, bool) {
+      const std::vector<std::int64_t> more = tokenizer.encode(text);
+      ids.insert(ids.end(), more.begin(), more.end());
+      if (end) ids.push_back(*end);
+      text_bytes_ += static_cast<std::int64_t>(text.size());
+    });
+  }
   const auto tokens = static_cast<std::int64_t>(ids.size());
   require(tokens >= seq_len, path, ": has ", tokens, " tokens, expected at least seq_len = ", seq_len);
   const std::int64_t count = tokens / seq_len;
   blocks_.push_back(
       Tensor::from(std::span(ids).first(static_cast<std::size_t>(count * seq_len)), {count, seq_len}));
   text_tokens_ += tokens;
-  text_bytes_ += static_cast<std::int64_t>(file.total_bytes());
 }
 
-void ValidationSet::add_ids(Context& ctx, const std::string& path, const Tokenizer* tokenizer,
-                            std::int64_t seq_len, std::int64_t vocab_size) {
+void ValidationSet::add_ids(Context& ctx, const std::string& path, std::int64_t seq_len,
+                            std::int64_t vocab_size) {
   all_text_ = false;
   const bool fixed = dataset::holds_fixed_batches(path);
-  const auto data = Dataset::open(ctx, {path}, tokenizer,
+  const auto data = Dataset::open(ctx, {path}, nullptr,
                                   {.seq_len = fixed ? 0 : seq_len,
                                    .batch_size = fixed ? 0 : 1,
                                    .vocab_size = vocab_size,

@@ -20,8 +20,10 @@ class ValidationSet {
     std::optional<double> bits_per_byte;  // where all files are texts
   };
 
-  // Each file is cut into blocks of seq_len tokens, as score_text (and `krait score --block`) cuts a text;
-  // what is left at the end is dropped. Fixed batches stay as they are. Throws where a file has no block.
+  // The kinds of files of Dataset. Each is cut into blocks of seq_len tokens, as score_text (and `krait score
+  // --block`) cuts a text, and what is left at the end is dropped; rows of fixed batches stay as they are.
+  // Documents of a JSONL file follow each other with the tokenizer's end of text between them. Throws where
+  // a file has no block.
   ValidationSet(Context& ctx, const std::vector<std::string>& paths, const Tokenizer* tokenizer,
                 std::int64_t seq_len, std::int64_t vocab_size);
 
@@ -31,8 +33,7 @@ class ValidationSet {
 
  private:
   void add_text(const std::string& path, const Tokenizer& tokenizer, std::int64_t seq_len);
-  void add_ids(Context& ctx, const std::string& path, const Tokenizer* tokenizer, std::int64_t seq_len,
-               std::int64_t vocab_size);
+  void add_ids(Context& ctx, const std::string& path, std::int64_t seq_len, std::int64_t vocab_size);
 
   std::vector<Tensor> blocks_;  // (n, length) i64, one for each file
   bool all_text_ = true;

@@ -210,6 +210,28 @@ TEST_F(TrainTest, ACancelledContextEndsNoStep) {
   EXPECT_TRUE(fs::exists(out("checkpoints/step-3")));
 }
 
+// A request to stop in the midst of an evaluation: it is made when the run goes on.
+TEST_F(TrainTest, StoppedWhileEvaluatingIsUninterruptedToo) {
+  settings_ = involved(settings_);
+  train(ctx_, settings_);
+  const fs::path whole = out();
+  settings_.out = (scratch_ / "stopped").string();
+  bool stop = false;
+  Context cancelled({.cancelled = [&] { return stop; }});
+  const TrainResult stopped = train(cancelled, settings_,
+                                    {.stop = [&] { return stop; },
+                                     .on_step =
+                                         [&](const StepReport& r) {
+                                           stop = r.step == 8;  // which an evaluation follows
+                                         }});
+  EXPECT_EQ(stopped.end, RunEnd::interrupted);
+  EXPECT_EQ(stopped.steps, 8);
+  EXPECT_EQ(lines_of(out("metrics.jsonl")).back()["step"], 8);
+  EXPECT_FALSE(lines_of(out("metrics.jsonl")).back().contains("val_loss"));
+  EXPECT_EQ(train(ctx_, settings_, {.resume = true}).end, RunEnd::finished);
+  expect_same_run(whole, out());
+}
+
 // What a kill leaves: a run some steps after its last checkpoint, with half a line, half a file and half a
 // checkpoint.
 TEST_F(TrainTest, KilledAndResumedIsUninterrupted) {
