@@ -21,7 +21,8 @@ struct Options {
 
 void run(const Options& options) {
   const std::filesystem::path directory(options.directory);
-  const std::filesystem::path out = options.out.empty() ? directory / "report.html" : std::filesystem::path(options.out);
+  const std::filesystem::path out =
+      options.out.empty() ? directory / "report.html" : std::filesystem::path(options.out);
   io::write_file(out, report::render(report::read_run_log(directory)));
   if (!options.quiet) print(concat(out.string(), "\n"));
 }

@@ -57,7 +57,9 @@ TEST_P(GoldenRun, AgreesWithUpstream) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Recompute, GoldenRun, ::testing::Values(Recompute::none, Recompute::block),
-                         [](const auto& instance) { return instance.param == Recompute::none ? "none" : "block"; });
+                         [](const auto& instance) {
+                           return instance.param == Recompute::none ? "none" : "block";
+                         });
 
 }  // namespace
 }  // namespace krait

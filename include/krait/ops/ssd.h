@@ -95,8 +95,8 @@ struct SsdBackwardArgs {
 };
 
 // Works on chunks, whichever of the fast paths the forward took; the states between them are recomputed and
-// kept for one sequence and some of its heads at a time. The bits of the result do not depend on the number of
-// threads. Throws as ssd does.
+// kept for one sequence and some of its heads at a time. The bits of the result do not depend on the number
+// of threads. Throws as ssd does.
 void ssd_backward(Context& ctx, const SsdBackwardArgs& args);
 
 }  // namespace krait

@@ -70,7 +70,8 @@ class Dataset {
   [[nodiscard]] virtual bool restarts(std::int64_t micro_batch_index, std::int64_t row) const = 0;
 };
 
-// The id of the special token that ends texts: by its usual names, "<|endoftext|>", "<|end_of_text|>", "</s>" or
+// The id of the special token that ends texts: by its usual names, "<|endoftext|>", "<|end_of_text|>", "</s>"
+// or
 // "<eos>"; else 0 where that is a special token, which is where `krait tokenizer train` puts it.
 [[nodiscard]] std::optional<std::int64_t> end_of_text(const Tokenizer& tokenizer);
 
