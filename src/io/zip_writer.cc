@@ -67,7 +67,7 @@ void ZipWriter::finish() {
     std::string wide;
     if (entry.size >= kNarrow) wide += u64(entry.size) + u64(entry.size);
     if (entry.offset >= kNarrow) wide += u64(entry.offset);
-    if (!wide.empty()) wide = u16(kZip64Extra) + u16(wide.size()) + wide;
+    if (!wide.empty()) wide.insert(0, u16(kZip64Extra) + u16(wide.size()));
     write(u32(kCentralMagic) + u16(45) + u16(45) + u16(kUtf8) + u16(0) + u16(0) + u16(kDate) +
           u32(entry.crc) + u32(narrow(entry.size)) + u32(narrow(entry.size)) + u16(entry.name.size()) +
           u16(wide.size()) + u16(0) + u16(0) + u16(0) + u32(0) + u32(narrow(entry.offset)) + entry.name +

@@ -42,8 +42,8 @@ void ValidationSet::add_text(const std::string& path, const Tokenizer& tokenizer
   const auto tokens = static_cast<std::int64_t>(ids.size());
   require(tokens >= seq_len, path, ": has ", tokens, " tokens, expected at least seq_len = ", seq_len);
   const std::int64_t count = tokens / seq_len;
-  blocks_.push_back(
-      Tensor::from(std::span(ids).first(static_cast<std::size_t>(count * seq_len)), {count, seq_len}));
+  ids.resize(static_cast<std::size_t>(count * seq_len));
+  blocks_.push_back(Tensor::from(ids, {count, seq_len}));
   text_tokens_ += tokens;
 }
 
