@@ -37,7 +37,8 @@ struct SelectiveScanArgs {
   bool delta_softplus = false;
   bool reverse = false;  // t runs from L-1 to 0 (within each sequence)
   bool return_last_state = false;
-  Tensor out;         // optional destination in u's dtype; may be u or z itself
+  bool return_checkpoints = false;  // for selective_scan_backward
+  Tensor out;                       // optional destination in u's dtype; may be u or z itself
   Tensor last_state;  // optional destination, (B, D, N) or (n, D, N); may be initial_state itself
   ScanPath path = ScanPath::automatic;
 };
@@ -47,6 +48,9 @@ struct SelectiveScanResult {
   Tensor
       last_state;  // after the last token of each row or packed sequence, f32 or c64 (f64, c128: reference)
   Tensor states;   // (B, M, D, N) with state_positions
+  // With return_checkpoints: states every few dozen tokens (K, N, D), f32 or c64, which spare
+  // selective_scan_backward a walk over all tokens. The reference path leaves it absent.
+  Tensor checkpoints;
 };
 
 // Accumulation and state in f32; 64-bit offsets; L, B, D, N may be 0. The bits of the result do not depend on
@@ -58,6 +62,7 @@ struct SelectiveScanBackwardArgs {
   SelectiveScanArgs forward;  // as given to selective_scan; destinations and state_positions are not used
   Tensor dout;                // (B, D, L)
   Tensor dlast_state;         // like last_state, optional: the gradient that comes through it
+  Tensor checkpoints;         // as selective_scan returned them for these arguments; absent: computed again
   // Written where given, any float dtype and strides, none overlapping another or an input:
   Tensor du;              // (B, D, L)
   Tensor ddelta;          // (B, D, L)
@@ -73,8 +78,9 @@ struct SelectiveScanBackwardArgs {
   Tensor ddelta_bias;  // (D)
 };
 
-// States are recomputed from checkpoints every few tokens: memory grows with (B, D, N) and not with L times
-// that. The bits of the result do not depend on the number of threads.
+// States are recomputed from checkpoints, a few dozen tokens at a time; without `checkpoints` each thread
+// walks to those of the 64 channels at its hands first. Beside them memory holds sums for dB and dC, at most
+// 32 times the larger of the two, and for dA. The bits of the result do not depend on the number of threads.
 void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args);
 
 }  // namespace krait

@@ -10,6 +10,10 @@ namespace krait::scan {
 
 // States of one kernel call; a complex state counts as two.
 inline constexpr std::int64_t kStatesTogether = 4;
+inline constexpr std::int64_t kLanes = 16;  // of the widest vector
+// Floats of a step of a strip and of a record, for a vector of one and of kLanes.
+inline constexpr std::int64_t kStripSize = 9;
+inline constexpr std::int64_t kRecordSize = 4 * kStatesTogether * kLanes;
 
 // A part of the rows, and blocks [first_block, last_block) of a group.
 struct BackwardItem {
@@ -28,16 +32,10 @@ struct BackwardScratch {
   std::int64_t width = 0;  // channels, a multiple of every vector
   std::int64_t d_state = 0;
   std::int64_t states_kept = 0;  // checkpoints
-  // Tiles: (vector of channels, step, lane).
-  float* dt = nullptr;
-  float* u = nullptr;
-  float* slope = nullptr;  // d dt / d delta
-  float* gate = nullptr;   // d out / d z divided by y
-  float* dy = nullptr;
-  float* x = nullptr;  // dt u
-  float* y = nullptr;
-  float* dx = nullptr;
-  float* ddt = nullptr;
+  // One strip for each vector of channels (cpu/strips-inl.h), kGap floats between two of them: strips a power
+  // of two apart would share few sets of the cache.
+  static constexpr std::int64_t kGap = 16;
+  float* strips = nullptr;
   // Matrices (state, channel); log2(e) A, its imaginary half in quarter turns.
   float* A = nullptr;
   float* h = nullptr;  // states before the tile
@@ -47,33 +45,29 @@ struct BackwardScratch {
   // One number for each channel.
   float* bias = nullptr;
   float* skip = nullptr;
-  float* largest_a = nullptr;   // |A| over the states
-  float* largest_dt = nullptr;  // |dt| over the steps of the tile
+  float* largest_a = nullptr;  // |A| over the states
   // (step, state)
   float* b = nullptr;
   float* c = nullptr;
-  // (step, state of those together, lane)
-  float* decay = nullptr;
-  float* carried = nullptr;
-  float* db = nullptr;
-  float* dc = nullptr;
-  float* totals = nullptr;  // (step, state of those together): sums over lanes
-  float* checkpoints = nullptr;
+  float* record = nullptr;       // of a strip, for the states walked together (cpu/backward-inl.h)
+  float* zeros = nullptr;        // a step of it
+  float* checkpoints = nullptr;  // states before tiles
 
   // Lays the arrays out from `memory` on (null: only counts) and returns how many floats they take.
   std::int64_t place(float* memory) {
-    constexpr std::int64_t kLanes = 16;  // of the widest vector
     std::int64_t floats = 0;
+    // Arrays a multiple of a page apart would compete for the same sets of the cache.
+    constexpr std::int64_t kApart = 5 * kLanes;
     const auto take = [&](float*& array, std::int64_t size) {
       if (memory != nullptr) array = memory + floats;
-      floats += (size + kLanes - 1) / kLanes * kLanes;
+      floats += (size + kLanes - 1) / kLanes * kLanes + kApart;
     };
-    for (float** tile : {&dt, &u, &slope, &gate, &dy, &x, &y, &dx, &ddt}) take(*tile, steps * width);
+    take(strips, width * (kStripSize * steps + kGap));
     for (float** matrix : {&A, &h, &g, &constant_b, &constant_c}) take(*matrix, 2 * d_state * width);
-    for (float** vector : {&bias, &skip, &largest_a, &largest_dt}) take(*vector, width);
+    for (float** vector : {&bias, &skip, &largest_a}) take(*vector, width);
     for (float** factor : {&b, &c}) take(*factor, 2 * d_state * steps);
-    for (float** record : {&decay, &carried, &db, &dc}) take(*record, steps * kStatesTogether * kLanes);
-    take(totals, steps * kStatesTogether);
+    take(record, steps * kRecordSize);
+    take(zeros, kRecordSize);
     fixed = floats;
     take(checkpoints, states_kept * 2 * d_state * width);
     return floats;
@@ -81,21 +75,30 @@ struct BackwardScratch {
   std::int64_t fixed = 0;  // floats without the checkpoints, which lie behind all others
 };
 
-// Sums of one block of channels over the steps of a part of the rows, `width` channels each.
+// Sums of one block of channels over the steps of a part of the rows, `width` channels each. Matrices are
+// (state, channel), the imaginary half behind the real one.
 struct BlockSums {
-  float* dA = nullptr;  // (state, channel); the imaginary half follows
+  float* dA = nullptr;
   float* dB = nullptr;  // constant ones only
   float* dC = nullptr;
   float* dD = nullptr;
   float* ddelta_bias = nullptr;
 
-  static std::int64_t size(std::int64_t d_state, std::int64_t width) { return (6 * d_state + 2) * width; }
-  BlockSums(float* memory, std::int64_t d_state, std::int64_t width)
-      : dA(memory),
-        dB(dA + 2 * d_state * width),
-        dC(dB + 2 * d_state * width),
-        dD(dC + 2 * d_state * width),
-        ddelta_bias(dD + width) {}
+  // Lays the arrays out from `memory` on (null: only counts) and returns how many floats they take.
+  std::int64_t place(float* memory, const Problem& p, std::int64_t width) {
+    std::int64_t floats = 0;
+    const auto take = [&](float*& array, std::int64_t size) {
+      if (memory != nullptr) array = memory + floats;
+      floats += size;
+    };
+    const std::int64_t matrix = (p.complex ? 2 : 1) * p.d_state * width;
+    take(dA, matrix);
+    take(dB, p.B.ndim() == 2 ? matrix : 0);
+    take(dC, p.C.ndim() == 2 ? matrix : 0);
+    take(dD, width);
+    take(ddelta_bias, width);
+    return floats;
+  }
 };
 
 // What all workers share.
@@ -106,14 +109,14 @@ struct BackwardPlan {
   std::int64_t steps = 0;
   std::int64_t width = 0;
   std::vector<std::vector<Tile>> tiles;  // of each row
-  float* blocks = nullptr;               // (part, group, block, BlockSums::size)
+  float* blocks = nullptr;               // (part, group, block, BlockSums)
   float* dB = nullptr;  // (segment, batch, token, group, part of a number, state); null where
   float* dC = nullptr;  // not wanted or constant
 
   [[nodiscard]] std::int64_t numbers() const { return problem.complex ? 2 : 1; }  // in a state
   [[nodiscard]] std::int64_t token_size() const { return problem.groups * numbers() * problem.d_state; }
   [[nodiscard]] std::int64_t tokens() const { return problem.u.size(0) * problem.u.size(2); }
-  [[nodiscard]] std::int64_t block_size() const { return BlockSums::size(problem.d_state, width); }
+  [[nodiscard]] std::int64_t block_size() const { return BlockSums().place(nullptr, problem, width); }
   [[nodiscard]] std::int64_t block_count() const { return problem.groups * division.blocks; }
   [[nodiscard]] float* block_at(std::int64_t part, std::int64_t group, std::int64_t block) const {
     return blocks + ((part * problem.groups + group) * division.blocks + block) * block_size();

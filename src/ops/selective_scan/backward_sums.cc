@@ -45,7 +45,8 @@ void finish_block(const BackwardPlan& plan, std::int64_t index) {
   const std::int64_t in_group = p.channels / p.groups;
   const std::int64_t first = block * plan.division.block;
   const std::int64_t channels = std::min(plan.division.block, in_group - first);
-  const BlockSums sums(total, p.d_state, plan.width);
+  BlockSums sums;
+  sums.place(total, p, plan.width);
   const auto add = [&](const Tensor& gradient, const float* from) {
     if (!gradient) return;
     const Tensor matrix = gradient.ndim() == 1 ? gradient.unsqueeze(1) : gradient;

@@ -20,11 +20,13 @@ struct Row {
   std::int64_t state = 0;  // its index in initial_state and last_state
 };
 
-// A wanted state: the one after walk step `step` of row `row` goes to states[batch, slot].
+// A wanted state: the one after walk step `step` of row `row` goes to states[batch, slot], or to
+// checkpoints[slot].
 struct Save {
   std::int64_t row = 0;
   std::int64_t step = 0;
   std::int64_t slot = 0;
+  bool checkpoint = false;
 };
 
 struct Problem {
@@ -44,6 +46,7 @@ struct Problem {
   Tensor out;
   Tensor last_state;
   Tensor states;
+  Tensor checkpoints;  // (K, D, N)
 
   std::int64_t channels = 0;
   std::int64_t d_state = 0;
@@ -62,6 +65,7 @@ struct Problem {
 struct Gradients {
   Tensor dout;
   Tensor dlast_state;
+  Tensor checkpoints;  // (K, D, N)
   Tensor du;
   Tensor ddelta;
   Tensor dz;
@@ -106,12 +110,13 @@ class Walk {
 struct Tile {
   std::int64_t begin = 0;
   std::int64_t length = 0;
-  bool restart = false;  // the state is 0 before the first step
-  bool padded = false;   // has padding
+  bool restart = false;          // the state is 0 before the first step
+  bool padded = false;           // has padding
+  std::int64_t checkpoint = -1;  // which one holds the state before the first step; -1: that is known
 };
 
-// Cuts a row into tiles of at most `longest` steps: where seq_idx changes, but not at padding.
-[[nodiscard]] std::vector<Tile> cut_into_tiles(const Problem& problem, const Row& row, std::int64_t longest);
+// Cuts each row into tiles of at most `longest` steps: where seq_idx changes, but not at padding.
+[[nodiscard]] std::vector<std::vector<Tile>> cut_into_tiles(const Problem& problem, std::int64_t longest);
 
 // How the backward shares out its work. An item is a part of the rows and some blocks of channels of one
 // group. Sums over rows are kept for each part, sums over channels for each segment, so that the division
@@ -132,6 +137,9 @@ struct Division {
 // context asks for the reference.
 [[nodiscard]] ScanPath choose_path(ScanPath requested, bool double_precision, bool prefer_reference);
 
+// Four cache lines of f32, two of bf16: the rows of a channel-last tensor are far apart, and each visit of a
+// page should bring more than one line. Narrower blocks also repeat the staging of B and C more often.
+inline constexpr std::int64_t kWidestBlock = 64;
 // Channels that one thread walks together: fewer where that gives every thread work.
 [[nodiscard]] std::int64_t choose_channel_block(std::int64_t rows, std::int64_t groups,
                                                 std::int64_t channels_per_group, int threads);

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -147,27 +147,29 @@ Tensor destination(Context& ctx, std::string_view name, const Tensor& given, con
   return given;
 }
 
+std::array<Named, 14> named(const SelectiveScanArgs& args) {
+  return {{{"u", &args.u},
+           {"delta", &args.delta},
+           {"A", &args.A},
+           {"B", &args.B},
+           {"C", &args.C},
+           {"D", &args.D},
+           {"z", &args.z},
+           {"delta_bias", &args.delta_bias},
+           {"initial_state", &args.initial_state},
+           {"seq_idx", &args.seq_idx},
+           {"cu_seqlens", &args.cu_seqlens},
+           {"state_positions", &args.state_positions},
+           {"out", &args.out},
+           {"last_state", &args.last_state}}};
+}
+
 // The inputs, without destinations.
 Problem validated(const SelectiveScanArgs& args, Device device) {
   require(args.u.defined(), "[selective_scan] u is absent");
   require(args.delta.defined(), "[selective_scan] delta is absent");
   require(args.A.defined(), "[selective_scan] A is absent");
-  const std::array<Named, 14> tensors = {{
-      {"u", &args.u},
-      {"delta", &args.delta},
-      {"A", &args.A},
-      {"B", &args.B},
-      {"C", &args.C},
-      {"D", &args.D},
-      {"z", &args.z},
-      {"delta_bias", &args.delta_bias},
-      {"initial_state", &args.initial_state},
-      {"seq_idx", &args.seq_idx},
-      {"cu_seqlens", &args.cu_seqlens},
-      {"state_positions", &args.state_positions},
-      {"out", &args.out},
-      {"last_state", &args.last_state},
-  }};
+  const std::array<Named, 14> tensors = named(args);
   for (const auto& [name, tensor] : tensors) check_device(name, *tensor, device);
 
   require(args.u.ndim() == 3, "[selective_scan] u has shape ", args.u.shape(), ", expected (B, D, L)");
@@ -230,6 +232,26 @@ Problem validated(const SelectiveScanArgs& args, Device device) {
   return p;
 }
 
+// How many checkpoints the tiles of all rows have.
+std::int64_t count_checkpoints(const std::vector<std::vector<Tile>>& rows) {
+  std::int64_t count = 0;
+  for (const std::vector<Tile>& tiles : rows)
+    count += std::count_if(tiles.begin(), tiles.end(), [](const Tile& tile) { return tile.checkpoint >= 0; });
+  return count;
+}
+
+// The states that the backward wants.
+void add_checkpoints(Context& ctx, Problem& p) {
+  const auto rows = cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex));
+  for (std::int64_t r = 0; r < std::ssize(rows); ++r)
+    for (const Tile& tile : rows[static_cast<std::size_t>(r)])
+      if (tile.checkpoint >= 0)
+        p.saves.push_back({.row = r, .step = tile.begin - 1, .slot = tile.checkpoint, .checkpoint = true});
+  std::sort(p.saves.begin(), p.saves.end(),
+            [](const Save& a, const Save& b) { return std::pair(a.row, a.step) < std::pair(b.row, b.step); });
+  p.checkpoints = ctx.empty({count_checkpoints(rows), p.d_state, p.channels}, p.A.dtype()).transpose(1, 2);
+}
+
 void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
   p.out = args.out ? destination(ctx, "out", args.out, args.u.shape(), args.u.dtype(), "as u")
                    : empty_like(ctx, args.u);
@@ -241,7 +263,7 @@ void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
 }
 
 // All tensors of the backward beside those of the forward.
-std::array<Named, 11> named(const SelectiveScanBackwardArgs& args) {
+std::array<Named, 12> named(const SelectiveScanBackwardArgs& args) {
   return {{{"dout", &args.dout},
            {"dlast_state", &args.dlast_state},
            {"du", &args.du},
@@ -252,7 +274,8 @@ std::array<Named, 11> named(const SelectiveScanBackwardArgs& args) {
            {"dC", &args.dC},
            {"dA", &args.dA},
            {"dD", &args.dD},
-           {"ddelta_bias", &args.ddelta_bias}}};
+           {"ddelta_bias", &args.ddelta_bias},
+           {"checkpoints", &args.checkpoints}}};
 }
 
 // The gradient of B or C, in four dimensions where the factor is variable.
@@ -267,10 +290,31 @@ Tensor check_factor_gradient(std::string_view name, const Tensor& gradient, cons
   return gradient.ndim() == 3 ? gradient.unsqueeze(1) : gradient;
 }
 
+// No destination may start where another tensor does. (Others may lie between its elements: views of one
+// matrix.)
+void check_apart(const SelectiveScanBackwardArgs& args) {
+  const std::array<Named, 12> outer = named(args);
+  const std::array<Named, 14> all = named(args.forward);
+  const auto inner = std::span(all).first(11);  // the inputs
+  const auto check = [&](const Named& destination, const Named& other) {
+    const auto& [name, tensor] = destination;
+    if (!*tensor || !*other.second || tensor->numel() == 0 || other.second->numel() == 0) return;
+    require(tensor->raw() != other.second->raw(), "[selective_scan] ", name, " shares memory with ",
+            other.first);
+  };
+  for (const Named& destination : std::span(outer).subspan(2, 9)) {
+    for (const Named& input : inner) check(destination, input);
+    for (const Named& other : outer) {
+      const bool same_state = destination.first == "dinitial_state" && other.first == "dlast_state";
+      if (&other != &destination && !same_state) check(destination, other);
+    }
+  }
+}
+
 Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Device device) {
   const SelectiveScanArgs& forward = args.forward;
   require(args.dout.defined(), "[selective_scan] dout is absent");
-  const std::array<Named, 11> tensors = named(args);
+  const std::array<Named, 12> tensors = named(args);
   for (const auto& [name, tensor] : tensors) check_device(name, *tensor, device);
   for (const auto& [name, tensor] : {tensors[0], tensors[2], tensors[3], tensors[4]}) {
     if (!*tensor) continue;
@@ -295,12 +339,22 @@ Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Dev
     require(tensor->dtype() == DType::f32 || tensor->dtype() == DType::f64, "[selective_scan] ", name,
             " has dtype ", tensor->dtype(), ", expected f32 or f64");
   }
+  if (args.checkpoints) {
+    const auto rows = cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex));
+    check_shape("checkpoints", args.checkpoints, {count_checkpoints(rows), p.d_state, p.channels},
+                "as selective_scan returned them for these arguments");
+    require(args.checkpoints.dtype() == (p.complex ? DType::c64 : DType::f32),
+            "[selective_scan] checkpoints has dtype ", args.checkpoints.dtype(), ", expected ",
+            p.complex ? "c64" : "f32");
+  }
+  check_apart(args);
   require(!args.dz || forward.z, "[selective_scan] dz is given without z");
   require(!args.dD || forward.D, "[selective_scan] dD is given without D");
   require(!args.ddelta_bias || forward.delta_bias,
           "[selective_scan] ddelta_bias is given without delta_bias");
   return {.dout = args.dout,
           .dlast_state = args.dlast_state,
+          .checkpoints = args.checkpoints ? args.checkpoints.transpose(1, 2) : Tensor(),
           .du = args.du,
           .ddelta = args.ddelta,
           .dz = args.dz,
@@ -314,52 +368,6 @@ Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Dev
 
 }  // namespace
 
-ScanPath choose_path(ScanPath requested, bool double_precision, bool prefer_reference) {
-  if (requested != ScanPath::automatic) return requested;
-  return double_precision || prefer_reference ? ScanPath::reference : ScanPath::simd;
-}
-
-// Four cache lines of f32, two of bf16: the rows of a channel-last tensor are far apart, and each visit of a
-// page should bring more than one line. Narrower blocks also repeat the staging of B and C more often.
-constexpr std::int64_t kWidestBlock = 64;
-constexpr std::int64_t kNarrowestBlock = 8;
-
-std::int64_t choose_channel_block(std::int64_t rows, std::int64_t groups, std::int64_t channels_per_group,
-                                  int threads) {
-  std::int64_t block = kWidestBlock;
-  const auto items = [&] { return rows * groups * ((channels_per_group + block - 1) / block); };
-  while (block > kNarrowestBlock && items() < 2 * std::int64_t{threads}) block /= 2;
-  return block;
-}
-
-std::int64_t choose_steps(std::int64_t d_state, bool complex) {
-  constexpr std::int64_t kFloats = 7 * 1024;  // 28 KiB
-  const std::int64_t each = 3 * kWidestBlock + (complex ? 4 : 2) * d_state;
-  return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
-}
-
-Division divide_backward(std::int64_t rows, std::int64_t groups, std::int64_t channels_per_group) {
-  constexpr std::int64_t kItems = 32;  // enough to keep many threads busy; more cost memory for partial sums
-  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-  Division division;
-  division.block = choose_channel_block(rows, groups, channels_per_group, 8);
-  division.blocks = std::max<std::int64_t>(ceil_div(channels_per_group, division.block), 1);
-  division.parts = std::clamp<std::int64_t>(ceil_div(kItems, groups * division.blocks), 1,
-                                            std::max<std::int64_t>(rows, 1));
-  const std::int64_t wanted =
-      std::clamp<std::int64_t>(ceil_div(kItems, division.parts * groups), 1, division.blocks);
-  division.deep = ceil_div(division.blocks, wanted);
-  division.segments = ceil_div(division.blocks, division.deep);
-  return division;
-}
-
-std::int64_t choose_backward_steps(std::int64_t d_state, bool complex) {
-  // Ten tiles of the widest block, B and C: within a second-level cache of 512 KiB with room to spare.
-  constexpr std::int64_t kFloats = 64 * 1024;
-  const std::int64_t each = 10 * kWidestBlock + (complex ? 4 : 2) * d_state;
-  return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 64);
-}
-
 }  // namespace scan
 
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) {
@@ -372,10 +380,14 @@ SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) 
     ctx.set_backend("selective_scan", "reference");
   } else {
     require(!in_double, "[selective_scan] the path simd has no f64, expected f32, bf16 and f16 inputs");
+    if (args.return_checkpoints) scan::add_checkpoints(ctx, problem);
     scan::run_simd(ctx, problem);
     ctx.set_backend("selective_scan", concat("simd (", simd_target(), ")"));
   }
-  return {.out = problem.out, .last_state = problem.last_state, .states = problem.states};
+  return {.out = problem.out,
+          .last_state = problem.last_state,
+          .states = problem.states,
+          .checkpoints = problem.checkpoints ? problem.checkpoints.transpose(1, 2) : Tensor()};
 }
 
 void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args) {

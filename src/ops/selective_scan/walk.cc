@@ -47,19 +47,24 @@ bool Walk::next(Span& span) {
   return true;
 }
 
-std::vector<Tile> cut_into_tiles(const Problem& problem, const Row& row, std::int64_t longest) {
-  std::vector<Tile> tiles;
-  std::int64_t sequence = -1;  // that of the last real token
-  for (std::int64_t step = 0; step < row.length; ++step) {
-    const std::int64_t here = sequence_of(problem, row, step);
-    const bool restart = here >= 0 && sequence >= 0 && here != sequence;
-    if (here >= 0) sequence = here;
-    if (restart || tiles.empty() || tiles.back().length == longest)
-      tiles.push_back({.begin = step, .restart = restart});
-    ++tiles.back().length;
-    tiles.back().padded |= here < 0;
+std::vector<std::vector<Tile>> cut_into_tiles(const Problem& problem, std::int64_t longest) {
+  std::vector<std::vector<Tile>> all;
+  std::int64_t checkpoints = 0;
+  for (const Row& row : problem.rows) {
+    std::vector<Tile>& tiles = all.emplace_back();
+    std::int64_t sequence = -1;  // that of the last real token
+    for (std::int64_t step = 0; step < row.length; ++step) {
+      const std::int64_t here = sequence_of(problem, row, step);
+      const bool restart = here >= 0 && sequence >= 0 && here != sequence;
+      if (here >= 0) sequence = here;
+      if (restart || tiles.empty() || tiles.back().length == longest)
+        tiles.push_back(
+            {.begin = step, .restart = restart, .checkpoint = restart || tiles.empty() ? -1 : checkpoints++});
+      ++tiles.back().length;
+      tiles.back().padded |= here < 0;
+    }
   }
-  return tiles;
+  return all;
 }
 
 }  // namespace krait::scan

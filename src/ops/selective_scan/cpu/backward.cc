@@ -7,6 +7,7 @@
 #include <hwy/highway.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 
@@ -16,6 +17,7 @@
 #include "ops/selective_scan/backward.h"
 #include "ops/selective_scan/cpu/backward-inl.h"
 #include "ops/selective_scan/cpu/lanes-inl.h"
+#include "ops/selective_scan/cpu/strips-inl.h"
 #include "ops/selective_scan/scan.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -30,8 +32,9 @@ class Worker {
         gradients_(plan.gradients),
         s_(scratch),
         half_(p_.d_state * s_.width),
+        strip_(s_.steps * kFields * lanes() + BackwardScratch::kGap),
         state_size_(plan.numbers() * half_) {
-    std::fill_n(s_.dt, s_.fixed, 0.0F);
+    std::fill_n(s_.strips, s_.fixed, 0.0F);
   }
 
   void run(const BackwardItem& item) {
@@ -42,17 +45,19 @@ class Worker {
       first_channel_ = item.group * in_group + first;
       channels_ = std::min(plan_.division.block, in_group - first);
       // Lanes beyond the last channel compute on zeros, for the sums over lanes.
-      if (channels_ % lanes() != 0) std::fill_n(s_.dt, s_.fixed, 0.0F);
+      if (channels_ % lanes() != 0) std::fill_n(s_.strips, s_.fixed, 0.0F);
       load_parameters();
       float* const memory = plan_.block_at(item.part, item.group, block);
       std::fill_n(memory, plan_.block_size(), 0.0F);
-      sums_ = BlockSums(memory, p_.d_state, s_.width);
+      sums_.place(memory, p_, s_.width);
       first_of_segment_ = block == item.first_block;
       segment_ = item.segment;
       for (std::int64_t r = item.first_row; r < item.last_row; ++r) {
         row_ = p_.rows[static_cast<std::size_t>(r)];
+        load_row();
         const std::vector<Tile>& tiles = plan_.tiles[static_cast<std::size_t>(r)];
-        unwind(tiles, keep_states(tiles));
+        if (!gradients_.checkpoints) keep_states(tiles);
+        unwind(tiles);
       }
     }
   }
@@ -76,46 +81,48 @@ class Worker {
     scale_decay_rates(channels_, half_, s_.width, p_.complex, s_.A, s_.largest_a);
   }
 
-  // Zero where the tensor is absent.
-  void load_state(const Tensor& tensor, float* to) {
+  // State `index` of a tensor (index, D, N); zero where it is absent.
+  void load_state(const Tensor& tensor, std::int64_t index, float* to) {
     std::fill_n(to, state_size_, 0.0F);
     if (tensor)
-      stage(tensor, row_.state * tensor.stride(0) + first_channel_ * tensor.stride(1), tensor.stride(2),
+      stage(tensor, index * tensor.stride(0) + first_channel_ * tensor.stride(1), tensor.stride(2),
             tensor.stride(1), p_.d_state, channels_, to, s_.width, half_);
   }
 
-  // Leaves the states before each tile that needs them in the checkpoints and returns their number.
-  std::int64_t keep_states(const std::vector<Tile>& tiles) {
+  // Leaves the states before each tile that has a checkpoint in the scratch memory.
+  void keep_states(const std::vector<Tile>& tiles) {
     std::int64_t kept = 0;
-    load_state(p_.initial_state, s_.h);
+    load_state(p_.initial_state, row_.state, s_.h);
     for (std::size_t i = 0; i < tiles.size(); ++i) {
-      if (tiles[i].restart)
-        std::fill_n(s_.h, state_size_, 0.0F);
-      else if (i > 0)
-        std::copy_n(s_.h, state_size_, s_.checkpoints + kept++ * state_size_);
-      if (i + 1 == tiles.size() || tiles[i + 1].restart) continue;  // nobody asks for the state after it
-      load_inputs<false>(tiles[i]);
-      prefetch(tiles[i + 1], {p_.u, p_.delta});
+      if (tiles[i].restart) std::fill_n(s_.h, state_size_, 0.0F);
+      if (tiles[i].checkpoint >= 0) std::copy_n(s_.h, state_size_, s_.checkpoints + kept++ * state_size_);
+      if (i + 1 == tiles.size() || tiles[i + 1].checkpoint < 0)
+        continue;  // nobody asks for the state after it
+      load_inputs(tiles[i]);
+      next_ = tiles[i + 1];
+      next_is_whole_ = i + 2 == tiles.size();
+      written_ = {};
       advance(tiles[i]);
     }
-    return kept;
+    kept_ = kept;
   }
 
-  void unwind(const std::vector<Tile>& tiles, std::int64_t kept) {
-    load_state(gradients_.dlast_state, s_.g);
+  void unwind(const std::vector<Tile>& tiles) {
+    load_state(gradients_.dlast_state, row_.state, s_.g);
     for (std::size_t i = tiles.size(); i-- > 0;) {
       const Tile& tile = tiles[i];
       if (tile.restart)
         std::fill_n(s_.h, state_size_, 0.0F);
-      else if (i == 0)
-        load_state(p_.initial_state, s_.h);
+      else if (tile.checkpoint < 0)
+        load_state(p_.initial_state, row_.state, s_.h);
+      else if (gradients_.checkpoints)
+        load_state(gradients_.checkpoints, tile.checkpoint, s_.h);
       else
-        std::copy_n(s_.checkpoints + --kept * state_size_, state_size_, s_.h);
-      load_inputs<true>(tile);
-      load_gradients(tile);
-      if (i > 0)
-        prefetch(tiles[i - 1],
-                 {p_.u, p_.delta, p_.z, gradients_.dout, gradients_.du, gradients_.ddelta, gradients_.dz});
+        std::copy_n(s_.checkpoints + --kept_ * state_size_, state_size_, s_.h);
+      load_all(tile);
+      next_ = i > 0 ? tiles[i - 1] : Tile{};
+      next_is_whole_ = true;
+      written_ = tile;
       unwind(tile);
       finish(tile);
       if (tile.restart) std::fill_n(s_.g, state_size_, 0.0F);
@@ -127,36 +134,64 @@ class Worker {
     }
   }
 
-  [[nodiscard]] std::int64_t sequence_offset(const Tensor& tensor, std::int64_t step) const {
-    return row_.batch * tensor.stride(0) + first_channel_ * tensor.stride(1) +
-           p_.token(row_, step) * tensor.stride(2);
-  }
-  [[nodiscard]] std::int64_t step_stride(const Tensor& tensor) const {
-    return p_.reverse ? -tensor.stride(2) : tensor.stride(2);
-  }
-
-  // The steps of `tile` and the channels of the block in a tensor of shape (B, D, L).
-  void stage_sequence(const Tensor& tensor, const Tile& tile, float* to) {
-    const std::int64_t offset = sequence_offset(tensor, tile.begin);
-    for (std::int64_t c = 0; c < channels_; c += lanes())
-      stage(tensor, offset + c * tensor.stride(1), step_stride(tensor), tensor.stride(1), tile.length,
-            std::min(lanes(), channels_ - c), to + c * s_.steps, lanes(), 0);
+  // The channels of the block along the row.
+  [[nodiscard]] Steps steps_of(const Tensor& tensor) const {
+    if (!tensor) return {};
+    const std::int64_t first = row_.length > 0 ? p_.token(row_, 0) : 0;
+    return {.dtype = tensor.dtype(),
+            .data = tensor.raw(),
+            .offset =
+                row_.batch * tensor.stride(0) + first_channel_ * tensor.stride(1) + first * tensor.stride(2),
+            .step_stride = p_.reverse ? -tensor.stride(2) : tensor.stride(2),
+            .channel_stride = tensor.stride(1),
+            .channels = channels_};
   }
 
-  void store_sequence(const float* from, const Tile& tile, const Tensor& tensor) {
-    if (!tensor) return;
-    const std::int64_t offset = sequence_offset(tensor, tile.begin);
-    for (std::int64_t c = 0; c < channels_; c += lanes())
-      unstage(from + c * s_.steps, lanes(), 0, tensor, offset + c * tensor.stride(1), step_stride(tensor),
-              tensor.stride(1), tile.length, std::min(lanes(), channels_ - c));
+  void load_row() {
+    u_ = steps_of(p_.u);
+    delta_ = steps_of(p_.delta);
+    z_ = steps_of(p_.z);
+    dout_ = steps_of(gradients_.dout);
+    du_ = steps_of(gradients_.du);
+    ddelta_ = steps_of(gradients_.ddelta);
+    dz_ = steps_of(gradients_.dz);
   }
 
-  void prefetch(const Tile& tile, std::initializer_list<Tensor> tensors) {
-    for (const Tensor& tensor : tensors)
-      if (tensor)
-        simd::prefetch_tile(tensor.raw(), sequence_offset(tensor, tile.begin), step_stride(tensor),
-                            tensor.stride(1), tile.length, channels_,
-                            static_cast<std::int64_t>(size_of(tensor.dtype())));
+  // Asks for share `index` of `count` of what comes next: spread over the computation, since a burst of
+  // requests waits for memory like the loads would.
+  void prefetch(std::int64_t index, std::int64_t count) const {
+    const auto ask = [&](const Tile& tile, const Steps& steps) {
+      steps.prefetch(tile.begin + tile.length * index / count,
+                     tile.begin + tile.length * (index + 1) / count);
+    };
+    for (const Steps* steps : {&u_, &delta_}) ask(next_, *steps);
+    if (next_is_whole_)
+      for (const Steps* steps : {&z_, &dout_}) ask(next_, *steps);
+    for (const Steps* steps : {&du_, &ddelta_, &dz_}) ask(written_, *steps);
+  }
+
+  // Calls f(steps before these, number of steps) for a few steps of the tile at a time: their rows stay in
+  // the first-level cache between copying and computing.
+  template <typename F>
+  static void for_steps(const Tile& tile, const F& f) {
+    constexpr std::int64_t kSteps = 8;
+    for (std::int64_t begin = 0; begin < tile.length; begin += kSteps)
+      f(begin, std::min(kSteps, tile.length - begin));
+  }
+  // Calls f(channel, strip from `step` on) for each vector of channels.
+  template <typename F>
+  void for_strips(std::int64_t step, const F& f) const {
+    float* strip = s_.strips + step * kFields * lanes();
+    for (std::int64_t c = 0; c < channels_; c += lanes(), strip += strip_) f(c, strip);
+  }
+
+  void load(const Steps& from, const Tile& tile, std::int64_t begin, std::int64_t steps, Field to) {
+    from.load(tile.begin + begin, tile.begin + begin + steps, s_.strips + (begin * kFields + to) * lanes(),
+              strip_);
+  }
+  void store(Field from, const Tile& tile, std::int64_t begin, std::int64_t steps, const Steps& to) {
+    to.store(s_.strips + (begin * kFields + from) * lanes(), strip_, tile.begin + begin,
+             tile.begin + begin + steps);
   }
 
   // A variable B or C, (step, state); the imaginary half `steps` rows behind.
@@ -171,75 +206,63 @@ class Worker {
                       to + part * p_.d_state * s_.steps, p_.d_state);
   }
 
-  // dt, u, x and B; kAll: the slope of dt, y and C too.
-  template <bool kAll>
+  // dt, x and B.
   void load_inputs(const Tile& tile) {
     const Tag d;
-    stage_sequence(p_.u, tile, s_.u);
-    stage_sequence(p_.delta, tile, s_.dt);
     stage_factor(p_.B, tile, s_.b);
-    if (kAll) stage_factor(p_.C, tile, s_.c);
-    for (std::int64_t c = 0; c < channels_; c += lanes()) {
-      const V bias = hn::Load(d, s_.bias + c);
-      const V skip = hn::Load(d, s_.skip + c);
-      V largest = hn::Zero(d);
-      for (std::int64_t at = c * s_.steps; at < c * s_.steps + tile.length * lanes(); at += lanes()) {
-        const V delta = hn::Add(hn::Load(d, s_.dt + at), bias);
-        const V dt = p_.delta_softplus ? simd::softplus(d, delta) : delta;
-        const V u = hn::Load(d, s_.u + at);
-        hn::Store(dt, d, s_.dt + at);
-        hn::Store(hn::Mul(dt, u), d, s_.x + at);
-        largest = larger(largest, hn::Abs(dt));
-        if constexpr (kAll) {
-          // Above 20, where softplus is the identity, the sigmoid rounds to 1.
-          hn::Store(p_.delta_softplus ? simd::sigmoid(d, delta) : hn::Set(d, 1.0F), d, s_.slope + at);
-          hn::Store(hn::Mul(skip, u), d, s_.y + at);
-        }
-      }
-      hn::Store(largest, d, s_.largest_dt + c);
-    }
-    if (tile.padded) clear_padding(tile, {s_.dt, s_.u, s_.x, s_.slope, s_.y}, {s_.b, s_.c});
+    for_steps(tile, [&](std::int64_t begin, std::int64_t steps) {
+      load(delta_, tile, begin, steps, kDt);
+      load(u_, tile, begin, steps, kU);
+      for_strips(begin, [&](std::int64_t c, float* strip) {
+        complete_dt(strip, steps, p_.delta_softplus, hn::Load(d, s_.bias + c), false);
+        start_sums(strip, steps, hn::Zero(d));
+      });
+    });
+    if (tile.padded) clear_padding(tile);
+    note_bounds(tile);
   }
 
-  // dy, and what gates dz.
-  void load_gradients(const Tile& tile) {
+  // All inputs of a tile, and what depends on them without the states.
+  void load_all(const Tile& tile) {
     const Tag d;
-    stage_sequence(gradients_.dout, tile, s_.dy);
-    if (p_.z) stage_sequence(p_.z, tile, s_.gate);
-    const V one = hn::Set(d, 1.0F);
-    for (std::int64_t c = 0; c < channels_; c += lanes()) {
-      for (std::int64_t at = c * s_.steps; at < c * s_.steps + tile.length * lanes(); at += lanes()) {
-        hn::Store(hn::Zero(d), d, s_.dx + at);
-        hn::Store(hn::Zero(d), d, s_.ddt + at);
-        if (!p_.z) continue;
-        const V z = hn::Load(d, s_.gate + at);
-        const V dout = hn::Load(d, s_.dy + at);
-        const V sigmoid = simd::sigmoid(d, z);
-        const V slope = hn::Mul(sigmoid, hn::MulAdd(z, hn::Sub(one, sigmoid), one));
-        hn::Store(hn::Mul(dout, hn::Mul(z, sigmoid)), d, s_.dy + at);
-        hn::Store(hn::Mul(dout, slope), d, s_.gate + at);
-      }
-    }
-    if (tile.padded) clear_padding(tile, {s_.dy, s_.gate}, {});
+    stage_factor(p_.B, tile, s_.b);
+    stage_factor(p_.C, tile, s_.c);
+    for_steps(tile, [&](std::int64_t begin, std::int64_t steps) {
+      load(delta_, tile, begin, steps, kDt);
+      load(u_, tile, begin, steps, kU);
+      load(dout_, tile, begin, steps, kDy);
+      if (p_.z) load(z_, tile, begin, steps, kGate);
+      for_strips(begin, [&](std::int64_t c, float* strip) {
+        complete_dt(strip, steps, p_.delta_softplus, hn::Load(d, s_.bias + c), true);
+        if (p_.z) complete_gate(strip, steps);
+        start_sums(strip, steps, hn::Load(d, s_.skip + c));
+      });
+    });
+    if (tile.padded) clear_padding(tile);
+    note_bounds(tile);
   }
 
   // At padding all inputs become 0: the decay is 1 then, the state stays, and all gradients are 0.
-  void clear_padding(const Tile& tile, std::initializer_list<float*> tiles,
-                     std::initializer_list<float*> factors) {
+  void clear_padding(const Tile& tile) {
     for (std::int64_t i = 0; i < tile.length; ++i) {
       if (sequence_of(p_, row_, tile.begin + i) >= 0) continue;
-      for (float* array : tiles)
-        for (std::int64_t c = 0; c < channels_; c += lanes())
-          std::fill_n(array + c * s_.steps + i * lanes(), lanes(), 0.0F);
-      for (float* factor : factors)
+      for_strips(i, [](std::int64_t, float* step) { std::fill_n(step, kFields * lanes(), 0.0F); });
+      for (float* factor : {s_.b, s_.c})
         for (std::int64_t part = 0; part < plan_.numbers(); ++part)
           std::fill_n(factor + (part * s_.steps + i) * p_.d_state, p_.d_state, 0.0F);
     }
   }
 
-  [[nodiscard]] Strip strip_at(const Tile& tile, std::int64_t c) const {
-    const std::int64_t at = c * s_.steps;
-    return {tile.length, s_.dt + at, s_.x + at, s_.dy + at, s_.y + at, s_.dx + at, s_.ddt + at};
+  // Notes of each strip whether all its exponents lie within +-126.
+  void note_bounds(const Tile& tile) {
+    const Tag d;
+    for_strips(0, [&](std::int64_t c, const float* strip) {
+      V largest = hn::Zero(d);
+      for (std::int64_t i = 0; i < tile.length; ++i)
+        largest = larger(largest, hn::Abs(field(strip + i * kFields * lanes(), kDt)));
+      const V reach = hn::Mul(largest, hn::Load(d, s_.largest_a + c));
+      bounded_[c / lanes()] = hn::AllTrue(d, hn::Le(reach, hn::Set(d, 126.0F)));
+    });
   }
 
   // States from n on of B or C at channel c.
@@ -247,12 +270,6 @@ class Worker {
                                    std::int64_t n, std::int64_t c) const {
     return factor.ndim() == 4 ? Factor{variable + n, p_.d_state, p_.d_state * s_.steps}
                               : Factor{constant + n * s_.width + c, 0, half_};
-  }
-
-  [[nodiscard]] bool is_bounded(std::int64_t c) const {
-    const Tag d;
-    const V reach = hn::Mul(hn::Load(d, s_.largest_dt + c), hn::Load(d, s_.largest_a + c));
-    return hn::AllTrue(d, hn::Le(reach, hn::Set(d, 126.0F)));
   }
 
   // Calls f(number of states as a type, first state) for all states.
@@ -268,20 +285,20 @@ class Worker {
   void advance(const Tile& tile) {
     with_bool(p_.B.ndim() == 2, [&](auto constant_b) {
       constexpr bool kB = decltype(constant_b)::value;
-      for (std::int64_t c = 0; c < channels_; c += lanes()) {
-        const Strip strip = strip_at(tile, c);
-        with_bool(is_bounded(c), [&](auto bounded) {
+      for_strips(0, [&](std::int64_t c, const float* strip) {
+        prefetch(c / lanes(), (channels_ + lanes() - 1) / lanes());
+        with_bool(bounded_[c / lanes()], [&](auto bounded) {
           for_states([&](auto states, std::int64_t n) {
             const std::int64_t at = n * s_.width + c;
             const Factor b = factor_from(p_.B, s_.b, s_.constant_b, n, c);
             if (p_.complex)
-              advance_complex<kB>(strip, s_.A + at, s_.h + at, half_, b);
+              advance_complex<kB>(strip, tile.length, s_.A + at, s_.h + at, half_, b);
             else
-              advance_real<decltype(states)::value, decltype(bounded)::value, kB>(strip, s_.A + at, s_.h + at,
-                                                                                  s_.width, b);
+              advance_real<decltype(states)::value, decltype(bounded)::value, kB>(
+                  strip, tile.length, s_.A + at, s_.h + at, s_.width, b);
           });
         });
-      }
+      });
     });
   }
 
@@ -290,56 +307,57 @@ class Worker {
     with_bool(p_.B.ndim() == 2, [&](auto constant_b) {
       with_bool(p_.C.ndim() == 2, [&](auto constant_c) {
         for_states([&](auto states, std::int64_t n) {
-          unwind_states<decltype(states)::value, decltype(constant_b)::value, decltype(constant_c)::value>(
-              tile, n);
+          unwind_from<decltype(states)::value, decltype(constant_b)::value, decltype(constant_c)::value>(tile,
+                                                                                                         n);
         });
       });
     });
   }
 
   template <int kStates, bool kConstantB, bool kConstantC>
-  void unwind_states(const Tile& tile, std::int64_t n) {
+  void unwind_from(const Tile& tile, std::int64_t n) {
     const std::int64_t numbers = kStates * plan_.numbers();
-    if (!kConstantB) std::fill_n(s_.db, tile.length * numbers * lanes(), 0.0F);
-    if (!kConstantC) std::fill_n(s_.dc, tile.length * numbers * lanes(), 0.0F);
-    const Record record = {s_.decay, s_.carried};
-    for (std::int64_t c = 0; c < channels_; c += lanes()) {
+    const std::int64_t record_step = kParts * numbers * lanes();
+    for_strips(0, [&](std::int64_t c, float* strip) {
+      prefetch(n / kStates * ((channels_ + lanes() - 1) / lanes()) + c / lanes(),
+               (p_.d_state + kStates - 1) / kStates * ((channels_ + lanes() - 1) / lanes()));
+      const Record record = {s_.record, c == 0 ? s_.zeros : s_.record, c == 0 ? 0 : record_step};
       const std::int64_t at = n * s_.width + c;
-      const Strip strip = strip_at(tile, c);
-      const Factor b = factor_from(p_.B, s_.b, s_.constant_b, n, c);
-      const Factor factor_c = factor_from(p_.C, s_.c, s_.constant_c, n, c);
-      float* const db = kConstantB ? sums_.dB + at : s_.db;
-      float* const dc = kConstantC ? sums_.dC + at : s_.dc;
+      const Factor B = factor_from(p_.B, s_.b, s_.constant_b, n, c);
+      const Factor C = factor_from(p_.C, s_.c, s_.constant_c, n, c);
       if constexpr (kStates == 1) {
         if (p_.complex) {
-          record_complex<kConstantB, kConstantC>(strip, s_.A + at, s_.h + at, half_, b, factor_c, record, dc);
-          unwind_complex<kConstantB, kConstantC>(strip, s_.A + at, s_.g + at, sums_.dA + at, half_, b,
-                                                 factor_c, record, db);
-          continue;
+          record_complex<kConstantB, kConstantC>(strip, tile.length, s_.A + at, s_.h + at, half_, B, C,
+                                                 record, sums_.dC + at);
+          unwind_complex<kConstantB, kConstantC>(strip, tile.length, s_.A + at, s_.g + at, sums_.dA + at,
+                                                 half_, B, C, record, sums_.dB + at);
+          return;
         }
       }
-      with_bool(is_bounded(c), [&](auto bounded) {
-        record_real<kStates, decltype(bounded)::value, kConstantB, kConstantC>(
-            strip, s_.A + at, s_.h + at, s_.width, b, factor_c, record, dc);
+      with_bool(bounded_[c / lanes()], [&](auto bounded) {
+        record_decays<kStates, decltype(bounded)::value>(strip, tile.length, s_.A + at, s_.width, s_.record);
       });
-      unwind_real<kStates, kConstantB, kConstantC>(strip, s_.A + at, s_.g + at, sums_.dA + at, s_.width, b,
-                                                   factor_c, record, db);
-    }
-    if (!kConstantB) add_tokens(s_.db, tile, n, numbers, plan_.dB);
-    if (!kConstantC) add_tokens(s_.dc, tile, n, numbers, plan_.dC);
+      record_states<kStates, kConstantB, kConstantC>(strip, tile.length, s_.h + at, s_.width, B, C, record,
+                                                     sums_.dC + at);
+      unwind_states<kStates, kConstantB, kConstantC>(strip, tile.length, s_.A + at, s_.g + at, sums_.dA + at,
+                                                     s_.width, B, C, record, sums_.dB + at);
+    });
+    if (!kConstantB) add_tokens(kToB, tile, n, numbers, plan_.dB);
+    if (!kConstantC) add_tokens(kToC, tile, n, numbers, plan_.dC);
   }
 
-  // Sums `values` (step, number, lane) over the lanes and adds them to those of states n on of the tile's
-  // tokens.
-  void add_tokens(const float* values, const Tile& tile, std::int64_t n, std::int64_t numbers, float* to) {
+  // Sums a part of the record over lanes and adds it to the sums of states n on at the tokens of the tile.
+  void add_tokens(Part part, const Tile& tile, std::int64_t n, std::int64_t numbers, float* to) {
     if (to == nullptr) return;
-    sum_lanes(values, tile.length * numbers, s_.totals);
     const std::int64_t first = segment_ * plan_.tokens() + row_.batch * p_.u.size(2);
+    const std::int64_t step_size = p_.reverse ? -plan_.token_size() : plan_.token_size();
     const std::int64_t apart = p_.complex ? p_.d_state : 1;
-    for (std::int64_t step = 0; step < tile.length; ++step) {
-      float* const sums = to + (first + p_.token(row_, tile.begin + step)) * plan_.token_size() +
-                          group_ * plan_.numbers() * p_.d_state + n;
-      const float* const totals = s_.totals + step * numbers;
+    float* sums = to + (first + p_.token(row_, tile.begin)) * plan_.token_size() +
+                  group_ * plan_.numbers() * p_.d_state + n;
+    const float* record = s_.record + part * numbers * lanes();
+    for (std::int64_t i = 0; i < tile.length; ++i, sums += step_size, record += kParts * numbers * lanes()) {
+      float totals[kStatesTogether];
+      sum_lanes(record, numbers, totals);
       for (std::int64_t k = 0; k < numbers; ++k)
         sums[k * apart] = first_of_segment_ ? totals[k] : sums[k * apart] + totals[k];
     }
@@ -347,45 +365,42 @@ class Worker {
 
   void finish(const Tile& tile) {
     const Tag d;
-    const V log_2 = hn::Set(d, 1.0F / kLog2E);
-    for (std::int64_t c = 0; c < channels_; c += lanes()) {
-      const V skip = hn::Load(d, s_.skip + c);
-      V sum_skip = hn::Load(d, sums_.dD + c);
-      V sum_bias = hn::Load(d, sums_.ddelta_bias + c);
-      for (std::int64_t at = c * s_.steps; at < c * s_.steps + tile.length * lanes(); at += lanes()) {
-        const V u = hn::Load(d, s_.u + at);
-        const V dy = hn::Load(d, s_.dy + at);
-        const V dx = hn::Load(d, s_.dx + at);
-        const V du = hn::MulAdd(hn::Load(d, s_.dt + at), dx, hn::Mul(skip, dy));
-        const V ddt = hn::MulAdd(u, dx, hn::Mul(log_2, hn::Load(d, s_.ddt + at)));
-        const V ddelta = hn::Mul(ddt, hn::Load(d, s_.slope + at));
-        hn::Store(du, d, s_.dx + at);
-        hn::Store(ddelta, d, s_.ddt + at);
-        hn::Store(hn::Mul(hn::Load(d, s_.gate + at), hn::Load(d, s_.y + at)), d, s_.y + at);
-        sum_skip = hn::MulAdd(dy, u, sum_skip);
-        sum_bias = hn::Add(sum_bias, ddelta);
-      }
-      hn::Store(sum_skip, d, sums_.dD + c);
-      hn::Store(sum_bias, d, sums_.ddelta_bias + c);
-    }
-    store_sequence(s_.dx, tile, gradients_.du);
-    store_sequence(s_.ddt, tile, gradients_.ddelta);
-    store_sequence(s_.y, tile, gradients_.dz);
+    for_steps(tile, [&](std::int64_t begin, std::int64_t steps) {
+      for_strips(begin, [&](std::int64_t c, float* strip) {
+        complete_gradients(strip, steps, hn::Load(d, s_.skip + c), sums_.dD + c, sums_.ddelta_bias + c);
+      });
+      store(kDx, tile, begin, steps, du_);
+      store(kDdt, tile, begin, steps, ddelta_);
+      store(kY, tile, begin, steps, dz_);
+    });
   }
 
   const BackwardPlan& plan_;
   const Problem& p_;
   const Gradients& gradients_;
   BackwardScratch s_;
-  std::int64_t half_;  // from the real to the imaginary half of matrices
+  std::int64_t half_;   // from the real to the imaginary half of matrices
+  std::int64_t strip_;  // from one strip to the next
   std::int64_t state_size_;
-  BlockSums sums_{nullptr, 0, 0};
+  std::array<bool, kWidestBlock> bounded_{};
+  BlockSums sums_;
   std::int64_t group_ = 0;
   std::int64_t first_channel_ = 0;
   std::int64_t channels_ = 0;
   std::int64_t segment_ = 0;
   bool first_of_segment_ = false;
+  std::int64_t kept_ = 0;  // states in the scratch memory
   Row row_;
+  Tile next_;                   // inputs of these steps are prefetched
+  bool next_is_whole_ = false;  // those of the way back too
+  Tile written_;                // destinations of these steps are prefetched
+  Steps u_;
+  Steps delta_;
+  Steps z_;
+  Steps dout_;
+  Steps du_;
+  Steps ddelta_;
+  Steps dz_;
 };
 
 // Calls next(item) until it returns false.
@@ -441,16 +456,16 @@ struct Queue {
 }  // namespace
 
 void run_simd_backward(Context& ctx, const Problem& p, const Gradients& gradients) {
-  if (p.channels == 0 || p.rows.empty()) return;
+  if (p.rows.empty()) return;
   BackwardPlan plan{.problem = p, .gradients = gradients};
   plan.division = divide_backward(std::ssize(p.rows), p.groups, p.channels / p.groups);
   plan.steps = choose_backward_steps(p.d_state, p.complex);
   plan.width = (plan.division.block + 15) / 16 * 16;
   BackwardScratch scratch{.steps = plan.steps, .width = plan.width, .d_state = p.d_state};
-  for (const Row& row : p.rows) {
-    plan.tiles.push_back(cut_into_tiles(p, row, plan.steps));
-    scratch.states_kept = std::max(scratch.states_kept, std::ssize(plan.tiles.back()) - 1);
-  }
+  plan.tiles = cut_into_tiles(p, plan.steps);
+  if (!gradients.checkpoints)
+    for (const std::vector<Tile>& tiles : plan.tiles)
+      scratch.states_kept = std::max(scratch.states_kept, std::ssize(tiles));
 
   const Tensor blocks = ctx.empty({plan.division.parts * plan.block_count(), plan.block_size()});
   plan.blocks = blocks.data<float>();

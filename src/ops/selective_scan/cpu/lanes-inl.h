@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/dispatch.h"
+#include "core/simd/math-inl.h"
 #include "core/simd/tile-inl.h"
 #include "krait/core/tensor.h"
 
@@ -91,6 +93,17 @@ inline void scale_decay_rates(std::int64_t channels, std::int64_t half, std::int
     }
     hn::Store(most, d, largest + c);
   }
+}
+
+// Calls f(TypeTag<T>) for the type of f32, bf16 and f16 tensors.
+template <typename F>
+HWY_INLINE void with_type(DType dtype, const F& f) {
+  if (dtype == DType::bf16)
+    f(TypeTag<bf16>{});
+  else if (dtype == DType::f16)
+    f(TypeTag<f16>{});
+  else
+    f(TypeTag<float>{});
 }
 
 // Calls f(true or false as a type) for a value known at run time.

@@ -94,12 +94,12 @@ class Worker {
         std::fill_n(s_.y, span.length * s_.width, 0.0F);
       } else {
         load_tile(span);
-        prefetch_after(span);
         advance(span);
         if (p_.z) gate(span);
       }
       store_output(span);
-      for (const Save& save : span.saves) store_state(p_.states.select(0, row_.batch), save.slot);
+      for (const Save& save : span.saves)
+        store_state(save.checkpoint ? p_.checkpoints : p_.states.select(0, row_.batch), save.slot);
     }
     if (p_.last_state) store_state(p_.last_state, row_.state);
   }
@@ -145,16 +145,19 @@ class Worker {
            p_.token(row_, step) * tensor.stride(2);
   }
 
-  // Asks for the steps that follow `span` while it is computed: the distance between rows of a channel-last
-  // tensor is beyond what hardware foresees.
-  void prefetch_after(const Span& span) {
-    const std::int64_t begin = span.begin + span.length;
-    const std::int64_t steps = std::min(s_.steps, row_.length - begin);
-    if (steps <= 0) return;
+  // Asks for share `index` of `count` of the steps that follow `span`: the distance between rows of a
+  // channel-last tensor is beyond what hardware foresees. Spread over the computation, since a burst of
+  // requests waits for memory like the loads would.
+  void prefetch_after(const Span& span, std::int64_t index, std::int64_t count) {
+    const std::int64_t after = span.begin + span.length;
+    const std::int64_t steps = std::min(s_.steps, row_.length - after);
+    const std::int64_t begin = after + steps * index / count;
+    const std::int64_t end = after + steps * (index + 1) / count;
+    if (begin == end) return;
     for (const Tensor* tensor : {&p_.u, &p_.delta, &p_.z, &p_.out}) {
       if (!*tensor) continue;
       simd::prefetch_tile(tensor->raw(), sequence_offset(*tensor, begin),
-                          p_.reverse ? -tensor->stride(2) : tensor->stride(2), tensor->stride(1), steps,
+                          p_.reverse ? -tensor->stride(2) : tensor->stride(2), tensor->stride(1), end - begin,
                           item_.channels, static_cast<std::int64_t>(size_of(tensor->dtype())));
     }
   }
@@ -202,6 +205,7 @@ class Worker {
                                 : Factor{constant + channel, 0, half_};
     };
     for (std::int64_t c = 0; c < item_.channels; c += lanes()) {
+      prefetch_after(span, c / lanes(), (item_.channels + lanes() - 1) / lanes());
       const Lane lane = {span.length, s_.width, s_.dt + c, s_.du + c, s_.y + c};
       const V reach = hn::Mul(hn::Load(d, s_.largest_dt + c), hn::Load(d, s_.largest_a + c));
       const bool bounded = hn::AllTrue(d, hn::Le(reach, hn::Set(d, 126.0F)));
