@@ -78,6 +78,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
   const Tensor delta = LinearLayer{.in = c.dt_rank, .out = c.d_inner, .weight = dt_proj_.weight}(ctx, dt);
 
   Tensor y = ctx.empty(x.shape());
+  Tensor checkpoints;
   if (batch.is_step()) {
     state_update(ctx, {.state = batch.pool().ssm(layer),
                        .x = x,
@@ -98,7 +99,8 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     args.return_last_state = states.last.defined();
     args.last_state = states.last;
     args.out = batch.fold(y).transpose(1, 2);
-    selective_scan(ctx, args);
+    args.return_checkpoints = tape != nullptr;
+    checkpoints = selective_scan(ctx, args).checkpoints;
     if (states.last) batch.scatter(states.last, batch.pool().ssm(layer));
   }
   if (tape != nullptr) {
@@ -110,6 +112,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("dt_B_C", dt_B_C);
     frame.keep("delta", delta);
     frame.keep("y", y);
+    if (checkpoints) frame.keep("checkpoints", checkpoints);
   }
   return out_proj_(ctx, y);
 }
@@ -133,6 +136,7 @@ Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   selective_scan_backward(ctx, {.forward = scan_args(batch, x, frame["delta"], inputs, z,
                                                      kept_initial_states(layer, "ssm", tape)),
                                 .dout = channels_first(dy),
+                                .checkpoints = frame.has("checkpoints") ? frame["checkpoints"] : Tensor(),
                                 .du = channels_first(dx),
                                 .ddelta = channels_first(ddelta),
                                 .dz = channels_first(dxz.slice(1, c.d_inner, 2 * c.d_inner)),
