@@ -50,7 +50,7 @@ double bytes_of(std::initializer_list<Tensor> tensors) {
 
 Tensor channels_first(const Tensor& t) { return t.transpose(1, 2); }
 
-Prepared prepare_scan(Context& ctx, const Shape& s, Inputs& in) {
+SelectiveScanArgs scan_args(const Shape& s, Inputs& in) {
   const std::int64_t B = s.at("B"), D = s.at("D"), L = s.at("L"), N = s.at("N");
   SelectiveScanArgs a{.u = channels_first(in({B, L, D})),
                       .delta = channels_first(in({B, L, D})),
@@ -62,10 +62,40 @@ Prepared prepare_scan(Context& ctx, const Shape& s, Inputs& in) {
                       .delta_bias = in.f32({D}, -5.0F, -3.0F),
                       .delta_softplus = true};
   a.out = channels_first(in({B, L, D}));
-  const double states = static_cast<double>(B * D) * static_cast<double>(L * N);
+  return a;
+}
+
+double scan_states(const SelectiveScanArgs& a) {
+  return static_cast<double>(a.u.numel()) * static_cast<double>(a.A.size(1));
+}
+
+Prepared prepare_scan(Context& ctx, const Shape& s, Inputs& in) {
+  const SelectiveScanArgs a = scan_args(s, in);
   return {.run = [&ctx, a] { selective_scan(ctx, a); },
           .bytes = bytes_of({a.u, a.delta, a.B, a.C, a.z, a.out}),
-          .flops = states * 7.0};  // exp counted as one, two products, a multiply-add and its sum
+          .flops = scan_states(a) * 7.0};  // exp counted as one, two products, a multiply-add and its sum
+}
+
+// With the checkpoints of the forward, as training runs it.
+Prepared prepare_scan_backward(Context& ctx, const Shape& s, Inputs& in) {
+  SelectiveScanArgs forward = scan_args(s, in);
+  forward.return_checkpoints = true;
+  const auto like = [&in](const Tensor& t) { return channels_first(in(channels_first(t).shape())); };
+  const SelectiveScanBackwardArgs a{.forward = forward,
+                                    .dout = like(forward.u),
+                                    .checkpoints = selective_scan(ctx, forward).checkpoints,
+                                    .du = like(forward.u),
+                                    .ddelta = like(forward.u),
+                                    .dz = like(forward.u),
+                                    .dB = like(forward.B),
+                                    .dC = like(forward.C),
+                                    .dA = in.f32(forward.A.shape(), 0.0F, 0.0F),
+                                    .dD = in.f32(forward.D.shape(), 0.0F, 0.0F),
+                                    .ddelta_bias = in.f32(forward.D.shape(), 0.0F, 0.0F)};
+  return {.run = [&ctx, a] { selective_scan_backward(ctx, a); },
+          .bytes = bytes_of({forward.u, forward.delta, forward.z, forward.B, forward.C, a.dout, a.du,
+                             a.ddelta, a.dz, a.dB, a.dC, a.checkpoints}),
+          .flops = scan_states(forward) * 21.0};  // the decay and state again, then eight products with sums
 }
 
 Prepared prepare_ssd(Context& ctx, const Shape& s, Inputs& in) {
@@ -145,13 +175,15 @@ struct Entry {
 };
 
 std::map<std::string, Entry> entries() {
-  return {{"selective_scan", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan}},
-          {"ssd", {{{"B", 1}, {"L", 512}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd}},
-          {"state_update", {{{"B", 8}, {"H", 24}, {"P", 64}, {"N", 128}}, prepare_state_update}},
-          {"causal_conv1d", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv}},
-          {"gated_rms_norm", {{{"T", 512}, {"C", 1536}}, prepare_norm}},
-          {"linear", {{{"T", 1}, {"I", 768}, {"O", 50280}}, prepare_linear}},
-          {"attention", {{{"L", 512}, {"H", 12}, {"G", 12}, {"P", 64}}, prepare_attention}}};
+  return {
+      {"selective_scan", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan}},
+      {"selective_scan_backward", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan_backward}},
+      {"ssd", {{{"B", 1}, {"L", 512}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd}},
+      {"state_update", {{{"B", 8}, {"H", 24}, {"P", 64}, {"N", 128}}, prepare_state_update}},
+      {"causal_conv1d", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv}},
+      {"gated_rms_norm", {{{"T", 512}, {"C", 1536}}, prepare_norm}},
+      {"linear", {{{"T", 1}, {"I", 768}, {"O", 50280}}, prepare_linear}},
+      {"attention", {{{"L", 512}, {"H", 12}, {"G", 12}, {"P", 64}}, prepare_attention}}};
 }
 
 }  // namespace

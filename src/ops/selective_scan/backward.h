@@ -11,7 +11,7 @@ namespace krait::scan {
 // States of one kernel call; a complex state counts as two.
 inline constexpr std::int64_t kStatesTogether = 4;
 inline constexpr std::int64_t kLanes = 16;  // of the widest vector
-// Floats of a step of a strip and of a record, for a vector of one and of kLanes.
+// Floats of a step of a strip, for each lane, and of a step of a record at most.
 inline constexpr std::int64_t kStripSize = 9;
 inline constexpr std::int64_t kRecordSize = 4 * kStatesTogether * kLanes;
 
@@ -32,6 +32,7 @@ struct BackwardScratch {
   std::int64_t width = 0;  // channels, a multiple of every vector
   std::int64_t d_state = 0;
   std::int64_t states_kept = 0;  // checkpoints
+  std::int64_t fixed = 0;        // floats of all but the checkpoints, which lie behind
   // One strip for each vector of channels (cpu/strips-inl.h), kGap floats between two of them: strips a power
   // of two apart would share few sets of the cache.
   static constexpr std::int64_t kGap = 16;
@@ -72,7 +73,6 @@ struct BackwardScratch {
     take(checkpoints, states_kept * 2 * d_state * width);
     return floats;
   }
-  std::int64_t fixed = 0;  // floats without the checkpoints, which lie behind all others
 };
 
 // Sums of one block of channels over the steps of a part of the rows, `width` channels each. Matrices are
@@ -110,8 +110,9 @@ struct BackwardPlan {
   std::int64_t width = 0;
   std::vector<std::vector<Tile>> tiles;  // of each row
   float* blocks = nullptr;               // (part, group, block, BlockSums)
-  float* dB = nullptr;  // (segment, batch, token, group, part of a number, state); null where
-  float* dC = nullptr;  // not wanted or constant
+  // (segment, batch, token, group, real or imaginary part, state); null where not wanted or constant.
+  float* dB = nullptr;
+  float* dC = nullptr;
 
   [[nodiscard]] std::int64_t numbers() const { return problem.complex ? 2 : 1; }  // in a state
   [[nodiscard]] std::int64_t token_size() const { return problem.groups * numbers() * problem.d_state; }

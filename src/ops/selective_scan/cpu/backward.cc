@@ -24,6 +24,8 @@ HWY_BEFORE_NAMESPACE();
 namespace krait::scan::HWY_NAMESPACE {
 namespace {
 
+static_assert(kFields == kStripSize && kParts * kStatesTogether * kLanes == kRecordSize);
+
 class Worker {
  public:
   Worker(const BackwardPlan& plan, const BackwardScratch& scratch)
@@ -161,8 +163,7 @@ class Worker {
   // requests waits for memory like the loads would.
   void prefetch(std::int64_t index, std::int64_t count) const {
     const auto ask = [&](const Tile& tile, const Steps& steps) {
-      steps.prefetch(tile.begin + tile.length * index / count,
-                     tile.begin + tile.length * (index + 1) / count);
+      steps.prefetch(tile.begin, tile.begin + tile.length, index, count);
     };
     for (const Steps* steps : {&u_, &delta_}) ask(next_, *steps);
     if (next_is_whole_)
@@ -178,6 +179,7 @@ class Worker {
     for (std::int64_t begin = 0; begin < tile.length; begin += kSteps)
       f(begin, std::min(kSteps, tile.length - begin));
   }
+  [[nodiscard]] std::int64_t strips() const { return (channels_ + lanes() - 1) / lanes(); }
   // Calls f(channel, strip from `step` on) for each vector of channels.
   template <typename F>
   void for_strips(std::int64_t step, const F& f) const {
@@ -286,7 +288,7 @@ class Worker {
     with_bool(p_.B.ndim() == 2, [&](auto constant_b) {
       constexpr bool kB = decltype(constant_b)::value;
       for_strips(0, [&](std::int64_t c, const float* strip) {
-        prefetch(c / lanes(), (channels_ + lanes() - 1) / lanes());
+        prefetch(c / lanes(), strips());
         with_bool(bounded_[c / lanes()], [&](auto bounded) {
           for_states([&](auto states, std::int64_t n) {
             const std::int64_t at = n * s_.width + c;
@@ -319,8 +321,7 @@ class Worker {
     const std::int64_t numbers = kStates * plan_.numbers();
     const std::int64_t record_step = kParts * numbers * lanes();
     for_strips(0, [&](std::int64_t c, float* strip) {
-      prefetch(n / kStates * ((channels_ + lanes() - 1) / lanes()) + c / lanes(),
-               (p_.d_state + kStates - 1) / kStates * ((channels_ + lanes() - 1) / lanes()));
+      prefetch(n / kStates * strips() + c / lanes(), (p_.d_state + kStates - 1) / kStates * strips());
       const Record record = {s_.record, c == 0 ? s_.zeros : s_.record, c == 0 ? 0 : record_step};
       const std::int64_t at = n * s_.width + c;
       const Factor B = factor_from(p_.B, s_.b, s_.constant_b, n, c);

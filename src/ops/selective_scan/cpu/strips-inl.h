@@ -107,10 +107,18 @@ struct Steps {
                    channel_stride, end - begin, channels);
     });
   }
-  void prefetch(std::int64_t begin, std::int64_t end) const {
-    if (data != nullptr)
-      simd::prefetch_tile(data, offset + begin * step_stride, step_stride, channel_stride, end - begin,
-                          channels, static_cast<std::int64_t>(size_of(dtype)));
+  // Asks for share `index` of `count` of steps [begin, end). Where channels are far apart a line of memory
+  // holds many steps, and the first share asks for all.
+  void prefetch(std::int64_t begin, std::int64_t end, std::int64_t index, std::int64_t count) const {
+    if (data == nullptr) return;
+    if (channel_stride != 1) {
+      if (index > 0) return;
+      count = 1;
+    }
+    const std::int64_t first = begin + (end - begin) * index / count;
+    const std::int64_t last = begin + (end - begin) * (index + 1) / count;
+    simd::prefetch_tile(data, offset + first * step_stride, step_stride, channel_stride, last - first,
+                        channels, static_cast<std::int64_t>(size_of(dtype)));
   }
 };
 
@@ -135,13 +143,13 @@ inline void complete_dt(float* HWY_RESTRICT strip, std::int64_t steps, bool soft
 // out = y silu(z): kDy holds the gradient of out and becomes that of y; kGate holds z.
 inline void complete_gate(float* HWY_RESTRICT strip, std::int64_t steps) {
   const Tag d;
-  const V one = hn::Set(d, 1.0F);
   for (std::int64_t i = 0; i < steps; ++i, strip += kFields * lanes()) {
-    const V z = field(strip, kGate);
-    const V sigmoid = simd::sigmoid(d, z);
-    const V scaled = hn::Mul(field(strip, kDy), sigmoid);
-    set_field(strip, kDy, hn::Mul(scaled, z));
-    set_field(strip, kGate, hn::Mul(scaled, hn::MulAdd(z, hn::Sub(one, sigmoid), one)));
+    V silu;
+    V slope;
+    simd::silu_with_derivative(d, field(strip, kGate), silu, slope);
+    const V dout = field(strip, kDy);
+    set_field(strip, kDy, hn::Mul(dout, silu));
+    set_field(strip, kGate, hn::Mul(dout, slope));
   }
 }
 
