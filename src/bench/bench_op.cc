@@ -98,7 +98,7 @@ Prepared prepare_scan_backward(Context& ctx, const Shape& s, Inputs& in) {
           .flops = scan_states(forward) * 21.0};  // the decay and state again, then eight products with sums
 }
 
-Prepared prepare_ssd(Context& ctx, const Shape& s, Inputs& in) {
+SsdArgs ssd_args(const Shape& s, Inputs& in) {
   const std::int64_t B = s.at("B"), L = s.at("L"), H = s.at("H"), P = s.at("P"), G = s.at("G"), N = s.at("N");
   SsdArgs a{.x = in({B, L, H, P}),
             .dt = in({B, L, H}),
@@ -109,9 +109,30 @@ Prepared prepare_ssd(Context& ctx, const Shape& s, Inputs& in) {
             .dt_bias = in.f32({H}, -5.0F, -3.0F),
             .dt_softplus = true};
   a.out = in({B, L, H, P});
+  return a;
+}
+
+Prepared prepare_ssd(Context& ctx, const Shape& s, Inputs& in) {
+  const SsdArgs a = ssd_args(s, in);
   return {.run = [&ctx, a] { ssd(ctx, a); },
           .bytes = bytes_of({a.x, a.dt, a.B, a.C, a.out}),
-          .flops = static_cast<double>(B * L * H) * static_cast<double>(P * N) * 4.0};
+          .flops = static_cast<double>(a.x.numel()) * static_cast<double>(s.at("N")) * 4.0};
+}
+
+Prepared prepare_ssd_backward(Context& ctx, const Shape& s, Inputs& in) {
+  const SsdArgs f = ssd_args(s, in);
+  const SsdBackwardArgs a{.forward = f,
+                          .dout = in(f.x.shape()),
+                          .dx = in(f.x.shape()),
+                          .ddt = in(f.dt.shape()),
+                          .dB = in(f.B.shape()),
+                          .dC = in(f.C.shape()),
+                          .dA = in.f32(f.A.shape(), 0.0F, 0.0F),
+                          .dD = in.f32(f.D.shape(), 0.0F, 0.0F),
+                          .ddt_bias = in.f32(f.dt_bias.shape(), 0.0F, 0.0F)};
+  return {.run = [&ctx, a] { ssd_backward(ctx, a); },
+          .bytes = bytes_of({f.x, f.dt, f.B, f.C, a.dout, a.dx, a.ddt, a.dB, a.dC}),
+          .flops = static_cast<double>(f.x.numel()) * static_cast<double>(s.at("N")) * 10.0};
 }
 
 Prepared prepare_state_update(Context& ctx, const Shape& s, Inputs& in) {
@@ -179,6 +200,8 @@ std::map<std::string, Entry> entries() {
       {"selective_scan", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan}},
       {"selective_scan_backward", {{{"B", 1}, {"D", 1536}, {"L", 512}, {"N", 16}}, prepare_scan_backward}},
       {"ssd", {{{"B", 1}, {"L", 512}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd}},
+      {"ssd_backward",
+       {{{"B", 2}, {"L", 256}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd_backward}},
       {"state_update", {{{"B", 8}, {"H", 24}, {"P", 64}, {"N", 128}}, prepare_state_update}},
       {"causal_conv1d", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv}},
       {"gated_rms_norm", {{{"T", 512}, {"C", 1536}}, prepare_norm}},

@@ -109,11 +109,12 @@ BackwardCut choose_backward(std::int64_t independent, std::int64_t longest, std:
   const std::int64_t heads = std::max<std::int64_t>(heads_per_group, 1);
   const std::int64_t wanted = (kBlocks + independent - 1) / std::max<std::int64_t>(independent, 1);
   const std::int64_t state = headdim * d_state;
+  longest = std::max<std::int64_t>(longest, 1);
 
   const auto cut_with = [&](std::int64_t chunk) {
     const std::int64_t chunks = std::max<std::int64_t>((longest + chunk - 1) / chunk, 1);
     // Chunks of one length, in whole vectors.
-    chunk = std::min(chunk, ((longest + chunks - 1) / chunks + 15) / 16 * 16);
+    chunk = std::min({chunk, longest, ((longest + chunks - 1) / chunks + 15) / 16 * 16});
     // For each token and head, in multiply-adds: five products with states, two with the pairs of the chunk,
     // and what passes over states and pairs take, as measured; three products with the pairs of the group.
     const std::int64_t carried = 5 * state + 40 * state / chunk;
@@ -128,11 +129,9 @@ BackwardCut choose_backward(std::int64_t independent, std::int64_t longest, std:
     return std::pair(BackwardCut{.chunk_size = chunk, .heads = together}, own + shared / together);
   };
 
-  longest = std::max<std::int64_t>(longest, 1);
   if (chunk_size > 0) {
-    BackwardCut cut = cut_with(std::min({chunk_size, longest, kMaxChunk})).first;
-    cut.chunk_size = std::min({chunk_size, longest, kMaxChunk});
-    return cut;
+    chunk_size = std::min({chunk_size, longest, kMaxChunk});
+    return {.chunk_size = chunk_size, .heads = cut_with(chunk_size).first.heads};
   }
   auto best = cut_with(32);
   for (const std::int64_t chunk : {std::int64_t{64}, std::int64_t{128}, kMaxChunk}) {

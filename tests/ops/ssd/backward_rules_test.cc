@@ -254,13 +254,21 @@ TEST(SsdBackward, PathsAsTheForwardTakesThem) {
   EXPECT_EQ(backend_of(SsdPath::reference), "ssd_backward: reference");
 }
 
-TEST(ChooseBackward, BlocksForThreadsAndMemory) {
+TEST(ChooseBackward, ChunksByCostAndBlocksOfHeads) {
   using ssd_detail::choose_backward;
-  EXPECT_EQ(choose_backward(32, 256, 6, 64, 64, 0).heads, 6);         // sequences enough: nothing is divided
-  EXPECT_EQ(choose_backward(1, 256, 24, 64, 128, 0).heads, 3);        // eight blocks of one sequence
-  EXPECT_EQ(choose_backward(64, 1 << 16, 24, 64, 128, 64).heads, 1);  // long: its states alone fill the room
+  // One chunk has no states to carry; where there must be many, the pairs of a large one cost too much.
+  EXPECT_EQ(choose_backward(2, 256, 24, 64, 128, 0).chunk_size, 256);
+  EXPECT_EQ(choose_backward(1, 4096, 24, 64, 128, 0).chunk_size, 64);
+  EXPECT_EQ(choose_backward(1, 4096, 24, 64, 16, 0).chunk_size, 32);
+  EXPECT_EQ(choose_backward(1, 300, 24, 64, 128, 0).chunk_size, 160);  // two of one length, not 256 and 44
   EXPECT_EQ(choose_backward(1, 10, 24, 64, 128, 0).chunk_size, 10);
+  EXPECT_EQ(choose_backward(1, 4096, 24, 64, 128, 100).chunk_size, 100);
   EXPECT_EQ(choose_backward(1, 4096, 24, 64, 128, 100000).chunk_size, ssd_detail::kMaxChunk);
+
+  EXPECT_EQ(choose_backward(32, 256, 6, 64, 64, 0).heads, 6);        // sequences enough: nothing is divided
+  EXPECT_EQ(choose_backward(1, 4096, 24, 64, 128, 0).heads, 3);      // eight blocks of one sequence
+  EXPECT_EQ(choose_backward(1, 256, 24, 64, 128, 0).heads, 12);      // two, as large chunks want to be shared
+  EXPECT_EQ(choose_backward(1, 1 << 16, 24, 64, 128, 64).heads, 1);  // long: its states alone fill the room
   for (const std::int64_t independent : {0, 1, 100})
     for (const std::int64_t length : {0, 1, 17, 100000})
       for (const std::int64_t size : {0, 1, 64, 512}) {

@@ -205,11 +205,12 @@ inline void weigh_pairs(const BackwardLayout& at, std::int64_t begin, std::int64
     const auto high = hn::Set(df, w[at.high + i]);
     const auto low = hn::Set(df, w[at.low + i]);
     auto sum = hn::Zero(df);
+    // What lies beyond the diagonal is dropped, not multiplied by 0: it may be anything.
     const auto pairs = [&](std::int64_t j, auto upto, auto below) HWY_ATTR {
-      const auto e = upto(decay_between(high, low, w + at.high + j, w + at.low + j));
-      const auto product = upto(hn::LoadU(df, cb + j));
-      hn::StoreU(hn::Mul(product, e), df, m + j);
-      const auto t = hn::Mul(hn::Mul(upto(hn::LoadU(df, dm + j)), e), hn::LoadU(df, w + at.d + j));
+      const auto e = decay_between(high, low, w + at.high + j, w + at.low + j);
+      const auto product = hn::LoadU(df, cb + j);
+      hn::StoreU(upto(hn::Mul(product, e)), df, m + j);
+      const auto t = upto(hn::Mul(hn::Mul(hn::LoadU(df, dm + j), e), hn::LoadU(df, w + at.d + j)));
       hn::StoreU(hn::Add(hn::LoadU(df, dcb + j), t), df, dcb + j);
       const auto column = below(hn::MulAdd(t, product, hn::LoadU(df, columns + j)));
       hn::StoreU(column, df, columns + j);
