@@ -231,6 +231,10 @@ void Trainer::restore(const TrainerState& state, const Snapshot& snapshot, const
           t.state.seed);
   require(state.data_tokens == t.state.data_tokens, name, ": was made with data of ", state.data_tokens,
           " tokens, now there are ", t.state.data_tokens);
+  require(state.batches == state.step * t.settings.accumulate && state.updates >= 0 && state.skipped >= 0 &&
+              state.updates + state.skipped == state.step,
+          name, ": its counts do not fit together: ", state.step, " steps of ", t.settings.accumulate,
+          " batches, ", state.batches, " batches, ", state.updates, " updates, ", state.skipped, " skipped");
   t.optimizer.load(snapshot.model, snapshot.optimizer, name);
   t.carried.restore(snapshot.optimizer, name);
   t.state = state;

@@ -168,6 +168,15 @@ TEST(Trainer, RefusesWhatItCannotGoOnFrom) {
   other.data_tokens = 10;
   EXPECT_EQ(message(other, trainer.snapshot()),
             "step-5: was made with data of 10 tokens, now there are 3600");
+  for (const auto& [batches, updates] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{-1, 0}, {1, 0}, {0, -1}, {0, 1}}) {
+    other = state;
+    other.batches = batches;
+    other.updates = updates;
+    EXPECT_NE(message(other, trainer.snapshot()).find("step-5: its counts do not fit together"),
+              std::string::npos)
+        << batches << " batches, " << updates << " updates";
+  }
   Trainer::Snapshot lacking = trainer.snapshot();
   lacking.optimizer.erase("m.backbone.embedding.weight");
   EXPECT_EQ(message(state, lacking),
