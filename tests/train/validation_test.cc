@@ -8,7 +8,7 @@
 #include "krait/eval/score.h"
 #include "krait/io/npy.h"
 #include "krait/models/load.h"
-#include "krait/train/token_file.h"
+#include "krait/train/dataset.h"
 
 namespace krait {
 namespace {
