@@ -9,6 +9,7 @@
 #include "krait/io/npy.h"
 #include "krait/models/load.h"
 #include "krait/train/dataset.h"
+#include "krait/train/token_file.h"
 
 namespace krait {
 namespace {
