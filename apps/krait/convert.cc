@@ -33,6 +33,10 @@ void run(const Options& options) {
   require(options.common.model.empty() ||
               !std::filesystem::equivalent(options.common.model, options.out, ignored),
           options.out, ": is the model itself, expected another directory");
+  // Nor anybody else's.
+  for (const char* name : {"model.safetensors", "pytorch_model.bin"})
+    require(!std::filesystem::exists(std::filesystem::path(options.out) / name), options.out, ": holds a ",
+            name, " already, expected a new directory");
   try {
     save_language_model(model, options.out, {.format = format, .tokenizer_json = tokenizer});
   } catch (const Error& e) {
