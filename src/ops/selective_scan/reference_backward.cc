@@ -102,7 +102,7 @@ void run(const Problem& p, const Gradients& gradients) {
       for (std::int64_t i = 0; i < row.length; ++i) {
         const std::int64_t t = p.token(row, i);
         const std::int64_t here = sequence_of(p, row, i);
-        State* const h = &states[i * N];
+        State* const h = states.data() + i * N;
         Step& step = steps[i];
         step.padding = here < 0;
         if (step.padding) {
@@ -128,8 +128,8 @@ void run(const Problem& p, const Gradients& gradients) {
             if (*gradient) (*gradient)(b, d, t) = S(0);
           continue;
         }
-        const State* const h = &states[(i + 1) * N];
-        const State* const before = &states[i * N];
+        const State* const h = states.data() + (i + 1) * N;
+        const State* const before = states.data() + i * N;
         const S x = u(b, d, t);
         S y = D ? D(d) * x : S(0);
         for (std::int64_t n = 0; n < N; ++n) y += two * std::real(C(b, g, d, n, t) * h[n]);
