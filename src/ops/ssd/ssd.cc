@@ -103,13 +103,20 @@ SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted
 
 }  // namespace ssd_detail
 
-SsdChoice choose_ssd(std::int64_t length, std::int64_t /*headdim*/, std::int64_t d_state) {
+SsdChoice choose_ssd(std::int64_t length, std::int64_t headdim, std::int64_t d_state) {
   // Below this the products of a chunk are too thin for their tiles.
   constexpr std::int64_t kShortest = 16;
-  // The product with the masked matrix grows with the chunk, those with the state do not: a small state wants
-  // short chunks.
-  return {.path = length < kShortest ? SsdPath::recurrent : SsdPath::chunked,
-          .chunk_size = d_state < 64 ? 32 : 64};
+  // For each token and head, in multiply-adds: two products with states, none of them in a single chunk, and
+  // what passes over states take; the product with the masked matrix, and its exponentials.
+  const std::int64_t state = headdim * d_state;
+  const auto cost = [&](std::int64_t chunk) {
+    const std::int64_t chunks = std::max<std::int64_t>((length + chunk - 1) / chunk, 1);
+    return (2 * state + 12 * state / chunk) * (chunks - 1) / chunks + chunk * (headdim + 20) / 2;
+  };
+  std::int64_t best = 32;
+  for (const std::int64_t chunk : {std::int64_t{64}, std::int64_t{128}, ssd_detail::kMaxChunk})
+    if (cost(chunk) < cost(best)) best = chunk;
+  return {.path = length < kShortest ? SsdPath::recurrent : SsdPath::chunked, .chunk_size = best};
 }
 
 SsdResult ssd(Context& ctx, const SsdArgs& args) {

@@ -204,6 +204,8 @@ TEST(ChooseSsd, ShortSequencesAreRecurrent) {
   EXPECT_EQ(choose_ssd(4096, 64, 128).path, SsdPath::chunked);
   EXPECT_EQ(choose_ssd(4096, 64, 128).chunk_size, 64);
   EXPECT_EQ(choose_ssd(4096, 64, 16).chunk_size, 32);
+  EXPECT_EQ(choose_ssd(256, 64, 128).chunk_size, 256);  // a single chunk has no states to carry
+  EXPECT_EQ(choose_ssd(256, 64, 64).chunk_size, 64);
   for (const std::int64_t length : {0, 1, 17, 100000})
     for (const std::int64_t headdim : {0, 1, 64, 512})
       for (const std::int64_t d_state : {0, 1, 16, 256}) {
