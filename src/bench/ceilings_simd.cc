@@ -29,12 +29,15 @@ float sum_floats(const float* values, std::int64_t count) {
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(hn::Add(a, b), hn::Add(c, e))));
 }
 
-// Ten independent chains hide the latency of a fused multiply-add on every machine that we know.
+// Ten independent chains hide the latency of a fused multiply-add on every machine that we know. They start
+// from different values: a compiler computes equal chains once, and the rate would be that of a latency.
 double multiply_add(std::int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
   const auto x = hn::Set(d, 0.999F);
   const auto y = hn::Set(d, 0.001F);
-  auto a0 = hn::Set(d, 0.1F), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0;
+  auto a0 = hn::Set(d, sink[0]), a1 = hn::Set(d, sink[1]), a2 = hn::Set(d, sink[2]), a3 = hn::Set(d, sink[3]),
+       a4 = hn::Set(d, sink[4]), a5 = hn::Set(d, sink[5]), a6 = hn::Set(d, sink[6]), a7 = hn::Set(d, sink[7]),
+       a8 = hn::Set(d, sink[8]), a9 = hn::Set(d, sink[9]);
   for (std::int64_t i = 0; i < rounds; ++i) {
     a0 = hn::MulAdd(a0, x, y);
     a1 = hn::MulAdd(a1, x, y);
