@@ -22,12 +22,17 @@ endif()
 
 # Flags of everything that is ours.
 add_library(krait_flags INTERFACE)
-target_compile_options(krait_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-                       -Wnon-virtual-dtor -Wold-style-cast
-                       -Wno-missing-field-initializers  # designated initialisers leave out what is not given
-                       -Werror)
+set(cxx_warnings -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
+    -Wnon-virtual-dtor -Wold-style-cast
+    -Wno-missing-field-initializers  # designated initialisers leave out what is not given
+    -Werror)
+target_compile_options(krait_flags INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${cxx_warnings}>)
 # GCC 12 and 13 report false positives of these from inlined library code at -O3.
-target_compile_options(krait_flags INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-restrict>)
+target_compile_options(krait_flags INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow -Wno-restrict>)
+# Lines for profilers cost nothing at run time.
+target_compile_options(krait_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-lineinfo --expt-relaxed-constexpr -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers>")
+target_compile_definitions(krait_flags INTERFACE KRAIT_WITH_CUDA=$<BOOL:${KRAIT_WITH_CUDA}>)
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(krait_flags INTERFACE Threads::Threads)
 

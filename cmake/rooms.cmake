@@ -1,11 +1,15 @@
 # A room is a folder of src/ compiled once into an object library krait_<name>. USES names the rooms
-# below it, LIBS outside libraries. The library krait is the sum of all rooms; a test links only the
+# below it, LIBS outside libraries, CUDA what is compiled besides where the build has CUDA. The library krait is the sum of all rooms; a test links only the
 # rooms that it names (and what they use), so that a change elsewhere does not relink it.
 set_property(GLOBAL PROPERTY KRAIT_ROOMS "")
 
 function(krait_room name)
-  cmake_parse_arguments(ROOM "" "" "SOURCES;USES;LIBS" ${ARGN})
+  cmake_parse_arguments(ROOM "" "" "SOURCES;USES;LIBS;CUDA" ${ARGN})
   add_library(krait_${name} OBJECT ${ROOM_SOURCES})
+  if(KRAIT_WITH_CUDA)
+    target_sources(krait_${name} PRIVATE ${ROOM_CUDA})
+    list(APPEND ROOM_LIBS CUDA::cudart_static)
+  endif()
   target_link_libraries(krait_${name} PRIVATE $<BUILD_INTERFACE:krait_flags> ${ROOM_LIBS})
   set(closure ${name})
   foreach(used IN LISTS ROOM_USES)
@@ -40,9 +44,10 @@ function(krait_link_rooms target)
   target_link_libraries(${target} PRIVATE krait_flags)
 endfunction()
 
-# krait_test(name SOURCES a.cc ROOMS core io [LABELS slow] [LIBS ...]): one GoogleTest program.
+# krait_test(name SOURCES a.cc ROOMS core io [LABELS slow] [LIBS ...] [GPU]): one GoogleTest program. With GPU it runs
+# a second time for the GPU (tests/core/on_device.h), which is reported as skipped where there is none.
 function(krait_test name)
-  cmake_parse_arguments(TEST "" "" "SOURCES;ROOMS;LABELS;LIBS" ${ARGN})
+  cmake_parse_arguments(TEST "GPU" "" "SOURCES;ROOMS;LABELS;LIBS" ${ARGN})
   add_executable(test_${name} ${TEST_SOURCES})
   krait_link_rooms(test_${name} ${TEST_ROOMS})
   target_link_libraries(test_${name} PRIVATE ${TEST_LIBS} GTest::gtest_main)
@@ -53,4 +58,9 @@ function(krait_test name)
   set_target_properties(test_${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND test_${name} --gtest_brief=1)
   set_tests_properties(${name} PROPERTIES LABELS "${TEST_LABELS}" TIMEOUT 600)
+  if(TEST_GPU AND KRAIT_WITH_CUDA)
+    add_test(NAME gpu_${name} COMMAND test_${name} --gtest_brief=1)
+    set_tests_properties(gpu_${name} PROPERTIES LABELS "gpu;${TEST_LABELS}" TIMEOUT 600
+                         ENVIRONMENT KRAIT_TEST_DEVICE=cuda SKIP_REGULAR_EXPRESSION "GPU tests are skipped")
+  endif()
 endfunction()

@@ -174,6 +174,11 @@ void Tensor::check_dtype(DType wanted) const {
   require(dtype_ == wanted, "a tensor of dtype ", dtype_, " was read as ", wanted);
 }
 
+void Tensor::require_on_cpu() const {
+  require(device_.kind == Device::Kind::cpu, "a tensor on ", name_of(device_),
+          " was used as one on the CPU; expected Context::copy, fill, clone or to");
+}
+
 void Tensor::check_contiguous() const {
   require(is_contiguous(), "a tensor of shape ", shape_, " with strides ", strides_, " is not contiguous");
 }
@@ -333,6 +338,8 @@ Tensor Tensor::to(DType dtype) const {
 void Tensor::copy_from(const Tensor& source) const {
   require(defined_ && source.defined_, "copy_from with an absent tensor");
   require(shape_ == source.shape_, "copy_from: shape ", source.shape_, ", expected ", shape_);
+  require_on_cpu();
+  source.require_on_cpu();
   if (numel_ == 0) return;
   if (dtype_ == source.dtype_ && is_contiguous() && source.is_contiguous()) {
     std::memmove(data_, source.data_, nbytes());
@@ -364,6 +371,7 @@ void Tensor::copy_from(const Tensor& source) const {
 }
 
 void Tensor::fill(double value) const {
+  require_on_cpu();
   if (value == 0.0 && !std::signbit(value) && is_contiguous()) {  // gradients of a whole model, each step
     if (nbytes() > 0) std::memset(data_, 0, nbytes());
     return;

@@ -43,7 +43,6 @@ TEST(Context, OutOfMemoryIsAnError) {
 
 TEST(Context, RejectsWhatItCannotDo) {
   EXPECT_THROW(Context(ContextOptions{.threads = -1}), Error);
-  EXPECT_THROW(Context(ContextOptions{.device = {Device::Kind::cuda, 0}}), Error);
 }
 
 TEST(Context, KnowsItsInstructionSet) { EXPECT_FALSE(simd_target().empty()); }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,14 +16,17 @@
 
 namespace krait {
 
+class DeviceBackend;
+class MemoryPool;
 class ThreadPool;
 
 enum class LogLevel { debug, info, warning };
 
 struct ContextOptions {
   Device device{};
-  int threads = 0;                                      // 0: one for each processor the process may use
-  bool reference = false;                               // the slow, readable path of every operator
+  void* stream = nullptr;  // on a GPU: the cudaStream_t that all work goes to; null: a stream of its own
+  int threads = 0;         // 0: one for each processor the process may use
+  bool reference = false;  // the slow, readable path of every operator
   std::function<void(LogLevel, std::string_view)> log;  // absent: nothing is reported
   std::function<bool()> cancelled;  // asked between pieces of long work; true ends it with Error(interrupted)
 };
@@ -44,10 +48,34 @@ class Context {
   void check_cancelled() const;
   void warn(std::string_view message) const { log(LogLevel::warning, message); }
 
-  // Uninitialised memory on the context's device, aligned to 64 bytes, from a pool: freed blocks
-  // are kept and reused, so that a loop of equal steps allocates nothing. Throws Error(out_of_memory).
+  // Uninitialised memory on the context's device, aligned to 64 bytes (256 on a GPU), from a pool: freed
+  // blocks are kept and reused, so that a loop of equal steps allocates nothing. Throws Error(out_of_memory).
   [[nodiscard]] Tensor empty(const Dims& shape, DType dtype = DType::f32);
   [[nodiscard]] Tensor zeros(const Dims& shape, DType dtype = DType::f32);
+
+  // On a GPU all work of a context is queued on one stream, and calls return before it has ended.
+  [[nodiscard]] bool on_gpu() const { return options_.device.kind != Device::Kind::cpu; }
+  [[nodiscard]] void* stream() const;  // cudaStream_t; null on the CPU
+  // Waits for all that was queued; throws what has failed since.
+  void synchronize() const;
+
+  // Element by element with conversion, any strides, between the host and the context's device in any
+  // direction. A source on the host may change when this returns; a destination there has its values.
+  void copy(const Tensor& from, const Tensor& to) const;
+  void fill(const Tensor& t, double value) const;
+  // A contiguous copy in memory of the context.
+  [[nodiscard]] Tensor clone(const Tensor& t);
+  // `t` itself where nothing has to change.
+  [[nodiscard]] Tensor to(const Tensor& t, DType dtype);
+  [[nodiscard]] Tensor contiguous(const Tensor& t);
+  [[nodiscard]] Tensor to_device(const Tensor& t);
+  [[nodiscard]] Tensor to_host(const Tensor& t) const;
+
+  // What `work` queues on the stream, as one graph that the result launches again (GPU only). Nothing runs
+  // meanwhile, so `work` must read no results, and must have run once before in the same shapes. Memory that
+  // it takes and gives back stays the graph's own: tensors that outlive `work` belong in front of it.
+  [[nodiscard]] std::function<void()> record(const std::function<void()>& work);
+
   // Bytes held by the pool, in use or cached.
   [[nodiscard]] std::size_t pool_bytes() const;
   // Returns cached blocks to the system.
@@ -65,13 +93,25 @@ class Context {
   [[nodiscard]] ThreadPool& workers() const { return *workers_; }
 
  private:
-  class Pool;
   ContextOptions options_;
-  std::shared_ptr<Pool> pool_;
+  std::unique_ptr<DeviceBackend> backend_of_device_;  // null on the CPU
+  std::shared_ptr<MemoryPool> pool_;
   std::unique_ptr<ThreadPool> workers_;
   std::map<const void*, std::shared_ptr<void>> attachments_;
   std::string backend_;
 };
+
+// The device called "cpu", "cuda", "cuda:N" or "auto" (a GPU where the build and the machine have one).
+// Throws for any other name; whether the device is there is seen when a Context is made.
+[[nodiscard]] Device parse_device(std::string_view name);
+
+// Throws where a tensor is elsewhere than the context works. Index tensors of sequences (seq_idx, cu_seqlens)
+// are not among those named: they may be on the host.
+struct NamedTensor {
+  const char* name;
+  const Tensor& tensor;
+};
+void require_on_device(const Context& ctx, std::string_view op, std::initializer_list<NamedTensor> tensors);
 
 // The instruction set that run-time dispatch picks on this machine ("AVX2", "AVX3", "NEON", ...).
 [[nodiscard]] std::string_view simd_target();

@@ -126,7 +126,8 @@ class Tensor {
   [[nodiscard]] Tensor view(const Dims& shape) const;
   [[nodiscard]] Tensor as_strided(const Dims& shape, const Dims& strides, std::int64_t offset) const;
 
-  // Copies. `to` and `contiguous` return the tensor itself where nothing has to change.
+  // Copies, of tensors on the CPU; Context has them for any device. `to` and `contiguous` return the tensor
+  // itself where nothing has to change.
   [[nodiscard]] Tensor clone() const;  // contiguous
   [[nodiscard]] Tensor contiguous() const;
   [[nodiscard]] Tensor to(DType dtype) const;
@@ -141,6 +142,7 @@ class Tensor {
   [[nodiscard]] int wrap_dim(int dim) const;
   void check_dtype(DType wanted) const;
   void check_contiguous() const;
+  void require_on_cpu() const;
 
   std::shared_ptr<void> owner_;
   void* data_ = nullptr;
@@ -155,6 +157,7 @@ class Tensor {
 template <typename T>
 std::span<T> Tensor::span() const {
   check_contiguous();
+  require_on_cpu();
   return {data<T>(), static_cast<std::size_t>(numel_)};
 }
 

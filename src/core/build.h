@@ -1,0 +1,9 @@
+// What this build has.
+#pragma once
+
+namespace krait {
+
+// Kernels for GPUs. Where it is false, `if constexpr (kWithCuda)` leaves calls of them out of the program.
+inline constexpr bool kWithCuda = KRAIT_WITH_CUDA != 0;
+
+}  // namespace krait

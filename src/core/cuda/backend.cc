@@ -1,0 +1,202 @@
+#include "core/cuda/backend.h"
+
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "core/cuda/copy.h"
+#include "core/cuda/gpu.h"
+#include "krait/core/error.h"
+
+namespace krait::cuda {
+namespace {
+
+std::string version_text(int version) { return concat(version / 1000, '.', version % 1000 / 10); }
+
+// What went wrong, in words that say what to do about it.
+[[noreturn]] void fail_with(cudaError_t status, std::string_view what) {
+  switch (status) {
+    case cudaErrorMemoryAllocation: fail(ErrorKind::out_of_memory, what, ": out of memory on the GPU");
+    case cudaErrorNoDevice: fail(ErrorKind::not_found, what, ": this machine has no CUDA device");
+    case cudaErrorInsufficientDriver: {
+      int driver = 0;
+      int runtime = 0;
+      cudaDriverGetVersion(&driver);
+      cudaRuntimeGetVersion(&runtime);
+      if (driver == 0)
+        fail(ErrorKind::not_found, what, ": this machine has no NVIDIA driver, expected one for CUDA ",
+             version_text(runtime));
+      fail(ErrorKind::invalid_argument, what, ": the NVIDIA driver serves CUDA ", version_text(driver),
+           ", expected at least ", version_text(runtime));
+    }
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction: {
+      int device = 0;
+      cudaDeviceProp properties{};
+      cudaGetDevice(&device);
+      cudaGetDeviceProperties(&properties, device);
+      fail(ErrorKind::invalid_argument, what, ": this build has no kernels for ", properties.name,
+           " (compute capability ", properties.major, '.', properties.minor,
+           "); build with KRAIT_CUDA_ARCHITECTURES=", properties.major, properties.minor);
+    }
+    default: fail(ErrorKind::io, what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ')');
+  }
+}
+
+void* allocate(std::size_t bytes, int device) {
+  const DeviceGuard guard(device);
+  void* block = nullptr;
+  const cudaError_t status = cudaMalloc(&block, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    (void)cudaGetLastError();
+    return nullptr;
+  }
+  check(status, "GPU memory");
+  return block;
+}
+
+void release(void* block, int device) {
+  // Errors of work that ran before, or of a process that ends, are not this block's.
+  int previous = 0;
+  (void)cudaGetDevice(&previous);
+  (void)cudaSetDevice(device);
+  (void)cudaFree(block);
+  (void)cudaSetDevice(previous);
+}
+
+class Backend final : public DeviceBackend {
+ public:
+  Backend(int index, void* stream) : index_(index), stream_(static_cast<cudaStream_t>(stream)) {
+    int count = 0;
+    check(cudaGetDeviceCount(&count), concat("device cuda:", index));
+    require(index >= 0 && index < count, "device cuda:", index, ": this machine has ", count,
+            " CUDA device(s), cuda:0 to cuda:", count - 1);
+    const DeviceGuard guard(index);
+    if (stream_ == nullptr) {
+      check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), concat("device cuda:", index));
+      owned_ = true;
+    }
+  }
+  ~Backend() override {
+    if (owned_) (void)cudaStreamDestroy(stream_);
+  }
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  [[nodiscard]] MemorySource memory() const override {
+    return {.allocate = &allocate, .release = &release, .device = index_};
+  }
+
+  [[nodiscard]] std::string describe() const override {
+    const DeviceGuard guard(index_);
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, index_), "device");
+    std::size_t free = 0;
+    std::size_t total = 0;
+    check(cudaMemGetInfo(&free, &total), "device");
+    const auto gigabytes = [](std::size_t bytes) { return static_cast<double>(bytes / 100'000'000) / 10.0; };
+    return concat(properties.name, ", ", gigabytes(total), " GB of which ", gigabytes(free), " GB are free");
+  }
+
+  [[nodiscard]] void* stream() const override { return stream_; }
+
+  void synchronize() override {
+    const DeviceGuard guard(index_);
+    check(cudaStreamSynchronize(stream_), concat("device cuda:", index_));
+  }
+
+  void copy(const Tensor& from, const Tensor& to) override {
+    const DeviceGuard guard(index_);
+    copy_elements(stream_, from, to);
+  }
+
+  void fill(const Tensor& t, double value) override {
+    const DeviceGuard guard(index_);
+    fill_elements(stream_, t, value);
+  }
+
+  std::function<void()> record(const std::function<void()>& work) override {
+    const DeviceGuard guard(index_);
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "graph");
+    cudaGraph_t graph = nullptr;
+    try {
+      work();
+    } catch (...) {
+      (void)cudaStreamEndCapture(stream_, &graph);
+      if (graph != nullptr) (void)cudaGraphDestroy(graph);
+      (void)cudaGetLastError();
+      throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "graph");
+    cudaGraphExec_t executable = nullptr;
+    const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+    (void)cudaGraphDestroy(graph);
+    check(status, "graph");
+    const std::shared_ptr<CUgraphExec_st> owned(executable,
+                                                [](cudaGraphExec_t e) { (void)cudaGraphExecDestroy(e); });
+    return [owned, stream = stream_, index = index_] {
+      const DeviceGuard inner(index);
+      check(cudaGraphLaunch(owned.get(), stream), "graph");
+    };
+  }
+
+ private:
+  int index_;
+  cudaStream_t stream_;
+  bool owned_ = false;
+};
+
+}  // namespace
+
+void check(cudaError_t status, std::string_view what) {
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next call would report it again
+  fail_with(status, what);
+}
+
+DeviceGuard::DeviceGuard(int device) {
+  check(cudaGetDevice(&previous_), "device");
+  if (previous_ == device) return;
+  check(cudaSetDevice(device), "device");
+  changed_ = true;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (changed_) (void)cudaSetDevice(previous_);
+}
+
+const DeviceLimits& limits_of(const Context& ctx) {
+  static std::mutex mutex;
+  static std::map<int, DeviceLimits> known;  // properties of hardware, the same for every context
+  const std::lock_guard lock(mutex);
+  const int device = ctx.device().index;
+  const auto [at, added] = known.try_emplace(device);
+  if (added) {
+    const auto value = [&](cudaDeviceAttr attribute) {
+      int v = 0;
+      check(cudaDeviceGetAttribute(&v, attribute, device), "device");
+      return v;
+    };
+    at->second = {.multiprocessors = value(cudaDevAttrMultiProcessorCount),
+                  .shared_memory_per_block = value(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+                  .l2_bytes = value(cudaDevAttrL2CacheSize),
+                  .compute_capability = value(cudaDevAttrComputeCapabilityMajor) * 10 +
+                                        value(cudaDevAttrComputeCapabilityMinor)};
+  }
+  return at->second;
+}
+
+std::unique_ptr<DeviceBackend> make_backend(int index, void* stream) {
+  return std::make_unique<Backend>(index, stream);
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    (void)cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+}  // namespace krait::cuda

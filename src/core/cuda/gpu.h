@@ -1,0 +1,75 @@
+// The names of the GPU's runtime, in one place. Sources are written in CUDA's; hipcc sees HIP's under the
+// same names (gpu_hip.h).
+#pragma once
+
+#ifdef __HIP_PLATFORM_AMD__
+#include "core/cuda/gpu_hip.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+#include <cstdint>
+#include <string_view>
+
+#include "krait/core/context.h"
+#include "krait/core/error.h"
+
+namespace krait::cuda {
+
+// Throws an Error that says what failed, where `status` is not success.
+void check(cudaError_t status, std::string_view what);
+
+// The context's device is current in this scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+[[nodiscard]] inline cudaStream_t stream_of(const Context& ctx) {
+  return static_cast<cudaStream_t>(ctx.stream());
+}
+
+// Properties that choices of kernels depend on.
+struct DeviceLimits {
+  int multiprocessors = 0;
+  int shared_memory_per_block = 0;  // what a kernel may ask for, with the attribute raised
+  int l2_bytes = 0;
+  int compute_capability = 0;  // 90 for 9.0
+};
+const DeviceLimits& limits_of(const Context& ctx);
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+// Launches `kernel` on the context's stream; `what` is named where the launch fails. More than 48 KB of
+// `shared` bytes are asked for as the runtime wants it.
+template <typename... Parameters, typename... Arguments>
+void launch(const Context& ctx, std::string_view what, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            std::size_t shared, Arguments&&... arguments) {
+  const DeviceGuard guard(ctx.device().index);
+  if (shared > 48 * 1024)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+          what);
+  kernel<<<grid, block, shared, stream_of(ctx)>>>(static_cast<Parameters>(arguments)...);
+  check(cudaGetLastError(), what);
+}
+#endif
+
+// Blocks of `threads` that cover `count` elements with a grid-stride loop, at most `waves` times what the
+// device holds.
+[[nodiscard]] inline unsigned blocks_for(const Context& ctx, std::int64_t count, int threads,
+                                         int blocks_per_multiprocessor = 16) {
+  const std::int64_t wanted = (count + threads - 1) / threads;
+  const std::int64_t most = std::int64_t{limits_of(ctx).multiprocessors} * blocks_per_multiprocessor;
+  return static_cast<unsigned>(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+
+}  // namespace krait::cuda

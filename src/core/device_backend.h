@@ -1,0 +1,36 @@
+// DeviceBackend: what a Context asks of the device that its tensors live on.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/memory_pool.h"
+#include "krait/core/tensor.h"
+
+namespace krait {
+
+class DeviceBackend {
+ public:
+  virtual ~DeviceBackend() = default;
+
+  [[nodiscard]] virtual MemorySource memory() const = 0;
+  // "NVIDIA H100 80GB HBM3, 85.0 GB of which 84.1 GB are free": for messages.
+  [[nodiscard]] virtual std::string describe() const = 0;
+  [[nodiscard]] virtual void* stream() const = 0;
+  virtual void synchronize() = 0;
+  // Element by element with conversion; either side may be on the host. See Context::copy.
+  virtual void copy(const Tensor& from, const Tensor& to) = 0;
+  virtual void fill(const Tensor& t, double value) = 0;
+  // Records what `work` launches; the result launches all of it again.
+  virtual std::function<void()> record(const std::function<void()>& work) = 0;
+};
+
+// Throws where there is no such device, its driver is too old, or the build has no CUDA. `stream` is a
+// cudaStream_t, null for one of its own.
+std::unique_ptr<DeviceBackend> make_cuda_backend(int index, void* stream);
+// 0 where the build has no CUDA or the machine no device.
+int cuda_device_count();
+
+}  // namespace krait
