@@ -18,9 +18,10 @@ Context::Context(ContextOptions options) : options_(std::move(options)) {
   if (on_gpu()) {
     require(!options_.reference, "device ", name_of(options_.device),
             ": the reference paths run on the CPU, expected device cpu");
-    backend_of_device_ = make_cuda_backend(options_.device.index, options_.stream);
+    memory_.device_ = options_.device;
+    memory_.backend_ = make_cuda_backend(options_.device.index, options_.stream);
   }
-  pool_ = std::make_shared<MemoryPool>(on_gpu() ? backend_of_device_->memory() : host_memory());
+  memory_.pool_ = std::make_shared<MemoryPool>(on_gpu() ? memory_.backend_->memory() : host_memory());
 }
 
 Context::~Context() = default;
@@ -33,90 +34,30 @@ void Context::check_cancelled() const {
   if (options_.cancelled && options_.cancelled()) fail(ErrorKind::interrupted, "interrupted");
 }
 
-Tensor Context::empty(const Dims& shape, DType dtype) {
-  const std::int64_t count = numel_of(shape);
-  std::size_t bytes = 0;
-  const bool overflow = __builtin_mul_overflow(static_cast<std::size_t>(count), size_of(dtype), &bytes) ||
-                        bytes > (std::size_t{1} << 62);
-  void* block = overflow ? nullptr : pool_->take(bytes);
-  if (block == nullptr)
-    fail(ErrorKind::out_of_memory, "out of memory: a tensor of shape ", shape, " and dtype ", dtype,
-         on_gpu() ? concat(" on ", name_of(device()), " (", backend_of_device_->describe(), ')') : "");
-  std::shared_ptr<void> owner(block, [pool = pool_, bytes](void* p) { pool->give(p, bytes); });
-  return Tensor::wrap(block, shape, dtype, std::move(owner), device());
-}
-
-Tensor Context::zeros(const Dims& shape, DType dtype) {
-  Tensor t = empty(shape, dtype);
-  fill(t, 0.0);
-  return t;
-}
-
-void* Context::stream() const { return on_gpu() ? backend_of_device_->stream() : nullptr; }
+void* Context::stream() const { return on_gpu() ? memory_.backend_->stream() : nullptr; }
 
 void Context::synchronize() const {
-  if (on_gpu()) backend_of_device_->synchronize();
-}
-
-void Context::copy(const Tensor& from, const Tensor& to) const {
-  require(from.defined() && to.defined(), "copy with an absent tensor");
-  for (const Tensor* t : {&from, &to})
-    require(t->device().kind == Device::Kind::cpu || t->device() == device(), "copy: a tensor is on ",
-            name_of(t->device()), ", expected ", name_of(device()), on_gpu() ? " or the host" : "");
-  if (from.device().kind == Device::Kind::cpu && to.device().kind == Device::Kind::cpu)
-    return to.copy_from(from);
-  backend_of_device_->copy(from, to);
-}
-
-void Context::fill(const Tensor& t, double value) const {
-  if (t.device().kind == Device::Kind::cpu) return t.fill(value);
-  require(t.device() == device(), "fill: a tensor is on ", name_of(t.device()), ", expected ",
-          name_of(device()));
-  backend_of_device_->fill(t, value);
-}
-
-Tensor Context::clone(const Tensor& t) {
-  Tensor result = empty(t.shape(), t.dtype());
-  copy(t, result);
-  return result;
-}
-
-Tensor Context::to(const Tensor& t, DType dtype) {
-  if (t.dtype() == dtype) return t;
-  Tensor result = empty(t.shape(), dtype);
-  copy(t, result);
-  return result;
-}
-
-Tensor Context::contiguous(const Tensor& t) { return t.is_contiguous() ? t : clone(t); }
-
-Tensor Context::to_device(const Tensor& t) { return !t || t.device() == device() ? t : clone(t); }
-
-Tensor Context::to_host(const Tensor& t) const {
-  if (!t || t.device().kind == Device::Kind::cpu) return t;
-  Tensor result = Tensor::empty(t.shape(), t.dtype());
-  copy(t, result);
-  return result;
+  if (on_gpu()) memory_.backend_->synchronize();
 }
 
 std::function<void()> Context::record(const std::function<void()>& work) {
   require(on_gpu(), "only work on a GPU can be recorded, not on ", name_of(device()));
   // A pool for the graph alone: its addresses are in the graph, and nothing else may be given them.
-  const auto outside = pool_;
-  pool_ = std::make_shared<MemoryPool>(backend_of_device_->memory());
-  const auto own = pool_;
+  const auto outside = memory_.pool_;
+  memory_.pool_ = std::make_shared<MemoryPool>(memory_.backend_->memory());
+  const auto own = memory_.pool_;
   try {
-    auto launch = backend_of_device_->record(work);
-    pool_ = outside;
+    auto launch = memory_.backend_->record(work);
+    memory_.pool_ = outside;
     return [launch = std::move(launch), own] { launch(); };
   } catch (...) {
-    pool_ = outside;
+    memory_.pool_ = outside;
     throw;
   }
 }
 
-std::size_t Context::pool_bytes() const { return pool_->held(); }
-void Context::trim() { pool_->trim(); }
+std::size_t Context::pool_bytes() const { return memory_.pool_->held(); }
+void Context::trim() { memory_.pool_->trim(); }
 
 void Context::set_backend(std::string_view op, std::string_view path) {
   backend_.assign(op).append(": ").append(path);

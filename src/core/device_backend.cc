@@ -6,7 +6,7 @@
 
 namespace krait {
 
-std::unique_ptr<DeviceBackend> make_cuda_backend(int index, void* stream) {
+std::shared_ptr<DeviceBackend> make_cuda_backend(int index, void* stream) {
   if constexpr (kWithCuda) return cuda::make_backend(index, stream);
   fail(ErrorKind::invalid_argument, "device cuda:", index,
        ": this build of krait has the backend cpu only (it was built without CUDA)");

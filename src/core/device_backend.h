@@ -20,7 +20,7 @@ class DeviceBackend {
   [[nodiscard]] virtual std::string describe() const = 0;
   [[nodiscard]] virtual void* stream() const = 0;
   virtual void synchronize() = 0;
-  // Element by element with conversion; either side may be on the host. See Context::copy.
+  // Element by element with conversion; either side may be on the host. See Memory::copy.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;
   virtual void fill(const Tensor& t, double value) = 0;
   // Records what `work` launches; the result launches all of it again.
@@ -29,7 +29,7 @@ class DeviceBackend {
 
 // Throws where there is no such device, its driver is too old, or the build has no CUDA. `stream` is a
 // cudaStream_t, null for one of its own.
-std::unique_ptr<DeviceBackend> make_cuda_backend(int index, void* stream);
+std::shared_ptr<DeviceBackend> make_cuda_backend(int index, void* stream);
 // 0 where the build has no CUDA or the machine no device.
 int cuda_device_count();
 

@@ -12,12 +12,11 @@
 #include <string>
 #include <string_view>
 
+#include "krait/core/memory.h"
 #include "krait/core/tensor.h"
 
 namespace krait {
 
-class DeviceBackend;
-class MemoryPool;
 class ThreadPool;
 
 enum class LogLevel { debug, info, warning };
@@ -48,28 +47,28 @@ class Context {
   void check_cancelled() const;
   void warn(std::string_view message) const { log(LogLevel::warning, message); }
 
-  // Uninitialised memory on the context's device, aligned to 64 bytes (256 on a GPU), from a pool: freed
-  // blocks are kept and reused, so that a loop of equal steps allocates nothing. Throws Error(out_of_memory).
-  [[nodiscard]] Tensor empty(const Dims& shape, DType dtype = DType::f32);
-  [[nodiscard]] Tensor zeros(const Dims& shape, DType dtype = DType::f32);
+  // Memory of the context's device, from a pool: freed blocks are kept and reused, so that a loop of equal
+  // steps allocates nothing. See Memory for each call.
+  [[nodiscard]] const Memory& memory() const { return memory_; }
+  [[nodiscard]] Tensor empty(const Dims& shape, DType dtype = DType::f32) {
+    return memory_.empty(shape, dtype);
+  }
+  [[nodiscard]] Tensor zeros(const Dims& shape, DType dtype = DType::f32) {
+    return memory_.zeros(shape, dtype);
+  }
+  void copy(const Tensor& from, const Tensor& to) const { memory_.copy(from, to); }
+  void fill(const Tensor& t, double value) const { memory_.fill(t, value); }
+  [[nodiscard]] Tensor clone(const Tensor& t) { return memory_.clone(t); }
+  [[nodiscard]] Tensor to(const Tensor& t, DType dtype) { return memory_.to(t, dtype); }
+  [[nodiscard]] Tensor contiguous(const Tensor& t) { return memory_.contiguous(t); }
+  [[nodiscard]] Tensor to_device(const Tensor& t) { return memory_.to_device(t); }
+  [[nodiscard]] Tensor to_host(const Tensor& t) const { return memory_.to_host(t); }
 
   // On a GPU all work of a context is queued on one stream, and calls return before it has ended.
   [[nodiscard]] bool on_gpu() const { return options_.device.kind != Device::Kind::cpu; }
   [[nodiscard]] void* stream() const;  // cudaStream_t; null on the CPU
   // Waits for all that was queued; throws what has failed since.
   void synchronize() const;
-
-  // Element by element with conversion, any strides, between the host and the context's device in any
-  // direction. A source on the host may change when this returns; a destination there has its values.
-  void copy(const Tensor& from, const Tensor& to) const;
-  void fill(const Tensor& t, double value) const;
-  // A contiguous copy in memory of the context.
-  [[nodiscard]] Tensor clone(const Tensor& t);
-  // `t` itself where nothing has to change.
-  [[nodiscard]] Tensor to(const Tensor& t, DType dtype);
-  [[nodiscard]] Tensor contiguous(const Tensor& t);
-  [[nodiscard]] Tensor to_device(const Tensor& t);
-  [[nodiscard]] Tensor to_host(const Tensor& t) const;
 
   // What `work` queues on the stream, as one graph that the result launches again (GPU only). Nothing runs
   // meanwhile, so `work` must read no results, and must have run once before in the same shapes. Memory that
@@ -94,8 +93,7 @@ class Context {
 
  private:
   ContextOptions options_;
-  std::unique_ptr<DeviceBackend> backend_of_device_;  // null on the CPU
-  std::shared_ptr<MemoryPool> pool_;
+  Memory memory_;
   std::unique_ptr<ThreadPool> workers_;
   std::map<const void*, std::shared_ptr<void>> attachments_;
   std::string backend_;

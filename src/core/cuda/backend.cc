@@ -117,7 +117,8 @@ class Backend final : public DeviceBackend {
 
   std::function<void()> record(const std::function<void()>& work) override {
     const DeviceGuard guard(index_);
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "graph");
+    // Relaxed: the graph's pool may get memory meanwhile.
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "graph");
     cudaGraph_t graph = nullptr;
     try {
       work();
@@ -186,8 +187,8 @@ const DeviceLimits& limits_of(const Context& ctx) {
   return at->second;
 }
 
-std::unique_ptr<DeviceBackend> make_backend(int index, void* stream) {
-  return std::make_unique<Backend>(index, stream);
+std::shared_ptr<DeviceBackend> make_backend(int index, void* stream) {
+  return std::make_shared<Backend>(index, stream);
 }
 
 int device_count() {

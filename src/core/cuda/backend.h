@@ -7,7 +7,7 @@
 
 namespace krait::cuda {
 
-std::unique_ptr<DeviceBackend> make_backend(int index, void* stream);
+std::shared_ptr<DeviceBackend> make_backend(int index, void* stream);
 int device_count();
 
 }  // namespace krait::cuda
