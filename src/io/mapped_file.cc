@@ -61,4 +61,11 @@ void MappedFile::advise_willneed() const {
   if (!bytes_.empty()) ::madvise(const_cast<std::byte*>(bytes_.data()), bytes_.size(), MADV_WILLNEED);
 }
 
+std::string read_file(const fs::path& path, std::size_t most) {
+  const auto file = MappedFile::open(path);
+  const std::string_view text = file->text();
+  require(text.size() <= most, path.string(), ": ", text.size(), " bytes, expected at most ", most);
+  return std::string(text);
+}
+
 }  // namespace krait::io

@@ -38,7 +38,7 @@ TensorMap read_shards(const fs::path& index) {
   const auto file = MappedFile::open(index);
   require(file->bytes().size() <= kMaxIndex, what, ": has ", file->bytes().size(),
           " bytes, expected at most ", kMaxIndex);
-  const nlohmann::json root = parse_json(text_of(file->bytes()), 16, what + ": the index");
+  const nlohmann::json root = parse_json(file->text(), 16, what + ": the index");
   require(root.is_object() && root.contains("weight_map") && root["weight_map"].is_object(), what,
           ": the index has no object \"weight_map\"");
   std::map<std::string, std::vector<std::string>> tensors_of_shard;
@@ -72,11 +72,11 @@ bool has_entry(const fs::path& path) {
 
 TensorMap read_tensor_file(const fs::path& path) {
   const auto file = MappedFile::open(path);
-  const auto bytes = file->bytes();
-  const std::string_view text = text_of(bytes);
+  const std::string_view text = file->text();
   // A zip or pickle cannot have '{' there, and every safetensors header has.
-  if (text.size() > 8 && text[8] == '{') return parse_safetensors(bytes, file, path.string());
-  if (text.starts_with("PK") || text.starts_with("\x80")) return parse_torch_bin(bytes, file, path.string());
+  if (text.size() > 8 && text[8] == '{') return parse_safetensors(file->bytes(), file, path.string());
+  if (text.starts_with("PK") || text.starts_with("\x80"))
+    return parse_torch_bin(file->bytes(), file, path.string());
   require(!text.starts_with("version https://git-lfs"), path.string(),
           ": is a pointer of Git LFS, expected the file that it stands for; fetch it with: git lfs pull");
   fail(ErrorKind::invalid_argument, path.string(), ": begins with ", printable(text.substr(0, 8)),

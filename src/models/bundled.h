@@ -3,12 +3,13 @@
 
 #include <cstddef>
 #include <span>
+#include <string_view>
 
 namespace krait::bundled {
 
-std::span<const std::byte> shakespeare_config();
-std::span<const std::byte> shakespeare_tokenizer();
+std::string_view shakespeare_config();
+std::string_view shakespeare_tokenizer();
 std::span<const std::byte> shakespeare_weights();
-std::span<const std::byte> gpt_neox_tokenizer();
+std::string_view gpt_neox_tokenizer();
 
 }  // namespace krait::bundled

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <fstream>
 #include <set>
-#include <sstream>
 #include <vector>
 
 #include "core/parallel.h"
@@ -21,17 +19,7 @@ namespace fs = std::filesystem;
 
 constexpr std::size_t kMaxConfigBytes = std::size_t{16} << 20;
 
-std::string read_text(const fs::path& path) {
-  const auto file = io::MappedFile::open(path);
-  const auto bytes = file->bytes();
-  require(bytes.size() <= kMaxConfigBytes, path.string(), ": ", bytes.size(), " bytes, expected at most ",
-          std::size_t{kMaxConfigBytes});
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-std::string_view text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
+std::string read_text(const fs::path& path) { return io::read_file(path, kMaxConfigBytes); }
 
 // The names under which a parameter may stand in a file, the canonical one first.
 std::vector<std::string> names_in_files(const std::string& name) {
@@ -173,8 +161,8 @@ ModelFiles open_model_directory(const fs::path& path) {
 ModelFiles open_bundled_model() {
   ModelFiles files;
   files.name = "bundled model";
-  files.config_json = text_of(bundled::shakespeare_config());
-  files.tokenizer_json = text_of(bundled::shakespeare_tokenizer());
+  files.config_json = bundled::shakespeare_config();
+  files.tokenizer_json = bundled::shakespeare_tokenizer();
   files.tensors = io::parse_safetensors(bundled::shakespeare_weights(), nullptr, files.name);
   return files;
 }
@@ -239,8 +227,10 @@ LanguageModel load_language_model(Context& ctx, const ModelFiles& files, const L
   return model;
 }
 
+std::string_view gpt_neox_tokenizer_json() { return bundled::gpt_neox_tokenizer(); }
+
 Tokenizer gpt_neox_tokenizer() {
-  return Tokenizer::from_json(text_of(bundled::gpt_neox_tokenizer()), "bundled GPT-NeoX tokenizer");
+  return Tokenizer::from_json(gpt_neox_tokenizer_json(), "bundled GPT-NeoX tokenizer");
 }
 
 namespace {
@@ -268,8 +258,7 @@ Tokenizer load_tokenizer(const ModelFiles& files) {
 std::string tokenizer_json_of(const ModelFiles& files) {
   if (files.tokenizer_path) return read_text(*files.tokenizer_path);
   if (!files.tokenizer_json.empty()) return std::string(files.tokenizer_json);
-  if (has_gpt_neox_vocabulary(read_config(files).vocab_size))
-    return std::string(text_of(bundled::gpt_neox_tokenizer()));
+  if (has_gpt_neox_vocabulary(read_config(files).vocab_size)) return std::string(gpt_neox_tokenizer_json());
   return {};
 }
 

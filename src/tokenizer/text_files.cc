@@ -60,13 +60,8 @@ bool TextFiles::is_jsonl(const fs::path& path) {
 TextFiles::TextFiles(const std::vector<fs::path>& paths, Cut cut) : cut_(cut) {
   for (const fs::path& path : paths) {
     files_.push_back(io::MappedFile::open(path));
-    require_text(text_of(files_.size() - 1), path);
+    require_text(files_.back()->text(), path);
   }
-}
-
-std::string_view TextFiles::text_of(std::size_t file) const {
-  const auto bytes = files_[file]->bytes();
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
 std::uint64_t TextFiles::total_bytes() const {
@@ -77,7 +72,7 @@ std::uint64_t TextFiles::total_bytes() const {
 
 std::optional<TextFiles::Range> TextFiles::next() {
   if (file_ == files_.size()) return std::nullopt;
-  const std::string_view text = text_of(file_);
+  const std::string_view text = files_[file_]->text();
   std::size_t end = text.size();
   if (text.size() - position_ > kRangeBytes) {
     if (is_jsonl(files_[file_]->path())) {
@@ -114,7 +109,7 @@ void TextFiles::for_each_line(const Range& range, const Body& body) const {
       text = text_of_line(line);
     } catch (const Error& error) {
       // Lines are counted only where one has to be named.
-      const char* begin = text_of(range.file).data();
+      const char* begin = files_[range.file]->text().data();
       fail(error.kind(), files_[range.file]->path().string(), ": line ",
            std::count(begin, line.data(), '\n') + 1, error.what());
     }

@@ -43,7 +43,6 @@ class TextFiles {
   [[nodiscard]] static bool is_jsonl(const std::filesystem::path& path);
 
  private:
-  [[nodiscard]] std::string_view text_of(std::size_t file) const;
   void for_each_line(const Range& range, const Body& body) const;
 
   std::vector<std::shared_ptr<io::MappedFile>> files_;

@@ -52,10 +52,7 @@ std::string to_json(const RunState& state) {
 }
 
 RunState read_state(const fs::path& path) {
-  const auto file = io::MappedFile::open(path);
-  const auto bytes = file->bytes();
-  const nlohmann::json json = io::parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, 3,
-                                             path.string() + ": the file");
+  const nlohmann::json json = io::parse_json(io::read_file(path), 3, path.string() + ": the file");
   require(json.is_object() && json.value("format", 0) == kFormat, path.string(),
           ": is no state of a training run that this version understands");
   RunState state;

@@ -161,11 +161,7 @@ void read_settings(const std::filesystem::path& path, TrainSettings& settings) {
   const std::string kind = path.extension().string();
   require(kind == ".json" || kind == ".toml", name, ": the name ends in ", io::printable(kind),
           ", expected .json or .toml");
-  const auto file = io::MappedFile::open(path);
-  const auto bytes = file->bytes();
-  require(bytes.size() <= kMaxFileBytes, name, ": ", bytes.size(), " bytes, expected at most ",
-          std::size_t{kMaxFileBytes});
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::string text = io::read_file(path, kMaxFileBytes);
   kind == ".json" ? parse_settings_json(text, name, settings) : parse_settings_toml(text, name, settings);
 }
 

@@ -6,23 +6,16 @@
 #include "krait/core/error.h"
 #include "krait/io/mapped_file.h"
 #include "krait/models/load.h"
-#include "models/bundled.h"
 
 namespace krait {
 namespace fs = std::filesystem;
 namespace {
 
-std::string text_of(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-std::string read_text(const fs::path& path) { return text_of(io::MappedFile::open(path)->bytes()); }
-
 // --tokenizer: a file, a directory that holds one, or the bundled one by name.
 std::string named_tokenizer(const std::string& name) {
-  if (name == "gpt-neox") return text_of(bundled::gpt_neox_tokenizer());
+  if (name == "gpt-neox") return std::string(gpt_neox_tokenizer_json());
   const fs::path path(name);
-  return read_text(fs::is_directory(path) ? path / "tokenizer.json" : path);
+  return io::read_file(fs::is_directory(path) ? path / "tokenizer.json" : path);
 }
 
 std::optional<Tokenizer> parse_tokenizer(const std::string& json, const std::string& name,
@@ -38,7 +31,7 @@ std::optional<Tokenizer> parse_tokenizer(const std::string& json, const std::str
 
 Source open_source(Context& ctx, const TrainSettings& settings, const TrainOptions& options) {
   if (!settings.config.empty()) {
-    CheckpointTexts texts{.config_json = read_text(settings.config)};
+    CheckpointTexts texts{.config_json = io::read_file(settings.config)};
     const ModelConfig config = parse_config(texts.config_json, settings.config);
     if (!settings.tokenizer.empty()) texts.tokenizer_json = named_tokenizer(settings.tokenizer);
     auto tokenizer = parse_tokenizer(texts.tokenizer_json, settings.tokenizer, config);
@@ -69,10 +62,10 @@ Source open_source(Context& ctx, const TrainSettings& settings, const TrainOptio
 Source open_checkpoint_source(Context& ctx, const TrainSettings& settings, const fs::path& checkpoint) {
   const ModelFiles files = open_model_directory(checkpoint);
   if (!settings.config.empty() && fs::exists(settings.config))
-    require(read_text(settings.config) == files.config_json, settings.config,
+    require(io::read_file(settings.config) == files.config_json, settings.config,
             ": is not the configuration of ", checkpoint.string(), ", from which the run would go on");
   CheckpointTexts texts{.config_json = files.config_json,
-                        .tokenizer_json = files.tokenizer_path ? read_text(*files.tokenizer_path) : "",
+                        .tokenizer_json = files.tokenizer_path ? io::read_file(*files.tokenizer_path) : "",
                         .generation_config_json = files.generation_config_json};
   LanguageModel model = load_language_model(ctx, files, {.dtype = DType::f32});
   auto tokenizer = parse_tokenizer(texts.tokenizer_json, files.name, model.config());

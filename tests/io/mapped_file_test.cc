@@ -14,6 +14,7 @@ TEST(MappedFile, SeesTheBytes) {
   const auto file = MappedFile::open(scratch.put("a", "hello"));
   ASSERT_EQ(file->bytes().size(), 5U);
   EXPECT_EQ(std::memcmp(file->bytes().data(), "hello", 5), 0);
+  EXPECT_EQ(file->text(), "hello");
   EXPECT_EQ(file->path(), scratch / "a");
   file->advise_willneed();
 }
@@ -23,6 +24,20 @@ TEST(MappedFile, MayBeEmpty) {
   const auto file = MappedFile::open(scratch.put("a", ""));
   EXPECT_TRUE(file->bytes().empty());
   file->advise_willneed();
+}
+
+TEST(ReadFile, GivesTheWholeFile) {
+  const Scratch scratch;
+  EXPECT_EQ(read_file(scratch.put("a", std::string("one\0two\n", 8))), std::string("one\0two\n", 8));
+  EXPECT_EQ(read_file(scratch.put("b", "")), "");
+  EXPECT_MESSAGE((void)read_file(scratch / "none"), "none: cannot be opened: No such file");
+}
+
+TEST(ReadFile, RefusesMoreThanTheMost) {
+  const Scratch scratch;
+  const auto path = scratch.put("a", "hello");
+  EXPECT_EQ(read_file(path, 5), "hello");
+  EXPECT_MESSAGE((void)read_file(path, 4), "a: 5 bytes, expected at most 4");
 }
 
 TEST(MappedFile, OutlivesItsName) {

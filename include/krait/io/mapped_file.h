@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 
 namespace krait::io {
 
@@ -23,6 +26,9 @@ class MappedFile {
 
   // The whole file; starts at a page boundary.
   [[nodiscard]] std::span<const std::byte> bytes() const { return bytes_; }
+  [[nodiscard]] std::string_view text() const {
+    return {reinterpret_cast<const char*>(bytes_.data()), bytes_.size()};
+  }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
   // Tells the system to start reading the whole file now; does not wait for it.
@@ -34,5 +40,9 @@ class MappedFile {
   std::filesystem::path path_;
   std::span<const std::byte> bytes_;
 };
+
+// A copy of the whole file. Throws as MappedFile::open does, and Error(invalid_argument) where there are more
+// than `most` bytes.
+[[nodiscard]] std::string read_file(const std::filesystem::path& path, std::size_t most = SIZE_MAX);
 
 }  // namespace krait::io

@@ -50,7 +50,8 @@ LanguageModel load_language_model(Context& ctx, const ModelFiles& files, const L
 Tokenizer load_tokenizer(const ModelFiles& files);
 // The content of the tokenizer.json that load_tokenizer would take; empty where it would find none.
 std::string tokenizer_json_of(const ModelFiles& files);
-// The bundled tokenizer of EleutherAI/gpt-neox-20b.
+// The bundled tokenizer of EleutherAI/gpt-neox-20b, as its tokenizer.json and ready for use.
+std::string_view gpt_neox_tokenizer_json();
 Tokenizer gpt_neox_tokenizer();
 
 }  // namespace krait
