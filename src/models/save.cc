@@ -195,35 +195,44 @@ Json hf_gpt_neox(const ModelConfig& c) {
   return json;
 }
 
-Json hf_config(const ModelConfig& c) {
-  if (c.format == Format::gpt_neox) return hf_gpt_neox(c);
-  const Refusal refuse("hf");
-  refuse.unless(c.attn_layer_idx.empty(), "attention layers");
-  refuse.unless(c.d_intermediate == 0, "MLP layers");
-  refuse.unless(c.rms_norm, "LayerNorm (rms_norm false)");
-  if (c.ssm_layer == SsmLayer::mamba1) {
-    const Mamba1 complete(c.mamba1);
-    const Mamba1Config& m = complete.config();
-    const bool falcon = m.mixer_rms_eps.has_value();
-    Json json = hf_common(c, falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM");
-    json["state_size"] = m.d_state;
-    json["conv_kernel"] = m.d_conv;
-    json["expand"] = number(m.expand);
-    json["intermediate_size"] = m.d_inner;
-    json["time_step_rank"] = m.dt_rank;
-    json["time_step_min"] = m.dt_min;
-    json["time_step_max"] = m.dt_max;
-    json["time_step_floor"] = m.dt_init_floor;
-    json["time_step_scale"] = m.dt_scale;
-    json["time_step_init_scheme"] = m.dt_init_random ? "random" : "constant";
-    json["use_bias"] = m.bias;
-    json["use_conv_bias"] = m.conv_bias;
-    json["layer_norm_epsilon"] = c.norm_epsilon;
-    if (falcon) json["mixer_rms_eps"] = *m.mixer_rms_eps;
-    json["residual_in_fp32"] = c.residual_in_fp32;
-    json["hidden_act"] = "silu";
-    return json;
-  }
+// What the configs of both mixers have, in the order in which files give it: sizes first, then the range that
+// dt starts from, then biases and norms.
+template <typename MixerConfig>
+void add_hf_sizes(Json& json, const MixerConfig& m) {
+  json["state_size"] = m.d_state;
+  json["conv_kernel"] = m.d_conv;
+  json["expand"] = number(m.expand);
+}
+template <typename MixerConfig>
+void add_hf_time_steps(Json& json, const MixerConfig& m) {
+  json["time_step_min"] = m.dt_min;
+  json["time_step_max"] = m.dt_max;
+  json["time_step_floor"] = m.dt_init_floor;
+}
+template <typename MixerConfig>
+void add_hf_biases_and_norm(Json& json, const ModelConfig& c, const MixerConfig& m) {
+  json["use_bias"] = m.bias;
+  json["use_conv_bias"] = m.conv_bias;
+  json["layer_norm_epsilon"] = c.norm_epsilon;
+}
+
+Json hf_mamba1(const ModelConfig& c) {
+  const Mamba1 complete(c.mamba1);
+  const Mamba1Config& m = complete.config();
+  const bool falcon = m.mixer_rms_eps.has_value();
+  Json json = hf_common(c, falcon ? "FalconMambaForCausalLM" : "MambaForCausalLM");
+  add_hf_sizes(json, m);
+  json["intermediate_size"] = m.d_inner;
+  json["time_step_rank"] = m.dt_rank;
+  add_hf_time_steps(json, m);
+  json["time_step_scale"] = m.dt_scale;
+  json["time_step_init_scheme"] = m.dt_init_random ? "random" : "constant";
+  add_hf_biases_and_norm(json, c, m);
+  if (falcon) json["mixer_rms_eps"] = *m.mixer_rms_eps;
+  return json;
+}
+
+Json hf_mamba2(const ModelConfig& c, const Refusal& refuse) {
   const Mamba2Config& m = c.mamba2;
   refuse.unless(m.d_ssm == 0 || m.d_ssm == m.d_inner(), concat("d_ssm ", m.d_ssm, " beside d_inner"));
   refuse.unless(!m.D_has_hdim, "D_has_hdim");
@@ -231,20 +240,24 @@ Json hf_config(const ModelConfig& c) {
   refuse.unless(!m.norm_before_gate, "norm_before_gate");
   refuse.unless(m.norm_eps == c.norm_epsilon, "a gated norm with an epsilon of its own");
   Json json = hf_common(c, "Mamba2ForCausalLM");
-  json["state_size"] = m.d_state;
-  json["conv_kernel"] = m.d_conv;
-  json["expand"] = number(m.expand);
+  add_hf_sizes(json, m);
   json["head_dim"] = m.headdim;
   json["num_heads"] = m.d_inner() / m.headdim;
   json["n_groups"] = m.ngroups;
   json["chunk_size"] = m.chunk_size;
   json["time_step_limit"] = limits(m.dt_limit);
-  json["time_step_min"] = m.dt_min;
-  json["time_step_max"] = m.dt_max;
-  json["time_step_floor"] = m.dt_init_floor;
-  json["use_bias"] = m.bias;
-  json["use_conv_bias"] = m.conv_bias;
-  json["layer_norm_epsilon"] = c.norm_epsilon;
+  add_hf_time_steps(json, m);
+  add_hf_biases_and_norm(json, c, m);
+  return json;
+}
+
+Json hf_config(const ModelConfig& c) {
+  if (c.format == Format::gpt_neox) return hf_gpt_neox(c);
+  const Refusal refuse("hf");
+  refuse.unless(c.attn_layer_idx.empty(), "attention layers");
+  refuse.unless(c.d_intermediate == 0, "MLP layers");
+  refuse.unless(c.rms_norm, "LayerNorm (rms_norm false)");
+  Json json = c.ssm_layer == SsmLayer::mamba1 ? hf_mamba1(c) : hf_mamba2(c, refuse);
   json["residual_in_fp32"] = c.residual_in_fp32;
   json["hidden_act"] = "silu";
   return json;
