@@ -31,6 +31,14 @@ template <typename T>
   return value;
 }
 
+// The bytes of a number, as load reads them back.
+template <typename T>
+[[nodiscard]] std::string raw(T value) {
+  std::string bytes(sizeof value, '\0');
+  std::memcpy(bytes.data(), &value, sizeof value);
+  return bytes;
+}
+
 [[nodiscard]] inline std::string_view text_of(std::span<const std::byte> bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }

@@ -1,8 +1,8 @@
 // The state_dict that torch.load(weights_only=True) reads back: a pickle of protocol 2 that names nothing but
 // dictionaries, torch's storages and torch._utils._rebuild_tensor_v2.
-#include <cstring>
 #include <map>
 
+#include "io/layout.h"
 #include "io/zip_writer.h"
 #include "krait/core/error.h"
 #include "krait/io/torch_bin.h"
@@ -31,12 +31,6 @@ std::string storage_type(DType dtype, const std::string& name) {
 // Opcodes, by their names in Python's pickletools.
 namespace op {
 
-template <typename T>
-std::string raw(T value) {
-  std::string bytes(sizeof(T), '\0');
-  std::memcpy(bytes.data(), &value, sizeof(T));
-  return bytes;
-}
 std::string binunicode(std::string_view text) {
   return "X" + raw(static_cast<std::uint32_t>(text.size())) + std::string(text);
 }

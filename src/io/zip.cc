@@ -8,31 +8,18 @@
 
 #include "io/layout.h"
 #include "io/text.h"
+#include "io/zip_format.h"
 #include "krait/core/error.h"
 
 namespace krait::io {
 namespace {
 
+using namespace zip;
 using ByteSpan = std::span<const std::byte>;
-
-constexpr std::uint32_t kLocalMagic = 0x04034b50;
-constexpr std::uint32_t kDescriptorMagic = 0x08074b50;
-constexpr std::uint32_t kCentralMagic = 0x02014b50;
-constexpr std::uint32_t kEndMagic = 0x06054b50;
-constexpr std::uint32_t kEnd64Magic = 0x06064b50;
-constexpr std::uint32_t kLocator64Magic = 0x07064b50;
-
-constexpr std::size_t kLocalSize = 30;
-constexpr std::size_t kCentralSize = 46;
-constexpr std::size_t kEndSize = 22;
-constexpr std::size_t kEnd64Size = 56;
-constexpr std::size_t kLocator64Size = 20;
 
 constexpr std::uint16_t kEncryptedFlags = 0x0001 | 0x0040 | 0x2000;  // classic, strong, masked headers
 constexpr std::uint16_t kDescriptorFlag = 0x0008;  // sizes follow the data instead of preceding it
 constexpr std::uint16_t kStored = 0;
-constexpr std::uint16_t kZip64Extra = 0x0001;
-constexpr std::uint32_t kSeeZip64 = 0xffffffff;
 
 struct Directory {
   std::uint64_t entries;

@@ -1,38 +1,24 @@
 #include "io/zip_writer.h"
 
-#include <bit>
-#include <cstring>
-
 #include "core/crc32.h"
+#include "io/layout.h"
+#include "io/zip_format.h"
 
 namespace krait::io {
 namespace {
 
-constexpr std::uint32_t kLocalMagic = 0x04034b50;
-constexpr std::uint32_t kCentralMagic = 0x02014b50;
-constexpr std::uint32_t kEndMagic = 0x06054b50;
-constexpr std::uint32_t kEnd64Magic = 0x06064b50;
-constexpr std::uint32_t kLocator64Magic = 0x07064b50;
+using namespace zip;
+
 constexpr std::uint16_t kUtf8 = 0x0800;
-constexpr std::uint16_t kZip64Extra = 0x0001;
 constexpr std::uint16_t kPaddingExtra = 0x4246;  // "FB", as torch names it
-constexpr std::uint64_t kNarrow = 0xffffffff;    // what does not fit stands in a zip64 field
 constexpr std::size_t kAlignment = 64;
-constexpr std::size_t kLocalSize = 30;
 // 1 January 1980, the earliest date of the format: equal content gives equal bytes.
 constexpr std::uint16_t kDate = 0x0021;
 
-template <typename T>
-std::string raw(T value) {
-  static_assert(std::endian::native == std::endian::little);
-  std::string bytes(sizeof(T), '\0');
-  std::memcpy(bytes.data(), &value, sizeof(T));
-  return bytes;
-}
 std::string u16(std::uint64_t value) { return raw(static_cast<std::uint16_t>(value)); }
 std::string u32(std::uint64_t value) { return raw(static_cast<std::uint32_t>(value)); }
 std::string u64(std::uint64_t value) { return raw(value); }
-std::uint64_t narrow(std::uint64_t value) { return value < kNarrow ? value : kNarrow; }
+std::uint64_t narrow(std::uint64_t value) { return value < kSeeZip64 ? value : kSeeZip64; }
 
 }  // namespace
 
@@ -48,13 +34,13 @@ void ZipWriter::add(const std::string& name, std::string_view text) {
 void ZipWriter::add(const std::string& name, std::span<const std::byte> data) {
   const Entry entry{.name = name, .size = data.size(), .offset = position_, .crc = crc32(data)};
   std::string extra;
-  if (entry.size >= kNarrow) extra = u16(kZip64Extra) + u16(16) + u64(entry.size) + u64(entry.size);
+  if (entry.size >= kSeeZip64) extra = u16(kZip64Extra) + u16(16) + u64(entry.size) + u64(entry.size);
   constexpr std::size_t kPaddingHeader = 4;
   const std::size_t start = position_ + kLocalSize + name.size() + extra.size() + kPaddingHeader;
   const std::size_t padding = (kAlignment - start % kAlignment) % kAlignment;
   extra += u16(kPaddingExtra) + u16(padding) + std::string(padding, 'Z');
-  write(u32(kLocalMagic) + u16(entry.size >= kNarrow ? 45 : 20) + u16(kUtf8) + u16(0) + u16(0) + u16(kDate) +
-        u32(entry.crc) + u32(narrow(entry.size)) + u32(narrow(entry.size)) + u16(name.size()) +
+  write(u32(kLocalMagic) + u16(entry.size >= kSeeZip64 ? 45 : 20) + u16(kUtf8) + u16(0) + u16(0) +
+        u16(kDate) + u32(entry.crc) + u32(narrow(entry.size)) + u32(narrow(entry.size)) + u16(name.size()) +
         u16(extra.size()) + name + extra);
   file_.write(data);
   position_ += data.size();
@@ -65,8 +51,8 @@ void ZipWriter::finish() {
   const std::uint64_t directory = position_;
   for (const Entry& entry : entries_) {
     std::string wide;
-    if (entry.size >= kNarrow) wide += u64(entry.size) + u64(entry.size);
-    if (entry.offset >= kNarrow) wide += u64(entry.offset);
+    if (entry.size >= kSeeZip64) wide += u64(entry.size) + u64(entry.size);
+    if (entry.offset >= kSeeZip64) wide += u64(entry.offset);
     if (!wide.empty()) wide.insert(0, u16(kZip64Extra) + u16(wide.size()));
     write(u32(kCentralMagic) + u16(45) + u16(45) + u16(kUtf8) + u16(0) + u16(0) + u16(kDate) +
           u32(entry.crc) + u32(narrow(entry.size)) + u32(narrow(entry.size)) + u16(entry.name.size()) +
