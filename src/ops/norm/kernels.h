@@ -28,7 +28,8 @@ class Rows {
   Dims strides_;  // in bytes
 };
 
-struct Problem {
+// What is normalised and how: the same for forward and backward.
+struct Normalisation {
   NormKind kind = NormKind::rms;
   std::int64_t rows = 0;
   std::int64_t channels = 0;    // > 0
@@ -36,25 +37,18 @@ struct Problem {
   double eps = 0.0;
   bool norm_before_gate = true;
   Rows x;
-  Rows residual;
   Rows z;
   Rows weight;  // one row
   Rows bias;    // one row
+};
+
+struct Problem : Normalisation {
+  Rows residual;
   Rows out;
   Rows residual_out;
 };
 
-struct BackwardProblem {
-  NormKind kind = NormKind::rms;
-  std::int64_t rows = 0;
-  std::int64_t channels = 0;    // > 0
-  std::int64_t group_size = 0;  // divides channels
-  double eps = 0.0;
-  bool norm_before_gate = true;
-  Rows x;
-  Rows z;
-  Rows weight;  // one row
-  Rows bias;    // one row
+struct BackwardProblem : Normalisation {
   Rows dout;
   Rows dresidual;
   Rows dx;

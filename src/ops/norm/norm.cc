@@ -45,6 +45,7 @@ void* Rows::row(std::int64_t index) const {
 namespace {
 
 using norm_kernels::BackwardProblem;
+using norm_kernels::Normalisation;
 using norm_kernels::Problem;
 using norm_kernels::Rows;
 
@@ -140,6 +141,21 @@ DType residual_dtype(const NormArgs& args) {
 
 Rows rows_of(const Tensor& t) { return t ? Rows(t) : Rows(); }
 
+template <typename Args>
+Normalisation normalisation_of(NormKind kind, const Args& args) {
+  const std::int64_t channels = args.x.size(-1);
+  return {.kind = kind,
+          .rows = args.x.numel() / channels,
+          .channels = channels,
+          .group_size = args.group_size == 0 ? channels : args.group_size,
+          .eps = args.eps,
+          .norm_before_gate = args.norm_before_gate,
+          .x = Rows(args.x),
+          .z = rows_of(args.z),
+          .weight = rows_of(args.weight),
+          .bias = rows_of(args.bias)};
+}
+
 void run_simd(Context& ctx, Problem problem, const NormArgs& args) {
   // weight and bias are read once for each row: as f32, side by side.
   const Tensor weight = args.weight ? args.weight.to(DType::f32).contiguous() : Tensor();
@@ -172,20 +188,10 @@ NormResult run(Context& ctx, NormKind kind, const NormArgs& args, std::string_vi
   ctx.set_backend(op, simd ? "simd" : "reference");
   if (args.x.numel() == 0) return result;
 
-  const std::int64_t channels = args.x.size(-1);
-  const Problem problem{.kind = kind,
-                        .rows = args.x.numel() / channels,
-                        .channels = channels,
-                        .group_size = args.group_size == 0 ? channels : args.group_size,
-                        .eps = args.eps,
-                        .norm_before_gate = args.norm_before_gate,
-                        .x = Rows(args.x),
-                        .residual = rows_of(args.residual),
-                        .z = rows_of(args.z),
-                        .weight = rows_of(args.weight),
-                        .bias = rows_of(args.bias),
-                        .out = Rows(result.out),
-                        .residual_out = rows_of(result.residual)};
+  Problem problem{normalisation_of(kind, args)};
+  problem.residual = rows_of(args.residual);
+  problem.out = Rows(result.out);
+  problem.residual_out = rows_of(result.residual);
   if (simd)
     run_simd(ctx, problem, args);
   else
@@ -270,23 +276,13 @@ void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
   if (args.x.numel() == 0) return;
   if (!args.dx && !args.dz && !args.dweight && !args.dbias) return;
 
-  const std::int64_t channels = args.x.size(-1);
-  const BackwardProblem problem{.kind = kind,
-                                .rows = args.x.numel() / channels,
-                                .channels = channels,
-                                .group_size = args.group_size == 0 ? channels : args.group_size,
-                                .eps = args.eps,
-                                .norm_before_gate = args.norm_before_gate,
-                                .x = Rows(args.x),
-                                .z = rows_of(args.z),
-                                .weight = rows_of(args.weight),
-                                .bias = rows_of(args.bias),
-                                .dout = Rows(args.dout),
-                                .dresidual = rows_of(args.dresidual),
-                                .dx = rows_of(args.dx),
-                                .dz = rows_of(args.dz),
-                                .dweight = rows_of(args.dweight),
-                                .dbias = rows_of(args.dbias)};
+  BackwardProblem problem{normalisation_of(kind, args)};
+  problem.dout = Rows(args.dout);
+  problem.dresidual = rows_of(args.dresidual);
+  problem.dx = rows_of(args.dx);
+  problem.dz = rows_of(args.dz);
+  problem.dweight = rows_of(args.dweight);
+  problem.dbias = rows_of(args.dbias);
   if (simd)
     run_simd(ctx, problem, args);
   else
