@@ -4,18 +4,17 @@
 #include <vector>
 
 #include "ops/causal_conv1d/conv.h"
+#include "ops/scalar.h"
 
 namespace krait::conv_detail {
 namespace {
 
 double activate(double value, Activation activation) {
-  return activation == Activation::silu ? value / (1.0 + std::exp(-value)) : value;
+  return activation == Activation::silu ? scalar::silu(value) : value;
 }
 
 double activation_derivative(double value, Activation activation) {
-  if (activation == Activation::none) return 1.0;
-  const double s = 1.0 / (1.0 + std::exp(-value));
-  return s * (1.0 + value * (1.0 - s));
+  return activation == Activation::silu ? scalar::silu_derivative(value) : 1.0;
 }
 
 // A contiguous f64 copy, or nothing.

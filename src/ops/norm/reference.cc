@@ -4,9 +4,13 @@
 
 #include "core/dispatch.h"
 #include "ops/norm/kernels.h"
+#include "ops/scalar.h"
 
 namespace krait::norm_kernels {
 namespace {
+
+using scalar::silu;
+using scalar::silu_derivative;
 
 void read(const Rows& rows, std::int64_t row, std::vector<double>& to) {
   dispatch_float(rows.dtype(), "tensor", [&](auto tag) {
@@ -34,13 +38,6 @@ void write(const std::vector<double>& from, const Rows& rows, std::int64_t row) 
       at += rows.channel_stride();
     }
   });
-}
-
-double silu(double x) { return x / (1.0 + std::exp(-x)); }
-
-double silu_derivative(double x) {
-  const double s = 1.0 / (1.0 + std::exp(-x));
-  return s * (1.0 + x * (1.0 - s));
 }
 
 // Returns the factor, 1 / sqrt(variance + eps).

@@ -8,18 +8,12 @@
 
 #include "core/view.h"
 #include "krait/core/tensor.h"
+#include "ops/scalar.h"
 
 namespace krait::scan {
 
-template <typename S>
-S softplus(S x) {
-  return x > S(20) ? x : std::log1p(std::exp(x));
-}
-
-template <typename S>
-S silu(S x) {
-  return x / (S(1) + std::exp(-x));
-}
+using scalar::silu;
+using scalar::softplus;
 
 // B or C for channel d (of group g), state n and token t.
 template <typename S, typename State>

@@ -4,11 +4,15 @@
 #include <vector>
 
 #include "core/view.h"
+#include "ops/scalar.h"
 #include "ops/ssd/backward.h"
 #include "ops/ssd/problem.h"
 
 namespace krait::ssd_detail {
 namespace {
+
+using scalar::silu;
+using scalar::softplus;
 
 // A contiguous f64 copy; null where absent.
 struct Values {
@@ -20,9 +24,6 @@ struct Values {
     data = copy.data<double>();
   }
 };
-
-double softplus(double v) { return v > 20.0 ? v : std::log1p(std::exp(v)); }
-double silu(double v) { return v / (1.0 + std::exp(-v)); }
 
 // As std::clamp, and NaN for NaN.
 double clamp(double v, const DtLimit& limit) {

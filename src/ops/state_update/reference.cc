@@ -3,20 +3,14 @@
 
 #include "core/view.h"
 #include "krait/core/dtype.h"
+#include "ops/scalar.h"
 #include "ops/state_update/update.h"
 
 namespace krait::update {
 namespace {
 
-template <typename S>
-S softplus(S x) {
-  return x > S(20) ? x : std::log1p(std::exp(x));
-}
-
-template <typename S>
-S silu(S x) {
-  return x / (S(1) + std::exp(-x));
-}
+using scalar::silu;
+using scalar::softplus;
 
 // What a state of `dtype` keeps of `value`.
 template <typename S>
