@@ -1,4 +1,5 @@
-// Runs a test body once for each SIMD target of this program and processor.
+// Runs a test body once for each SIMD target of this program and processor. Any source with Highway code has
+// the same HWY_TARGETS.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -7,7 +8,7 @@
 
 #include <cstdint>
 
-namespace krait {
+namespace krait::testing {
 
 template <typename Body>
 void on_each_target(const Body& body) {
@@ -21,4 +22,4 @@ void on_each_target(const Body& body) {
   hwy::SetSupportedTargetsForTest(0);
 }
 
-}  // namespace krait
+}  // namespace krait::testing

@@ -88,6 +88,8 @@ HWY_AFTER_NAMESPACE();
 namespace krait {
 namespace {
 
+using testing::on_each_target;
+
 HWY_EXPORT(evaluate);
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();

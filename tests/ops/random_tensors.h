@@ -2,8 +2,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <hwy/highway.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +9,10 @@
 #include <cstring>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "core/each_target.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 #include "krait/core/tensor.h"
@@ -48,13 +49,43 @@ inline Tensor laid_out(const Tensor& t, int layout) {
   return to;
 }
 
+// A tensor whose strides are in no particular order: dimensions permuted, every other element left out,
+// some dimensions running backwards.
+inline Tensor scattered(Rng& rng, const Dims& shape, DType dtype) {
+  std::vector<int> order(static_cast<std::size_t>(shape.size()));
+  for (int i = 0; i < shape.size(); ++i) order[static_cast<std::size_t>(i)] = i;
+  for (std::size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[rng.next_u32() % i]);
+  Dims strides = shape;
+  std::int64_t step = 1 + rng.next_u32() % 2;
+  std::int64_t offset = 0;
+  for (const int dim : order) {
+    const bool backwards = rng.next_u32() % 3 == 0;
+    strides[dim] = backwards ? -step : step;
+    if (backwards) offset += (std::max<std::int64_t>(shape[dim], 1) - 1) * step;
+    step *= std::max<std::int64_t>(shape[dim], 1) + rng.next_u32() % 2;
+  }
+  return Tensor::zeros({step + 1}, dtype).as_strided(shape, strides, offset);
+}
+
+inline bool is_complex_dtype(DType dtype) { return dtype == DType::c64 || dtype == DType::c128; }
+
+// Uniform in [low, high), both parts of complex ones, in a layout of laid_out or scattered.
+inline constexpr int kScattered = 4;
 inline Tensor random_tensor(Rng& rng, const Dims& shape, DType dtype = DType::f32, double low = -1.0,
                             double high = 1.0, int layout = 0) {
-  const Tensor t = Tensor::empty(shape, DType::f64);
-  for (std::int64_t i = 0; i < t.numel(); ++i)
-    t.data<double>()[i] = low + (high - low) * rng.uniform_double();
-  return laid_out(t.to(dtype), layout);
+  const bool complex = is_complex_dtype(dtype);
+  const Tensor numbers = Tensor::empty(shape, complex ? DType::c128 : DType::f64);
+  auto* to = static_cast<double*>(numbers.raw());
+  const std::int64_t count = numbers.numel() * (complex ? 2 : 1);
+  for (std::int64_t i = 0; i < count; ++i) to[i] = low + (high - low) * rng.uniform_double();
+  if (layout != kScattered) return laid_out(numbers.to(dtype), layout);
+  const Tensor result = scattered(rng, shape, dtype);
+  result.copy_from(numbers);
+  return result;
 }
+
+// In f64; absent where `t` is.
+inline Tensor to_f64(const Tensor& t) { return t ? t.to(DType::f64) : t; }
 
 // What storing in `dtype` may change, relative to the value.
 inline double rounding_of(DType dtype) {
@@ -66,35 +97,62 @@ inline double rounding_of(DType dtype) {
   }
 }
 
-// |found - expected| <= tolerance * (1 + |expected|) everywhere, and no NaN.
-inline void expect_close(const Tensor& found, const Tensor& expected, double tolerance,
-                         const std::string& what) {
-  ASSERT_TRUE(found.defined()) << what;
+// Says where |found - expected| exceeds bound(expected), or is NaN. Parts of complex numbers count for
+// themselves.
+template <typename Bound>
+void expect_within(const Tensor& found, const Tensor& expected, const Bound& bound, const std::string& what) {
   ASSERT_EQ(found.shape(), expected.shape()) << what;
-  const Tensor a = found.to(DType::f64).contiguous();
-  const Tensor b = expected.to(DType::f64).contiguous();
+  const bool complex = is_complex_dtype(expected.dtype());
+  ASSERT_EQ(is_complex_dtype(found.dtype()), complex) << what;
+  const Tensor a = found.to(complex ? DType::c128 : DType::f64).contiguous();
+  const Tensor b = expected.to(complex ? DType::c128 : DType::f64).contiguous();
+  const auto* x = static_cast<const double*>(a.raw());
+  const auto* y = static_cast<const double*>(b.raw());
+  const std::int64_t parts = complex ? 2 : 1;
   std::int64_t wrong = 0;
   std::int64_t first = -1;
-  for (std::int64_t i = 0; i < a.numel(); ++i) {
-    const double x = a.data<double>()[i];
-    const double y = b.data<double>()[i];
-    if (std::abs(x - y) <= tolerance * (1.0 + std::abs(y))) continue;
+  for (std::int64_t i = 0; i < a.numel() * parts; ++i) {
+    if (std::abs(x[i] - y[i]) <= bound(y[i])) continue;
     if (first < 0) first = i;
     ++wrong;
   }
   if (first < 0) return;
   std::string at;
-  std::int64_t rest = first;
+  std::int64_t rest = first / parts;
   for (int dim = a.ndim() - 1; dim >= 0; --dim) {
     at = std::to_string(rest % a.size(dim)) + (at.empty() ? "" : ", ") + at;
     rest /= a.size(dim);
   }
-  ADD_FAILURE() << what << " of shape " << a.shape() << ": " << wrong << " of " << a.numel()
-                << " differ, the first at (" << at << "): " << a.data<double>()[first] << ", expected "
-                << b.data<double>()[first] << " within " << tolerance;
+  ADD_FAILURE() << what << " of shape " << a.shape() << ": " << wrong << " of " << a.numel() * parts
+                << " differ, the first at (" << at << "): " << x[first] << ", expected " << y[first]
+                << " within " << bound(y[first]);
 }
 
-inline void expect_same_bits(const Tensor& found, const Tensor& expected, const std::string& what) {
+// |found - expected| <= tolerance * (1 + |expected|) everywhere.
+inline void expect_close(const Tensor& found, const Tensor& expected, double tolerance,
+                         const std::string& what) {
+  ASSERT_TRUE(found.defined()) << what;
+  expect_within(
+      found, expected, [&](double y) { return tolerance * (1.0 + std::abs(y)); }, what);
+}
+
+// |found - expected| <= relative * |expected| + absolute * max |expected| everywhere: what a sum of many
+// terms has lost by cancelling, no order of summation brings back. Both may be absent.
+inline void expect_close(const Tensor& found, const Tensor& expected, double relative, double absolute,
+                         const std::string& what) {
+  ASSERT_EQ(found.defined(), expected.defined()) << what;
+  if (!found) return;
+  const bool complex = is_complex_dtype(expected.dtype());
+  const Tensor numbers = expected.to(complex ? DType::c128 : DType::f64).contiguous();
+  const auto* y = static_cast<const double*>(numbers.raw());
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < numbers.numel() * (complex ? 2 : 1); ++i)
+    largest = std::max(largest, std::abs(y[i]));
+  expect_within(
+      found, expected, [&](double value) { return relative * std::abs(value) + absolute * largest; }, what);
+}
+
+inline void expect_same_bits(const Tensor& found, const Tensor& expected, const std::string& what = "") {
   ASSERT_EQ(found.shape(), expected.shape()) << what;
   ASSERT_EQ(found.dtype(), expected.dtype()) << what;
   const Tensor a = found.contiguous();
@@ -111,19 +169,6 @@ inline std::string message_of(const std::function<void()>& f) {
     return e.what();
   }
   return "";
-}
-
-// Calls body once for each SIMD target of this program and processor. Any source with Highway code has
-// the same HWY_TARGETS.
-inline void on_each_target(const std::function<void()>& body) {
-  auto targets = static_cast<std::uint64_t>(hwy::SupportedTargets() & HWY_TARGETS);
-  for (; targets != 0; targets &= targets - 1) {
-    const auto target = static_cast<std::int64_t>(targets & (~targets + 1));
-    hwy::SetSupportedTargetsForTest(target);
-    SCOPED_TRACE(hwy::TargetName(target));
-    body();
-  }
-  hwy::SetSupportedTargetsForTest(0);
 }
 
 }  // namespace krait::testing

@@ -11,22 +11,12 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::laid_out;
-using testing::message_of;
-using testing::on_each_target;
-using testing::pick;
-using testing::random_tensor;
-using testing::rounding_of;
+using namespace testing;
 
 constexpr std::array kKinds{GeluKind::exact, GeluKind::tanh};
 constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
 
 const char* name_of(GeluKind kind) { return kind == GeluKind::exact ? "exact" : "tanh"; }
-
-Tensor wide(const Tensor& t) { return t.to(DType::f64); }
 
 TEST(ActivationBackward, ReferenceIsTheGradient) {
   Context ctx;
@@ -75,9 +65,11 @@ TEST(ActivationBackward, SimdMatchesTheReference) {
                             " gate ", args.gate.dtype(), " dout ", args.dout.dtype()));
         const Tensor dx = Tensor::zeros(shape, DType::f64);
         const Tensor dgate = Tensor::zeros(shape, DType::f64);
-        gated_silu_backward(
-            ctx,
-            {.x = wide(args.x), .gate = wide(args.gate), .dout = wide(args.dout), .dx = dx, .dgate = dgate});
+        gated_silu_backward(ctx, {.x = to_f64(args.x),
+                                  .gate = to_f64(args.gate),
+                                  .dout = to_f64(args.dout),
+                                  .dx = dx,
+                                  .dgate = dgate});
         gated_silu_backward(ctx, args);
         if (args.dx) expect_close(args.dx, dx, 2e-6 + rounding_of(args.dx.dtype()), "dx");
         if (args.dgate) expect_close(args.dgate, dgate, 2e-6 + rounding_of(args.dgate.dtype()), "dgate");
@@ -86,7 +78,7 @@ TEST(ActivationBackward, SimdMatchesTheReference) {
           gelu_backward(
               ctx, {.x = args.x, .dout = args.dout, .dx = found, .kind = kind, .path = ActivationPath::simd});
           EXPECT_EQ(ctx.backend(), "gelu_backward: simd");
-          gelu_backward(ctx, {.x = wide(args.x), .dout = wide(args.dout), .dx = dx, .kind = kind});
+          gelu_backward(ctx, {.x = to_f64(args.x), .dout = to_f64(args.dout), .dx = dx, .kind = kind});
           expect_close(found, dx, 4e-6 + rounding_of(found.dtype()), name_of(kind));
         }
         if (::testing::Test::HasFailure()) return;
@@ -108,8 +100,11 @@ TEST(ActivationBackward, ReferenceTakesEveryDtype) {
                                      .path = ActivationPath::reference};
     const Tensor dx = Tensor::zeros({4, 9}, DType::f64);
     const Tensor dgate = Tensor::zeros({4, 9}, DType::f64);
-    gated_silu_backward(
-        ctx, {.x = wide(args.x), .gate = wide(args.gate), .dout = wide(args.dout), .dx = dx, .dgate = dgate});
+    gated_silu_backward(ctx, {.x = to_f64(args.x),
+                              .gate = to_f64(args.gate),
+                              .dout = to_f64(args.dout),
+                              .dx = dx,
+                              .dgate = dgate});
     gated_silu_backward(ctx, args);
     expect_close(args.dx, dx, rounding_of(dtype), "dx");
     expect_close(args.dgate, dgate, rounding_of(dtype), "dgate");

@@ -11,6 +11,8 @@
 namespace krait {
 namespace {
 
+using testing::on_each_target;
+
 Tensor random_tensor(Rng& rng, const Dims& shape, DType dtype) {
   Tensor t = Tensor::empty(shape);
   for (float& value : t.span<float>()) value = 4.0F * rng.normal();

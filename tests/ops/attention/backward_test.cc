@@ -13,17 +13,9 @@
 namespace krait {
 namespace {
 
+using namespace testing;
 using test::expect_gradient;
 using test::weighted_sum;
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::laid_out;
-using testing::message_of;
-using testing::on_each_target;
-using testing::pick;
-using testing::random_tensor;
-using testing::rounding_of;
 
 struct Shape {
   std::int64_t queries;

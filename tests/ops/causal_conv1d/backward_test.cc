@@ -13,14 +13,7 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::laid_out;
-using testing::message_of;
-using testing::pick;
-using testing::random_tensor;
-using testing::rounding_of;
+using namespace testing;
 
 Tensor wide(const Tensor& t) { return t ? t.to(DType::f64).clone() : Tensor(); }
 

@@ -10,15 +10,7 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::laid_out;
-using testing::message_of;
-using testing::pick;
-using testing::random_tensor;
-
-Tensor to_f64(const Tensor& t) { return t ? t.to(DType::f64) : t; }
+using namespace testing;
 
 CausalConv1dArgs in_f64(CausalConv1dArgs args) {
   args.x = to_f64(args.x);
@@ -40,7 +32,7 @@ void expect_fast(const CausalConv1dArgs& args) {
   fast.path = ConvPath::simd;
   const CausalConv1dResult found = causal_conv1d(ctx, fast);
   EXPECT_EQ(ctx.backend(), concat("causal_conv1d: simd (", simd_target(), ")"));
-  const double tolerance = testing::rounding_of(args.x.dtype());
+  const double tolerance = rounding_of(args.x.dtype());
   EXPECT_EQ(found.out.dtype(), args.x.dtype());
   expect_close(found.out, exact.out, tolerance, "out");
   if (args.return_final_states)

@@ -10,13 +10,7 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::laid_out;
-using testing::message_of;
-using testing::pick;
-using testing::random_tensor;
+using namespace testing;
 
 CausalConv1dUpdateArgs random_case(Rng& rng, std::string& name) {
   const std::vector<DType> dtypes = {DType::f32, DType::bf16, DType::f16};
@@ -72,9 +66,8 @@ void expect_fast(const CausalConv1dUpdateArgs& args) {
   fast.path = ConvPath::simd;
   const Tensor expected = causal_conv1d_update(ctx, exact);
   const Tensor found = causal_conv1d_update(ctx, fast);
-  expect_close(found, expected, testing::rounding_of(args.x.dtype()), "out");
-  expect_close(args.conv_state, exact.conv_state, testing::rounding_of(args.conv_state.dtype()),
-               "conv_state");
+  expect_close(found, expected, rounding_of(args.x.dtype()), "out");
+  expect_close(args.conv_state, exact.conv_state, rounding_of(args.conv_state.dtype()), "conv_state");
 }
 
 TEST(CausalConv1dUpdate, FastPathOverRandomOptions) {

@@ -2,13 +2,15 @@
 
 #include <cstring>
 
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/embedding.h"
 #include "ops/finite_difference.h"
+#include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
+
+using namespace testing;
 
 TEST(EmbeddingBackward, IsTheDerivative) {
   Context ctx;
@@ -31,9 +33,9 @@ TEST(EmbeddingBackward, EveryDtypeStrideAndThreadCountAgrees) {
   Tensor ids = Tensor::empty({500}, DType::i64);
   for (auto& id : ids.span<std::int64_t>()) id = rng.next_u32() % 17;
   for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
-    for (const bool scatter : {false, true}) {
-      SCOPED_TRACE(concat(dtype, scatter ? " scattered" : ""));
-      const Tensor dout = random_tensor(rng, {500, 77}, dtype, -1, 1, scatter);
+    for (const int layout : {0, kScattered}) {
+      SCOPED_TRACE(concat(dtype, layout == kScattered ? " scattered" : ""));
+      const Tensor dout = random_tensor(rng, {500, 77}, dtype, -1, 1, layout);
       const auto run = [&](int threads, DType sum) {
         Context ctx({.threads = threads});
         Tensor dweight = Tensor::empty({17, 77}, sum);

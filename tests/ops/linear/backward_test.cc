@@ -2,14 +2,15 @@
 
 #include <cstring>
 
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/linear.h"
 #include "ops/finite_difference.h"
+#include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
 
+using namespace testing;
 using test::expect_gradient;
 using test::weighted_sum;
 
@@ -47,18 +48,20 @@ TEST(LinearBackward, PathsAgreeWithTheReference) {
        {LinearPath::automatic, LinearPath::reference, LinearPath::gemm, LinearPath::onednn})
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
       for (const Case& c : kCases)
-        for (const bool scatter : {false, true}) {
-          if (path == LinearPath::onednn && (scatter || onednn_products() == OnednnProducts::none)) continue;
+        for (const int layout : {0, kScattered}) {
+          if (path == LinearPath::onednn &&
+              (layout == kScattered || onednn_products() == OnednnProducts::none))
+            continue;
           if (path == LinearPath::onednn && dtype != DType::f32 &&
               !(dtype == DType::bf16 && onednn_products() == OnednnProducts::f32_and_bf16))
             continue;
           SCOPED_TRACE(concat("path ", static_cast<int>(path), " ", dtype, " ", c.rows, " x ", c.in, " x ",
-                              c.out, scatter ? " scattered" : ""));
+                              c.out, layout == kScattered ? " scattered" : ""));
           Context ctx;
           Rng rng(3);
-          const Tensor x = random_tensor(rng, {c.rows, c.in}, dtype, -1, 1, scatter);
-          const Tensor weight = random_tensor(rng, {c.out, c.in}, dtype, -1, 1, scatter);
-          const Tensor dout = random_tensor(rng, {c.rows, c.out}, dtype, -1, 1, scatter);
+          const Tensor x = random_tensor(rng, {c.rows, c.in}, dtype, -1, 1, layout);
+          const Tensor weight = random_tensor(rng, {c.out, c.in}, dtype, -1, 1, layout);
+          const Tensor dout = random_tensor(rng, {c.rows, c.out}, dtype, -1, 1, layout);
           const auto run = [&](DType sum, LinearPath way, bool accumulate) {
             Rng start(5);
             const auto value = [&](const Tensor& t) { return sum == DType::f64 ? t.to(DType::f64) : t; };

@@ -12,28 +12,19 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::message_of;
-using testing::on_each_target;
-using testing::pick;
-using testing::random_tensor;
-using testing::rounding_of;
+using namespace testing;
 
 constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
 constexpr std::array kKinds{NormKind::rms, NormKind::layer};
 
-Tensor wide(const Tensor& t) { return t ? t.to(DType::f64) : Tensor(); }
-
 // The same problem in f64.
 NormArgs widened(const NormArgs& args) {
   NormArgs result = args;
-  result.x = wide(args.x);
-  result.weight = wide(args.weight);
-  result.bias = wide(args.bias);
-  result.residual = wide(args.residual);
-  result.z = wide(args.z);
+  result.x = to_f64(args.x);
+  result.weight = to_f64(args.weight);
+  result.bias = to_f64(args.bias);
+  result.residual = to_f64(args.residual);
+  result.z = to_f64(args.z);
   result.out = Tensor();
   result.residual_out = Tensor();
   result.residual_in_fp32 = false;

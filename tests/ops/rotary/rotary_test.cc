@@ -13,14 +13,7 @@
 namespace krait {
 namespace {
 
-using testing::coin;
-using testing::expect_close;
-using testing::expect_same_bits;
-using testing::message_of;
-using testing::on_each_target;
-using testing::pick;
-using testing::random_tensor;
-using testing::rounding_of;
+using namespace testing;
 
 TEST(Rotary, DefinitionByHand) {
   Context ctx;

@@ -5,12 +5,11 @@
 #include <utility>
 #include <vector>
 
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
 #include "ops/selective_scan/scan_args.h"
 
-namespace krait {
+namespace krait::testing {
 
 using BackwardArgs = SelectiveScanBackwardArgs;
 
@@ -40,7 +39,7 @@ inline BackwardArgs make_backward(const Options& o, std::uint64_t seed) {
   const SelectiveScanArgs& f = args.forward;
   Rng rng(seed, 7);
   const auto like = [&](const Tensor& t) {
-    return t ? random_tensor(rng, t.shape(), t.dtype(), -1, 1, o.scatter) : Tensor();
+    return t ? random_tensor(rng, t.shape(), t.dtype(), -1, 1, o.layout()) : Tensor();
   };
   const auto like_u = [&] {
     return o.channel_last
@@ -49,11 +48,11 @@ inline BackwardArgs make_backward(const Options& o, std::uint64_t seed) {
   };
   args.dout = like_u();
   const Dims state_shape = {state_count(f), o.channels, o.d_state};
-  args.dlast_state = random_tensor(rng, state_shape, f.A.dtype(), -1, 1, o.scatter);
+  args.dlast_state = random_tensor(rng, state_shape, f.A.dtype(), -1, 1, o.layout());
   args.du = like_u();
   args.ddelta = like_u();
   if (f.z) args.dz = like_u();
-  args.dinitial_state = random_tensor(rng, state_shape, f.A.dtype(), -1, 1, o.scatter);
+  args.dinitial_state = random_tensor(rng, state_shape, f.A.dtype(), -1, 1, o.layout());
   args.dB = like(f.B);
   args.dC = like(f.C);
   args.dA = like(f.A);
@@ -111,4 +110,4 @@ inline void check_backward(const Options& o, std::uint64_t seed) {
   }
 }
 
-}  // namespace krait
+}  // namespace krait::testing

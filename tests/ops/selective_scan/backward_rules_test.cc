@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
 #include "ops/selective_scan/backward_args.h"
@@ -17,6 +16,8 @@
 
 namespace krait {
 namespace {
+
+using namespace testing;
 
 using Args = SelectiveScanBackwardArgs;
 

@@ -5,13 +5,14 @@
 #include <utility>
 #include <vector>
 
-#include "core/each_target.h"
 #include "krait/ops/selective_scan.h"
 #include "ops/finite_difference.h"
 #include "ops/selective_scan/backward_args.h"
 
 namespace krait {
 namespace {
+
+using namespace testing;
 
 using Args = SelectiveScanBackwardArgs;
 

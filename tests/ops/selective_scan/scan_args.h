@@ -6,11 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
+#include "ops/random_tensors.h"
 
-namespace krait {
+namespace krait::testing {
 
 struct Options {
   std::int64_t batch = 2;
@@ -32,6 +32,8 @@ struct Options {
   int sequences = 0;  // 0: none, 1: seq_idx, 2: seq_idx with padding, 3: cu_seqlens
   bool scatter = false;
   bool channel_last = false;
+
+  [[nodiscard]] int layout() const { return scatter ? kScattered : 0; }
 };
 
 inline std::string describe(const Options& o) {
@@ -49,27 +51,27 @@ inline SelectiveScanArgs make_args(const Options& o, std::uint64_t seed) {
   const std::int64_t batch = o.sequences == 3 ? 1 : o.batch;
   const Dims sequence = {batch, o.channels, o.length};
   const auto like_u = [&](double low, double high) {
-    if (!o.channel_last) return random_tensor(rng, sequence, o.dtype, low, high, o.scatter);
+    if (!o.channel_last) return random_tensor(rng, sequence, o.dtype, low, high, o.layout());
     return random_tensor(rng, {batch, o.length, o.channels}, o.dtype, low, high).transpose(1, 2);
   };
   const DType state_dtype = o.complex ? DType::c64 : DType::f32;
   args.u = like_u(-2, 2);
   // Without softplus a step may be negative.
   args.delta = o.softplus ? like_u(-4, 3) : like_u(-0.05, 0.8);
-  args.A = random_tensor(rng, {o.channels, o.d_state}, state_dtype, -3, -0.01, o.scatter);
+  args.A = random_tensor(rng, {o.channels, o.d_state}, state_dtype, -3, -0.01, o.layout());
   const auto factor = [&](bool constant) {
     if (constant)
-      return random_tensor(rng, {o.channels, o.d_state}, o.complex ? DType::c64 : o.dtype, -1, 1, o.scatter);
+      return random_tensor(rng, {o.channels, o.d_state}, o.complex ? DType::c64 : o.dtype, -1, 1, o.layout());
     const Dims shape = {batch, o.groups, o.d_state, (o.complex ? 2 : 1) * o.length};
     if (o.channel_last)
       return random_tensor(rng, {batch, shape[3], o.groups, o.d_state}, o.dtype, -1, 1).permute({0, 2, 3, 1});
-    return random_tensor(rng, shape, o.dtype, -1, 1, o.scatter);
+    return random_tensor(rng, shape, o.dtype, -1, 1, o.layout());
   };
   args.B = factor(o.constant_b);
   args.C = factor(o.constant_c);
-  if (o.skip) args.D = random_tensor(rng, {o.channels}, DType::f32, -1, 1, o.scatter);
+  if (o.skip) args.D = random_tensor(rng, {o.channels}, DType::f32, -1, 1, o.layout());
   if (o.gate) args.z = like_u(-4, 4);
-  if (o.bias) args.delta_bias = random_tensor(rng, {o.channels}, DType::f32, -0.05, 0.5, o.scatter);
+  if (o.bias) args.delta_bias = random_tensor(rng, {o.channels}, DType::f32, -0.05, 0.5, o.layout());
   args.delta_softplus = o.softplus;
   args.reverse = o.reverse;
   args.return_last_state = true;
@@ -94,7 +96,7 @@ inline SelectiveScanArgs make_args(const Options& o, std::uint64_t seed) {
     states = std::ssize(bounds) - 1;
   }
   if (o.initial)
-    args.initial_state = random_tensor(rng, {states, o.channels, o.d_state}, state_dtype, -2, 2, o.scatter);
+    args.initial_state = random_tensor(rng, {states, o.channels, o.d_state}, state_dtype, -2, 2, o.layout());
   if (o.positions && o.length > 0) {
     std::vector<std::int64_t> positions;
     for (std::int64_t i = 0; i < 3 * batch; ++i) positions.push_back(rng.next_u32() % o.length);
@@ -153,4 +155,4 @@ inline Options random_options(std::uint64_t seed) {
   return o;
 }
 
-}  // namespace krait
+}  // namespace krait::testing

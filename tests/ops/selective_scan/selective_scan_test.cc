@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "core/each_target.h"
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "ops/selective_scan/scan.h"
 #include "ops/selective_scan/scan_args.h"
 
 namespace krait {
 namespace {
+
+using namespace testing;
 
 void check(const Options& o, std::uint64_t seed) {
   SCOPED_TRACE(concat(describe(o), " seed ", seed));

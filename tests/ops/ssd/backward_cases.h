@@ -78,26 +78,6 @@ inline SsdBackwardArgs in_f64(const SsdBackwardArgs& args) {
   return wide;
 }
 
-// Differences are measured against the largest entry: what a sum of many terms has lost by cancelling, no
-// order of summation brings back.
-inline void expect_near(const Tensor& found, const Tensor& expected, double tolerance, double rounding,
-                        const char* name) {
-  ASSERT_EQ(found.shape(), expected.shape()) << name;
-  const Tensor a = found.to(DType::f64).contiguous();
-  const Tensor b = expected.to(DType::f64).contiguous();
-  double largest = 1e-30;
-  for (const double value : b.span<double>()) largest = std::max(largest, std::abs(value));
-  std::int64_t wrong = 0;
-  std::string first;
-  for (std::int64_t i = 0; i < a.numel(); ++i) {
-    const double x = a.data<double>()[i];
-    const double y = b.data<double>()[i];
-    if (std::abs(x - y) <= tolerance * largest + rounding * std::abs(y)) continue;
-    if (wrong++ == 0) first = concat("element ", i, " is ", x, ", expected ", y);
-  }
-  EXPECT_EQ(wrong, 0) << name << " of shape " << a.shape() << ", largest " << largest << ": " << first;
-}
-
 inline void expect_fast_backward(const SsdBackwardArgs& args, double tolerance = 1e-5) {
   Context ctx({.threads = 2});
   const SsdBackwardArgs exact = in_f64(args);
@@ -112,8 +92,8 @@ inline void expect_fast_backward(const SsdBackwardArgs& args, double tolerance =
     if (!found) continue;
     const double rounding = found.dtype() == DType::f32 ? 0.0 : rounding_of(found.dtype());
     // Subnormal f16 values are coarse.
-    expect_near(found, exact.*g.tensor, tolerance + (found.dtype() == DType::f16 ? 1e-6 : 0.0), rounding,
-                g.name);
+    expect_close(found, exact.*g.tensor, rounding, tolerance + (found.dtype() == DType::f16 ? 1e-6 : 0.0),
+                 g.name);
   }
 }
 

@@ -100,7 +100,7 @@ TEST(SsdBackward, ParameterGradientsAreAddedTo) {
       const Tensor expected = (before.*g.tensor).clone();
       for (std::int64_t i = 0; i < expected.numel(); ++i)
         expected.data<float>()[i] += 2.0F * (once.*g.tensor).data<float>()[i];
-      expect_near(args.*g.tensor, expected, 1e-6, 0.0, g.name);
+      expect_close(args.*g.tensor, expected, 0.0, 1e-6, g.name);
     }
   }
 }
@@ -140,15 +140,15 @@ TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
       }
       ssd_backward(ctx, right);
       ssd_backward(ctx, left);
-      expect_near(args.dx, whole.dx, 1e-5, 0.0, "dx");
-      expect_near(args.ddt, whole.ddt, 1e-5, 0.0, "ddt");
-      expect_near(args.dB, whole.dB, 1e-5, 0.0, "dB");
-      expect_near(args.dC, whole.dC, 1e-5, 0.0, "dC");
-      expect_near(args.dz, whole.dz, 1e-5, 0.0, "dz");
-      expect_near(carried, whole.dinitial_states, 1e-5, 0.0, "dinitial_states");
-      expect_near(sums.dA, whole.dA, 1e-5, 0.0, "dA");
-      expect_near(sums.dD, whole.dD, 1e-5, 0.0, "dD");
-      expect_near(sums.ddt_bias, whole.ddt_bias, 1e-5, 0.0, "ddt_bias");
+      expect_close(args.dx, whole.dx, 0.0, 1e-5, "dx");
+      expect_close(args.ddt, whole.ddt, 0.0, 1e-5, "ddt");
+      expect_close(args.dB, whole.dB, 0.0, 1e-5, "dB");
+      expect_close(args.dC, whole.dC, 0.0, 1e-5, "dC");
+      expect_close(args.dz, whole.dz, 0.0, 1e-5, "dz");
+      expect_close(carried, whole.dinitial_states, 0.0, 1e-5, "dinitial_states");
+      expect_close(sums.dA, whole.dA, 0.0, 1e-5, "dA");
+      expect_close(sums.dD, whole.dD, 0.0, 1e-5, "dD");
+      expect_close(sums.ddt_bias, whole.ddt_bias, 0.0, 1e-5, "ddt_bias");
     }
   }
 }
@@ -196,15 +196,15 @@ TEST(SsdBackward, PackedIsSeparate) {
         *t = t->slice(0, n, n + 1);
       ssd_backward(ctx, alone);
       const auto same = [&](Tensor SsdBackwardArgs::*t, const char* name) {
-        expect_near(alone.*t, (together.*t).slice(1, offsets[i], offsets[i + 1]), 1e-6, 0.0, name);
+        expect_close(alone.*t, (together.*t).slice(1, offsets[i], offsets[i + 1]), 0.0, 1e-6, name);
       };
       same(&SsdBackwardArgs::dx, "dx");
       same(&SsdBackwardArgs::ddt, "ddt");
       same(&SsdBackwardArgs::dB, "dB");
       same(&SsdBackwardArgs::dC, "dC");
       same(&SsdBackwardArgs::dz, "dz");
-      expect_near(alone.dinitial_states, together.dinitial_states.slice(0, n, n + 1), 1e-6, 0.0,
-                  "dinitial_states");
+      expect_close(alone.dinitial_states, together.dinitial_states.slice(0, n, n + 1), 0.0, 1e-6,
+                   "dinitial_states");
     }
   }
 }

@@ -10,8 +10,6 @@
 
 namespace krait::testing {
 
-inline Tensor to_f64(const Tensor& t) { return t ? t.to(DType::f64) : t; }
-
 inline SsdArgs in_f64(SsdArgs args) {
   for (Tensor* t :
        {&args.x, &args.dt, &args.A, &args.B, &args.C, &args.D, &args.z, &args.dt_bias, &args.initial_states})

@@ -7,14 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "core/each_target.h"
-#include "core/tensors.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
+#include "ops/random_tensors.h"
 #include "ops/state_update/update.h"
 
 namespace krait {
 namespace {
+
+using namespace testing;
 
 struct Options {
   bool heads = true;  // a state (R, H, P, N), else (R, D, N) with D = channels
@@ -35,6 +36,8 @@ struct Options {
   bool limit = false;
   bool indices = false;
   bool scatter = false;
+
+  [[nodiscard]] int layout() const { return scatter ? kScattered : 0; }
 };
 
 std::string describe(const Options& o) {
@@ -49,7 +52,7 @@ StateUpdateArgs make_args(const Options& o, std::uint64_t seed) {
   Rng rng(seed);
   StateUpdateArgs args;
   const auto tensor = [&](const Dims& shape, DType dtype, double low, double high) {
-    return random_tensor(rng, shape, dtype, low, high, o.scatter);
+    return random_tensor(rng, shape, dtype, low, high, o.layout());
   };
   const auto sequence = [&](std::initializer_list<std::int64_t> rest) {
     Dims shape = {o.batch};
