@@ -22,6 +22,8 @@ constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 
 std::string shown(const json& value) {
   if (value.is_string()) return "'" + value.get<std::string>() + "'";
+  // TOML has them, JSON has no name for them.
+  if (value.is_number_float() && !std::isfinite(value.get<double>())) return concat(value.get<double>());
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 

@@ -145,7 +145,9 @@ TEST(Settings, RefusalsNameFileAndKey) {
   EXPECT_MESSAGE(parse_settings_toml("lr = 1\nlr = 2", "s.toml", settings), "s.toml:2:");
   EXPECT_MESSAGE(parse_settings_toml("[optimizer]\nlr = 1", "s.toml", settings),
                  "unknown setting \"optimizer\"");
-  EXPECT_MESSAGE(parse_settings_toml("lr = nan", "s.toml", settings), "lr is null");
+  EXPECT_MESSAGE(parse_settings_toml("lr = nan", "s.toml", settings),
+                 "s.toml: lr is nan, expected a number of at least 0");
+  EXPECT_MESSAGE(parse_settings_toml("eps = -inf", "s.toml", settings), "eps is -inf, expected a number");
   EXPECT_MESSAGE(parse_settings_toml("lr = 1979-05-27", "s.toml", settings), "lr is '1979-05-27'");
 }
 
