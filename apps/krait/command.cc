@@ -82,6 +82,15 @@ const CLI::App& parsed(const CLI::App& app) {
   return below.empty() ? app : parsed(*below.front());
 }
 
+// Of an option that was given more often than it takes values; CLI11 says "At Most 1 required but received
+// 2".
+std::string describe(const CLI::ArgumentMismatch& error, const CLI::App& app) {
+  for (const CLI::Option* option : app.get_options())
+    if (option->get_items_expected_max() == 1 && option->count() > 1)
+      return concat(option->get_name(), ": given ", option->count(), " times, expected once");
+  return error.what();
+}
+
 std::string full_name(const CLI::App& app) {
   return app.get_parent() == nullptr ? app.get_name() : full_name(*app.get_parent()) + " " + app.get_name();
 }
@@ -231,6 +240,8 @@ void Program::run(int argc, const char* const* argv) {
   } catch (const CLI::Success& help) {
     app_->exit(help);
     return;
+  } catch (const CLI::ArgumentMismatch& error) {
+    problem = describe(error, parsed(*app_));
   } catch (const CLI::ParseError& error) {
     problem = error.what();
   } catch (const UsageError& error) {

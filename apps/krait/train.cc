@@ -117,7 +117,8 @@ TrainSettings read_all(const Options& options) {
   TrainSettings settings;
   if (!options.file.empty()) read_settings(options.file, settings);
   options.settings.apply(settings);
-  if (!options.resume || settings.out.empty()) return settings;
+  if (!options.resume) return settings;
+  if (settings.out.empty()) throw UsageError("--resume needs --out, the directory of the run to go on with");
   const std::string out = settings.out;
   const auto before = settings_of_run(out);
   if (!before) return settings;

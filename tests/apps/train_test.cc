@@ -172,6 +172,8 @@ TEST_F(Train, SettingsFromAFileAndTheLineBeforeIt) {
 
 TEST_F(Train, Refusals) {
   expect_refusal({"train"}, 1, {"neither model nor config"});
+  expect_refusal({"train", "--resume"}, 2, {"--resume needs --out"});
+  expect_refusal(command("o", {"--lr", "1", "--lr", "2"}), 2, {"--lr: given 2 times, expected once"});
   expect_refusal(command("o", {"--schedule", "sine"}), 2,
                  {"--schedule", "'sine'", "constant|linear|cosine|wsd"});
   expect_refusal(command("o", {"--betas", "0.9,x"}), 2, {"--betas", "'0.9,x'", "numbers"});
