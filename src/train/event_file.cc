@@ -63,8 +63,12 @@ class Message {
 
 // Field numbers of the messages that are written here.
 namespace event {
-constexpr std::uint32_t kWallTime = 1, kStep = 2, kFileVersion = 3, kSummary = 5;
+constexpr std::uint32_t kWallTime = 1, kStep = 2, kFileVersion = 3, kSummary = 5, kSessionLog = 7;
 }
+namespace session_log {
+constexpr std::uint32_t kStatus = 1;
+constexpr std::int64_t kStart = 1;  // START
+}  // namespace session_log
 namespace summary {
 constexpr std::uint32_t kValue = 1;
 }
@@ -155,6 +159,11 @@ EventFileWriter::EventFileWriter(const fs::path& directory) {
 }
 
 EventFileWriter::~EventFileWriter() { ::close(descriptor_); }
+
+void EventFileWriter::start_at(std::int64_t step) {
+  const Message log = Message().integer(session_log::kStatus, session_log::kStart);
+  write_record(new_event(step).message(event::kSessionLog, log).bytes());
+}
 
 void EventFileWriter::add_scalars(std::int64_t step, std::span<const Scalar> scalars) {
   Message values;

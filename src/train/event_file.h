@@ -26,6 +26,9 @@ class EventFileWriter {
 
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
+  // What follows begins with `step`: TensorBoard drops events of that step and later ones that files of
+  // earlier sessions have.
+  void start_at(std::int64_t step);
   // One event each. Its record has reached the system when the call returns. Throws Error(io) where it
   // cannot be written; the file then ends with the record before.
   void add_scalars(std::int64_t step, std::span<const Scalar> scalars);

@@ -11,11 +11,13 @@ constexpr const char* kEvents = "tensorboard";
 
 }  // namespace
 
-RunRecord::RunRecord(const RunDirectory& directory, const TrainOptions& options)
+RunRecord::RunRecord(const RunDirectory& directory, const TrainOptions& options, std::int64_t step)
     : options_(options),
       metrics_(directory / kMetrics),
       samples_(directory / kSamples),
-      events_(directory / kEvents) {}
+      events_(directory / kEvents) {
+  events_.start_at(step + 1);
+}
 
 void RunRecord::add(const StepReport& report) {
   metrics_.add(json_line(report));

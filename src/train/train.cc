@@ -84,7 +84,7 @@ class Run {
 
   TrainResult run() {
     begin_directory();
-    record_.emplace(directory_, options_);
+    record_.emplace(directory_, options_, trainer_.step_number());
     if (options_.on_start)
       options_.on_start({.steps = trainer_.steps(),
                          .first_step = trainer_.step_number(),

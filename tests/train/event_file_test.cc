@@ -152,6 +152,18 @@ TEST(EventFile, Scalars) {
   EXPECT_EQ(Fields(records[2]).number(2), std::uint64_t{1} << 40);
 }
 
+// SessionLog START, at which TensorBoard purges the steps from there on that it has read before.
+TEST(EventFile, SessionStart) {
+  const io::Scratch scratch;
+  EventFileWriter writer(scratch.path());
+  writer.start_at(6);
+  const auto records = records_of(content_of(writer.path()));
+  ASSERT_EQ(records.size(), 2U);
+  const Fields event(records[1]);
+  EXPECT_EQ(event.number(2), 6U);
+  EXPECT_EQ(event.message(7).number(1), 1U);  // session_log: status: START
+}
+
 TEST(EventFile, Text) {
   const io::Scratch scratch;
   EventFileWriter writer(scratch.path());

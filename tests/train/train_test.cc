@@ -255,6 +255,26 @@ TEST_F(TrainTest, KilledAndResumedIsUninterrupted) {
   }
 }
 
+// The event file of a process that goes on begins with SessionLog START (field 7, in which status, field 1,
+// is 1) at the step after the checkpoint (field 2).
+TEST_F(TrainTest, TensorBoardIsToldWhereARunGoesOn) {
+  struct Killed {};
+  const TrainOptions dying{.on_step = [](const StepReport& r) {
+    if (r.step == 8) throw Killed();
+  }};
+  EXPECT_THROW(train(ctx_, settings_, dying), Killed);
+  train(ctx_, settings_, {.resume = true});
+  const auto files_with_start_at = [&](char step) {
+    const std::string start = std::string{0x10, step} + std::string("\x3a\x02\x08\x01");
+    std::int64_t count = 0;
+    for (const auto& entry : fs::directory_iterator(out("tensorboard")))
+      count += io::content_of(entry.path()).find(start) != std::string::npos ? 1 : 0;
+    return count;
+  };
+  EXPECT_EQ(files_with_start_at(1), 1);
+  EXPECT_EQ(files_with_start_at(6), 1) << "the checkpoint is of step 5";
+}
+
 TEST_F(TrainTest, AFinishedRunStaysAsItIs) {
   train(ctx_, settings_, {.resume = true});  // from the beginning, since there is nothing to resume
   const auto stamps = [&] {
