@@ -15,6 +15,9 @@ namespace krait::cli {
 namespace {
 
 constexpr std::chrono::milliseconds kRedraw{100};
+// Without a terminal: so many lines in a run at even intervals, and one more wherever there was none for
+// long.
+constexpr std::int64_t kLines = 20;
 constexpr std::chrono::seconds kLine{10};
 
 // "1:02:03" or "2:03"
@@ -77,7 +80,10 @@ std::string TrainProgress::describe(const StepReport& report) const {
 
 void TrainProgress::step(const StepReport& report) {
   const auto now = Clock::now();
-  if (now - last_ < (terminal_ ? Clock::duration(kRedraw) : Clock::duration(kLine))) return;
+  const auto lines_by = [&](std::int64_t step) { return step * kLines / start_.steps; };
+  const bool due = terminal_ ? now - last_ >= kRedraw
+                             : now - last_ >= kLine || lines_by(report.step) != lines_by(report.step - 1);
+  if (!due) return;
   last_ = now;
   if (!terminal_) return line(describe(report));
   const double share = static_cast<double>(report.step) / static_cast<double>(start_.steps);

@@ -11,7 +11,7 @@
 namespace krait::cli {
 
 // On a terminal: one line that is drawn over on stderr, with lines on stdout for what happens on the way.
-// Elsewhere: lines on stdout, now and then.
+// Elsewhere: lines on stdout, twenty in a run and one wherever ten seconds went by without.
 class TrainProgress {
  public:
   TrainProgress();

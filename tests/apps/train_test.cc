@@ -80,6 +80,23 @@ TEST_F(Train, LeavesAModelThatOtherCommandsLoad) {
   krait_ok({"info", "--model", path("out/checkpoints/step-60")});
 }
 
+// Into a file or a pipe: a plain line each twentieth of the run, however short it is.
+TEST_F(Train, ShowsHowFarItIsWithoutATerminal) {
+  const auto lines_with = [](const std::string& text, const std::string& part) {
+    std::istringstream lines(text);
+    std::int64_t count = 0;
+    for (std::string line; std::getline(lines, line);) count += line.find(part) != std::string::npos ? 1 : 0;
+    return count;
+  };
+  const Outcome run = krait_ok(command("out"));
+  EXPECT_EQ(lines_with(run.out, "/60  loss "), 20) << run.out;
+  EXPECT_EQ(lines_with(run.out, "step 30/60  loss "), 1) << run.out;
+  EXPECT_EQ(lines_with(run.out, "step 31/60  loss "), 0) << run.out;
+  const Outcome shorter = krait_ok(command("short", {"--steps", "3"}));
+  EXPECT_EQ(lines_with(shorter.out, "/3  loss "), 3) << shorter.out;
+  EXPECT_EQ(run.out.find_first_of("\r\x1b"), std::string::npos) << "what only a terminal understands";
+}
+
 TEST_F(Train, PrintsWhatItWrites) {
   const Outcome run = krait_ok(command("out", {"--json", "--quiet", "--log-every", "6"}));
   std::istringstream lines(run.out);
