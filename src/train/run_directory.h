@@ -4,7 +4,7 @@
 //   metrics.jsonl, samples.jsonl  run_record.h
 //   tensorboard/                  likewise
 //   checkpoints/step-N/           checkpoint.h
-//   best.safetensors              weights of the best evaluation
+//   best-N.safetensors            weights of the best evaluation, that after step N
 //   model.safetensors             the result
 //   .lock                         held (flock) while a process works on the run
 #pragma once

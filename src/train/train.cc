@@ -20,12 +20,24 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kSettings = "settings.json";
-constexpr const char* kBest = "best.safetensors";
 constexpr const char* kAverage = "average.safetensors";
 constexpr const char* kModel = "model.safetensors";
 
 // What transformers asks of a file.
 const io::Metadata kMetadata{{"format", "pt"}};
+
+// Weights of the best evaluation, by its step: those that a checkpoint knows of stay where they are while
+// newer ones come.
+std::string best_name(std::int64_t step) { return concat("best-", step, ".safetensors"); }
+
+bool is_best_name(std::string_view name) {
+  constexpr std::string_view kBegin = "best-";
+  constexpr std::string_view kEnd = ".safetensors";
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd) || name.size() <= kBegin.size() + kEnd.size())
+    return false;
+  name = name.substr(kBegin.size(), name.size() - kBegin.size() - kEnd.size());
+  return name.find_first_not_of("0123456789") == std::string_view::npos;
+}
 
 void require_unchanged(TrainSettings before, TrainSettings now, const std::string& directory) {
   const std::vector<Setting> old_table = settings_table(before);
@@ -78,7 +90,12 @@ class Run {
       state_ = checkpoint->state;
       state_.finished = false;
       saved_ = state_.trainer.step;
+      saved_best_ = state_.best_step;
       trainer_.restore(state_.trainer, checkpoint->tensors, store.path_of(saved_).string());
+      const fs::path best = directory / best_name(saved_best_);
+      require(settings.export_weights != Export::best || saved_best_ < 0 || fs::exists(best), best.string(),
+              ": is missing, expected the weights of the best evaluation up to ",
+              store.path_of(saved_).string());
     }
   }
 
@@ -123,7 +140,7 @@ class Run {
     write_texts(directory_.path(), source_.texts);
     const auto keep = [&](std::string_view line) { return saved_ >= 0 && is_before(line, state_); };
     RunRecord::filter(directory_, keep);
-    if (saved_ < 0) fs::remove(directory_ / kBest);
+    remove_old_best();
   }
 
   void train_step() {
@@ -181,15 +198,15 @@ class Run {
     report.best = std::isfinite(loss) && (state_.best_step < 0 || loss < state_.best_loss);
     report.seconds = trainer_.state().seconds;
     if (report.best) {
-      // The file first: a run that is killed in between makes the same evaluation again.
       if (settings_.export_weights == Export::best)
         io::write_safetensors(
-            directory_ / kBest,
+            directory_ / best_name(report.step),
             trainer_.weights(settings_.ema > 0.0 ? Trainer::Weights::average : Trainer::Weights::last),
             kMetadata);
       state_.best_loss = loss;
       state_.best_step = report.step;
       state_.evaluations_since_best = 0;
+      remove_old_best();
     } else {
       ++state_.evaluations_since_best;
     }
@@ -219,7 +236,20 @@ class Run {
     const std::int64_t keep = state_.trainer.skipped_in_a_row == 0 ? settings_.keep : 0;
     store_.save({.state = state_, .tensors = trainer_.snapshot()}, source_.texts, keep);
     saved_ = state_.trainer.step;
+    saved_best_ = state_.best_step;
+    remove_old_best();
     if (options_.on_checkpoint) options_.on_checkpoint(store_.path_of(saved_));
+  }
+
+  // Removes the best weights of which neither the newest checkpoint knows nor the run as it is now.
+  void remove_old_best() const {
+    std::vector<fs::path> old;
+    for (const auto& entry : fs::directory_iterator(directory_.path())) {
+      const std::string name = entry.path().filename().string();
+      if (is_best_name(name) && name != best_name(saved_best_) && name != best_name(state_.best_step))
+        old.push_back(entry.path());
+    }
+    for (const fs::path& path : old) fs::remove(path);
   }
 
   // Leaves the model. The checkpoint that says so comes last.
@@ -230,7 +260,7 @@ class Run {
         settings_.export_weights == Export::average ? Trainer::Weights::average : Trainer::Weights::last);
     if (settings_.export_weights == Export::best) {
       if (state_.best_step >= 0)
-        weights = io::read_safetensors(directory_ / kBest);
+        weights = io::read_safetensors(directory_ / best_name(state_.best_step));
       else
         ctx_.warn("no evaluation was finite: the model is that of the last step");
     }
@@ -257,7 +287,8 @@ class Run {
   ValidationSet validation_;
   Trainer trainer_;
   RunState state_;
-  std::int64_t saved_ = -1;  // step of the newest checkpoint
+  std::int64_t saved_ = -1;       // step of the newest checkpoint
+  std::int64_t saved_best_ = -1;  // its best_step
   std::optional<RunRecord> record_;
   std::int64_t line_tokens_ = 0;  // since the last line of metrics
   double line_seconds_ = 0.0;

@@ -385,6 +385,54 @@ TEST_F(TrainTest, StopsEarlyAndExportsTheBest) {
   EXPECT_EQ(train(ctx_, settings_, {.resume = true}).end, RunEnd::already_finished);
 }
 
+// Killed after a new best evaluation that the checkpoint does not know of, and that the resumed run, with
+// other steps between evaluations, does not make again.
+TEST_F(TrainTest, TheBestIsTheOneThatTheCheckpointKnows) {
+  settings_.export_weights = Export::best;
+  settings_.save_every = 4;
+  settings_.keep = 0;
+  settings_.sample_every = 0;
+  struct Killed {};
+  const TrainOptions dying{.on_evaluation = [](const EvaluationReport& r) {
+    if (r.step == 8 && r.best) throw Killed();
+  }};
+  EXPECT_THROW(train(ctx_, settings_, dying), Killed);
+  EXPECT_TRUE(fs::exists(out("best-4.safetensors")));
+  EXPECT_TRUE(fs::exists(out("best-8.safetensors")));
+  // As if the evaluation of step 4 had been so good that none of the later ones is better.
+  const fs::path file = out("checkpoints/step-4/state.json");
+  std::string state = io::content_of(file);
+  const std::size_t begin = state.find("\"best_loss\": ") + 13;
+  state.replace(begin, state.find(',', begin) - begin, "0.0");
+  std::ofstream(file) << state;
+
+  settings_.eval_every = 0;
+  const TrainResult result = train(ctx_, settings_, {.resume = true});
+  EXPECT_EQ(result.best_step, 4);
+  EXPECT_TRUE(io::content_of(out("model.safetensors")) ==
+              io::content_of(out("checkpoints/step-4/model.safetensors")));
+  EXPECT_FALSE(fs::exists(out("best-8.safetensors")));
+}
+
+TEST_F(TrainTest, BestWeightsDoNotPileUp) {
+  settings_.export_weights = Export::best;
+  settings_.save_every = 5;
+  settings_.eval_every = 1;
+  settings_.sample_every = 0;
+  train(ctx_, settings_, {.on_step = [&](const StepReport&) {
+          std::int64_t count = 0;
+          for (const auto& entry : fs::directory_iterator(out()))
+            count += entry.path().filename().string().starts_with("best-") ? 1 : 0;
+          EXPECT_LE(count, 2);
+        }});
+  // Without it there is nothing to go on with.
+  settings_.steps = 14;
+  for (const auto& entry : fs::directory_iterator(out()))
+    if (entry.path().filename().string().starts_with("best-")) fs::remove(entry.path());
+  EXPECT_NE(message(settings_, true).find("is missing, expected the weights of the best evaluation"),
+            std::string::npos);
+}
+
 TEST_F(TrainTest, ExportsTheAverage) {
   settings_.ema = 0.9;
   settings_.export_weights = Export::average;
