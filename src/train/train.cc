@@ -1,10 +1,12 @@
 #include "krait/train/train.h"
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "krait/core/error.h"
+#include "krait/eval/score.h"
 #include "krait/generate/generate.h"
 #include "krait/io/atomic_file.h"
 #include "krait/io/safetensors.h"
@@ -48,6 +50,16 @@ void require_unchanged(TrainSettings before, TrainSettings now, const std::strin
     require(!old_table[i].fixed || was == is, old_table[i].name, " is ", is, ", but the run in ", directory,
             " was started with ", was);
   }
+}
+
+// The name of a tensor that holds infinity or NaN, where there is one.
+std::optional<std::string> first_not_finite(const io::TensorMap& tensors) {
+  for (const auto& [name, tensor] : tensors) {
+    const Tensor values = tensor.contiguous();
+    const auto span = values.span<float>();
+    if (!std::all_of(span.begin(), span.end(), [](float x) { return std::isfinite(x); })) return name;
+  }
+  return std::nullopt;
 }
 
 bool same_end(const TrainSettings& a, const TrainSettings& b) {
@@ -125,8 +137,9 @@ class Run {
       if (stop) return result(RunEnd::interrupted);
       train_step();
     }
-    finish();
-    return result(end);
+    if (finish()) return result(end);
+    if (saved_ != trainer_.step_number()) save();
+    return result(RunEnd::interrupted);
   }
 
  private:
@@ -252,21 +265,63 @@ class Run {
     for (const fs::path& path : old) fs::remove(path);
   }
 
-  // Leaves the model. The checkpoint that says so comes last.
-  void finish() {
-    if (settings_.ema > 0.0)
-      io::write_safetensors(directory_ / kAverage, trainer_.weights(Trainer::Weights::average), kMetadata);
-    io::TensorMap weights = trainer_.weights(
-        settings_.export_weights == Export::average ? Trainer::Weights::average : Trainer::Weights::last);
-    if (settings_.export_weights == Export::best) {
-      if (state_.best_step >= 0)
-        weights = io::read_safetensors(directory_ / best_name(state_.best_step));
-      else
-        ctx_.warn("no evaluation was finite: the model is that of the last step");
-    }
+  // Leaves the model. The checkpoint that says so comes last. False where the caller asked to stop meanwhile.
+  bool finish() {
+    const bool wants_best = settings_.export_weights == Export::best;
+    const bool has_best = wants_best && state_.best_step >= 0;
+    if (wants_best && !has_best) ctx_.warn("no evaluation was finite: the model is that of the last step");
+    const auto which =
+        settings_.export_weights == Export::average ? Trainer::Weights::average : Trainer::Weights::last;
+    const io::TensorMap weights =
+        has_best ? io::read_safetensors(directory_ / best_name(state_.best_step)) : trainer_.weights(which);
+    if (const auto bad = first_not_finite(weights)) fail_unsound(concat("are not finite (", *bad, ")"));
+    // The best have been evaluated.
+    if (!has_best && !try_out(which)) return false;
+
+    const io::TensorMap average = trainer_.weights(Trainer::Weights::average);
+    if (const auto bad = first_not_finite(average))
+      ctx_.warn(concat(kAverage, " is not written: averaged weights are not finite (", *bad, ")"));
+    else if (!average.empty())
+      io::write_safetensors(directory_ / kAverage, average, kMetadata);
     io::write_safetensors(directory_ / kModel, weights, kMetadata);
     state_.finished = true;
     save();
+    return true;
+  }
+
+  // Throws where the weights that the run would leave give no finite loss: the last update may have spoilt
+  // them, and no step has seen them since. False where the caller asked to stop meanwhile.
+  bool try_out(Trainer::Weights which) {
+    const TrainerState state = trainer_.state();
+    require(state.updates > 0, "no step had a finite loss and gradient norm: no model is written");
+    TrainingBatch batch;
+    data_->fill(state.batches - settings_.accumulate * (state.skipped_in_a_row + 1), batch);
+    // Fixed batches may be of one token and its target, which is no text to score.
+    if (data_->seq_len() >= 2) {
+      try {
+        trainer_.with_weights(which, [&] {
+          const Score score = score_ids(ctx_, source_.model, batch.inputs.slice(0, 0, 1));
+          if (!std::isfinite(score.loss)) fail_unsound("give no finite loss");
+        });
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::interrupted) throw;
+        return false;
+      }
+    }
+    if (state.skipped_in_a_row > 0)
+      ctx_.warn(concat("the last ", state.skipped_in_a_row, " of ", state.step,
+                       " steps were skipped: the model is that of step ", weights_step()));
+    return true;
+  }
+
+  // The step that changed the weights last.
+  [[nodiscard]] std::int64_t weights_step() const {
+    return trainer_.step_number() - trainer_.state().skipped_in_a_row;
+  }
+
+  [[noreturn]] void fail_unsound(const std::string& what) const {
+    fail(ErrorKind::invalid_argument, "the weights after step ", weights_step(), " ", what,
+         ": no model is written (a lower lr or a longer warmup may help)");
   }
 
   [[nodiscard]] TrainResult result(RunEnd end) const {

@@ -347,6 +347,90 @@ TEST_F(TrainTest, TheLastGoodCheckpointStays) {
   EXPECT_TRUE(fs::exists(out("checkpoints/step-1")));
 }
 
+TEST_F(TrainTest, WeightsThatAreGoodForNothingAreNoModel) {
+  settings_.clip = 0.0;
+  settings_.sample_every = 0;
+  const auto refused = [&](const std::string& expected) {
+    const std::string text = message(settings_);
+    EXPECT_NE(text.find(expected), std::string::npos) << text;
+    EXPECT_FALSE(fs::exists(out("model.safetensors")));
+    EXPECT_FALSE(fs::exists(out("checkpoints")));
+    fs::remove_all(out());
+  };
+  settings_.steps = 1;
+  settings_.lr = 1e39;  // infinite as f32
+  refused("the weights after step 1 are not finite (backbone.");
+  settings_.ema = 0.5;
+  settings_.export_weights = Export::average;
+  refused("the weights after step 1 are not finite (backbone.");
+  settings_.export_weights = Export::best;
+  refused("the weights after step 1 are not finite (backbone.");
+  settings_.ema = 0.0;
+  settings_.export_weights = Export::last;
+  settings_.lr = 1e30;  // finite weights
+  refused("the weights after step 1 give no finite loss: no model is written");
+  settings_.steps = 5;  // four are skipped
+  refused("the weights after step 1 give no finite loss: no model is written");
+}
+
+// What has become of the weights since does not matter.
+TEST_F(TrainTest, TheBestIsAModelWhateverFollows) {
+  settings_.ema = 0.9;
+  settings_.export_weights = Export::best;
+  std::int64_t done = 0;
+  train(ctx_, settings_,
+        {.stop = [&] { return done >= 4; }, .on_step = [&](const StepReport& r) { done = r.step; }});
+  const fs::path file = out("checkpoints/step-4/optimizer.safetensors");
+  io::TensorMap tensors = io::read_safetensors(file);
+  Tensor average = tensors.at("average.backbone.norm_f.weight").clone();
+  average.fill(INFINITY);
+  tensors["average.backbone.norm_f.weight"] = average;
+  io::write_safetensors(file, tensors);
+  const std::string best = io::content_of(out("best-4.safetensors"));
+  settings_.sample_every = 0;
+  std::vector<std::string> warnings;
+  Context ctx({.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::warning) warnings.emplace_back(text);
+  }});
+  EXPECT_EQ(train(ctx, settings_, {.resume = true}).best_step, 4);
+  EXPECT_TRUE(io::content_of(out("model.safetensors")) == best);
+  EXPECT_FALSE(fs::exists(out("average.safetensors")));
+  EXPECT_EQ(warnings,
+            (std::vector<std::string>{"average.safetensors is not written: averaged weights are not "
+                                      "finite (backbone.norm_f.weight)"}));
+}
+
+// A batch may be at fault, and not the weights. The checkpoint is made to say that it was.
+TEST_F(TrainTest, SkippedStepsAtTheEndAreReported) {
+  settings_.sample_every = 0;
+  std::int64_t done = 0;
+  train(ctx_, settings_,
+        {.stop = [&] { return done >= 11; }, .on_step = [&](const StepReport& r) { done = r.step; }});
+  const fs::path file = out("checkpoints/step-11/state.json");
+  json state = json::parse(io::content_of(file));
+  state["updates"] = 9;
+  state["skipped"] = 2;
+  state["skipped_in_a_row"] = 2;
+  std::ofstream(file) << state;
+  std::vector<std::string> warnings;
+  Context ctx({.log = [&](LogLevel level, std::string_view text) {
+    if (level == LogLevel::warning) warnings.emplace_back(text);
+  }});
+  settings_.steps = 11;
+  EXPECT_EQ(train(ctx, settings_, {.resume = true}).end, RunEnd::finished);
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_EQ(warnings[0], "the last 2 of 11 steps were skipped: the model is that of step 9");
+  // Nothing was learnt at all.
+  state["updates"] = 0;
+  state["skipped"] = 11;
+  state["skipped_in_a_row"] = 9;
+  state["finished"] = false;
+  std::ofstream(file) << state;
+  fs::remove(out("model.safetensors"));
+  EXPECT_EQ(message(settings_, true), "no step had a finite loss and gradient norm: no model is written");
+  EXPECT_FALSE(fs::exists(out("model.safetensors")));
+}
+
 // Each row of a file of fixed batches is a block, whatever the length of the sequences that are trained on.
 TEST_F(TrainTest, EvaluatesOnFixedBatches) {
   const fs::path path = scratch_ / "val.npy";

@@ -65,8 +65,8 @@ struct TrainResult {
 };
 
 // Throws Error with one line where settings, data, model or directory are not what they should be (nothing is
-// overwritten), where the disk is full, and where ten steps in a row are not finite: the last checkpoint
-// is intact then.
+// overwritten), where the disk is full, and where ten steps in a row are not finite or the weights that would
+// be left as the model give no finite loss: the last checkpoint is intact then.
 TrainResult train(Context& ctx, const TrainSettings& settings, const TrainOptions& options = {});
 
 // The settings that the run in a directory was started with; nothing where there is no run.
