@@ -50,7 +50,7 @@ LanguageModel make_model(Context& ctx, const ModelOptions& options) {
   if (options.config.empty()) return load_language_model(ctx, open_checkpoint(common), load_options(common));
   LanguageModel model(parse_config(read_text(options.config), options.config));
   model.initialize(/*seed=*/0, parse_dtype(common.dtype).value_or(DType::f32));
-  model.prepare();
+  model.to_device(ctx);
   return model;
 }
 

@@ -32,7 +32,8 @@ void add_texts(const Command& command, std::vector<std::string>& paths) {
 }
 
 void add_machine(const Command& command, CommonOptions& options) {
-  command.choice("--device", options.device, {"auto", "cpu"}, "Where to run");
+  command.text("--device", options.device, "DEVICE",
+               "Where to run: cpu, cuda, cuda:N, or auto, a GPU where there is one");
   add_threads(command, options);
   command.flag("--reference", options.reference, "The slow, readable path of every operator");
 }
@@ -46,6 +47,8 @@ void add_common(const Command& command, CommonOptions& options) {
 
 ContextOptions context_options(const CommonOptions& options) {
   ContextOptions context;
+  // The reference paths are the CPU's.
+  context.device = options.reference && options.device == "auto" ? Device{} : parse_device(options.device);
   context.threads = options.threads;
   context.reference = options.reference;
   context.cancelled = interrupted;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <mutex>
 #include <numeric>
 
@@ -11,16 +12,59 @@
 #include "krait/bench/bench.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
+#include "krait/models/stepper.h"
+#include "krait/ops/linear.h"
 
 namespace krait {
 
-std::int64_t peak_memory_bytes() {
+std::int64_t peak_memory_bytes(const Context& ctx) {
+  // Its pool gives nothing back meanwhile.
+  if (ctx.on_gpu()) return static_cast<std::int64_t>(ctx.pool_bytes());
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;
 }
 
+namespace {
+
+// Copies on the device, read and written bytes counted, and products of large bf16 matrices.
+Ceilings measure_gpu_ceilings(Context& ctx) {
+  constexpr int kRepeats = 5;
+  constexpr int kRuns = 8;
+  Ceilings best;
+  const auto best_of = [&](const auto& run) {
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kRepeats; ++i)
+      least = std::min(least, seconds_of([&] {
+                                for (int j = 0; j < kRuns; ++j) run();
+                                ctx.synchronize();
+                              }) / kRuns);
+    return least;
+  };
+  {
+    const Tensor from = ctx.zeros({std::int64_t{1} << 28});  // 1 GiB
+    const Tensor to = ctx.zeros(from.shape());
+    ctx.synchronize();
+    best.read_bytes_per_second =
+        2.0 * static_cast<double>(from.nbytes()) / best_of([&] { ctx.copy(from, to); });
+  }
+  constexpr std::int64_t kSize = 8192;
+  Rng rng(1);
+  const Tensor numbers = Tensor::empty({kSize, kSize});
+  for (float& value : numbers.span<float>()) value = rng.uniform() - 0.5F;
+  const Tensor a = ctx.to(ctx.to_device(numbers), DType::bf16);
+  const Tensor out = ctx.empty(a.shape(), DType::bf16);
+  ctx.synchronize();
+  best.flops_per_second = 2.0 * static_cast<double>(kSize * kSize * kSize) /
+                          best_of([&] { linear(ctx, {.x = a, .weight = a, .out = out}); });
+  ctx.trim();
+  return best;
+}
+
+}  // namespace
+
 Ceilings measure_ceilings(Context& ctx) {
+  if (ctx.on_gpu()) return measure_gpu_ceilings(ctx);
   constexpr std::int64_t kFloats = std::int64_t{32} << 20;  // 128 MB
   constexpr int kRepeats = 5;
   const Tensor buffer = Tensor::zeros({kFloats});
@@ -75,17 +119,23 @@ ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptio
   states.reserve(prompts.size());
   for (const auto& prompt : prompts) inputs.push_back({.ids = prompt, .state = &states.emplace_back(pool)});
 
+  const std::vector<std::int64_t> next(states.size(), 0);
+  std::vector<State*> stepped;
+  for (State& state : states) stepped.push_back(&state);
+  Stepper stepper(ctx, model);
+
   std::vector<double> prefill;
   std::vector<double> decode;
   for (std::int64_t r = 0; r < options.repeat; ++r) {
     for (State& state : states) state.reset();
-    prefill.push_back(seconds_of([&] { (void)model.logits(ctx, inputs); }));
+    prefill.push_back(seconds_of([&] {
+      (void)model.logits(ctx, inputs);
+      ctx.synchronize();
+    }));
     result.state_bytes = static_cast<std::int64_t>(states[0].nbytes());
-    const std::vector<std::int64_t> next{0};
-    std::vector<Sequence> step;
-    for (State& state : states) step.push_back({.ids = next, .state = &state});
     decode.push_back(seconds_of([&] {
-      for (std::int64_t i = 0; i < options.new_tokens; ++i) (void)model.logits(ctx, step);
+      for (std::int64_t i = 0; i < options.new_tokens; ++i) (void)stepper.step(next, stepped);
+      ctx.synchronize();
     }));
   }
   result.prefill_seconds = median(prefill);
@@ -93,7 +143,7 @@ ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptio
   const auto batch = static_cast<double>(options.batch);
   const double prompt_tokens = batch * static_cast<double>(options.prompt_length);
   result.prefill_tokens_per_second = prompt_tokens / result.prefill_seconds;
-  result.peak_memory_bytes = peak_memory_bytes();
+  result.peak_memory_bytes = peak_memory_bytes(ctx);
   result.ceilings = measure_ceilings(ctx);
   if (options.new_tokens > 0) {
     const double steps = static_cast<double>(options.new_tokens);

@@ -60,9 +60,13 @@ TrainBench bench_training(Context& ctx, LanguageModel& model, const TrainBenchOp
   Trainer trainer(ctx, model, data, settings);
   trainer.step();
   std::vector<double> seconds;
-  for (std::int64_t i = 0; i < options.repeat; ++i) seconds.push_back(seconds_of([&] { trainer.step(); }));
+  for (std::int64_t i = 0; i < options.repeat; ++i)
+    seconds.push_back(seconds_of([&] {
+      trainer.step();
+      ctx.synchronize();
+    }));
   result.step_seconds = median(seconds);
-  result.peak_memory_bytes = peak_memory_bytes();
+  result.peak_memory_bytes = peak_memory_bytes(ctx);
   result.tape_bytes = static_cast<std::int64_t>(trainer.tape().peak_bytes());
   result.tape_parts = trainer.tape().breakdown();
   result.ceilings = measure_ceilings(ctx);

@@ -7,12 +7,14 @@
 namespace krait {
 namespace {
 
-// Four classes for each power of two, so that at most a quarter of a block is waste; one vector of
-// slack beyond what was asked for lets kernels load a whole vector at the last element.
+// Classes of blocks: four for each power of two up to 1 MB, then 32, so that at most a quarter of a small
+// block or 3 % of a large one is waste. One vector of slack beyond what was asked for lets kernels load a
+// whole vector at the last element.
 std::size_t size_class(std::size_t bytes) {
+  constexpr std::size_t kLarge = std::size_t{1} << 20;
   const std::size_t wanted = bytes + 64;
   if (wanted <= 256) return 256;
-  const std::size_t step = std::bit_floor(wanted - 1) / 4;
+  const std::size_t step = std::bit_floor(wanted - 1) / (wanted > kLarge ? 32 : 4);
   return std::max<std::size_t>((wanted + step - 1) / step * step, 256);
 }
 

@@ -27,10 +27,11 @@ Score score_sequences(Context& ctx, const LanguageModel& model, std::span<const 
       for (std::size_t t = begin + 1; t <= begin + length; ++t)
         targets.push_back(t < ids.size() ? ids[t] : kIgnore);
     }
-    const CrossEntropyResult result = linear_cross_entropy(ctx, {.x = pass.hidden,
-                                                                 .weight = model.head_weight(),
-                                                                 .targets = Tensor::from(targets),
-                                                                 .ignore_index = kIgnore});
+    const CrossEntropyResult result =
+        linear_cross_entropy(ctx, {.x = pass.hidden,
+                                   .weight = model.head_weight(),
+                                   .targets = ctx.to_device(Tensor::from(targets)),
+                                   .ignore_index = kIgnore});
     sum += result.mean * static_cast<double>(result.count);
     score.tokens += result.count;
   });
@@ -65,7 +66,7 @@ Score score_ids(Context& ctx, const LanguageModel& model, const Tensor& ids) {
 
 Tensor logits_of_ids(Context& ctx, const LanguageModel& model, const Tensor& ids) {
   const Tensor flat = checked_ids(ids, 1);
-  return model.logits(ctx, rows_of(flat), LogitRows::all).view({ids.size(0), ids.size(1), -1});
+  return ctx.to_host(model.logits(ctx, rows_of(flat), LogitRows::all)).view({ids.size(0), ids.size(1), -1});
 }
 
 Score score_text(Context& ctx, const LanguageModel& model, const Tokenizer& tokenizer, std::string_view text,

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "krait/core/error.h"
+#include "krait/models/stepper.h"
 
 namespace krait {
 namespace {
@@ -90,9 +91,12 @@ void decode_all(Context& ctx, const LanguageModel& model, std::span<Decoding> al
     active.push_back(&d);
     inputs.push_back({.ids = d.result.ids, .state = &d.state});
   }
+  Stepper stepper(ctx, model);
+  std::vector<std::int64_t> ids;
+  std::vector<State*> states;
   bool first = true;
   while (!active.empty()) {
-    const Tensor logits = model.logits(ctx, inputs);
+    const Tensor logits = ctx.to_host(first ? model.logits(ctx, inputs) : stepper.step(ids, states));
     for (std::size_t i = 0; i < active.size(); ++i)
       active[i]->take(logits.select(0, static_cast<std::int64_t>(i)).span<float>(), model.config());
     if (first) {
@@ -101,9 +105,12 @@ void decode_all(Context& ctx, const LanguageModel& model, std::span<Decoding> al
       first = false;
     }
     std::erase_if(active, [](const Decoding* d) { return d->done(); });
-    inputs.clear();
-    for (Decoding* d : active)
-      inputs.push_back({.ids = std::span(d->result.ids).last(1), .state = &d->state});
+    ids.clear();
+    states.clear();
+    for (Decoding* d : active) {
+      ids.push_back(d->result.ids.back());
+      states.push_back(&d->state);
+    }
   }
   result.decode_seconds = seconds_since(begin);
 }

@@ -1,6 +1,5 @@
 #include <cmath>
 
-#include "core/parallel.h"
 #include "krait/core/error.h"
 #include "krait/modules/block.h"
 #include "krait/modules/mha.h"
@@ -18,13 +17,9 @@ Tensor normed(Context& ctx, const NormLayer& layer, const Tensor& x) {
   return layer_norm(ctx, {.x = x, .weight = layer.weight, .bias = layer.bias, .eps = layer.eps}).out;
 }
 
-// sum += t, both (T, d_model) f32 and contiguous.
-void add_to(const Context& ctx, const Tensor& sum, const Tensor& t) {
-  float* to = sum.data<float>();
-  const float* from = t.data<float>();
-  parallel_for(ctx, sum.numel(), 1 << 16, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) to[i] += from[i];
-  });
+// sum += t, both (T, d_model) and contiguous, sum f32: what a bias gains from one row.
+void add_to(Context& ctx, const Tensor& sum, const Tensor& t) {
+  linear_backward(ctx, {.dout = t.view({1, -1}), .dbias = sum.view({-1})});
 }
 
 struct NeoxLayer {
@@ -69,7 +64,7 @@ class GptNeox final : public Backbone {
     const bool recompute = tape != nullptr && tape->options().recompute == Recompute::block;
     int index = 0;
     for (const NeoxLayer& layer : layers_) {
-      if (recompute) tape->frame(index, "input").keep("hidden", hidden.clone());
+      if (recompute) tape->frame(index, "input").keep("hidden", ctx.clone(hidden));
       run(ctx, layer, hidden, batch, index, tape);
       if (recompute)
         for (const char* module : {"block", "attention", "mlp"}) tape->drop(index, module);
@@ -117,7 +112,7 @@ class GptNeox final : public Backbone {
     krait::initialize(final_layer_norm_);
   }
 
-  void prepare() override {}
+  void prepare(Context& /*ctx*/) override {}
 
  private:
   // One layer on the residual stream, in place.
@@ -126,7 +121,7 @@ class GptNeox final : public Backbone {
     const auto keep = [&](const char* module, const char* name, const Tensor& t) {
       if (tape != nullptr) tape->frame(index, module).keep(name, t);
     };
-    if (tape != nullptr) keep("block", "hidden", hidden.clone());
+    if (tape != nullptr) keep("block", "hidden", ctx.clone(hidden));
     const Tensor x = normed(ctx, layer.input_layernorm, hidden);
     const Tensor attended = attend(ctx, layer, x, batch, index, tape);
     keep("attention", "x", x);
@@ -135,7 +130,7 @@ class GptNeox final : public Backbone {
     if (config_.use_parallel_residual) x2 = normed(ctx, layer.post_attention_layernorm, hidden);
     add(ctx, layer.dense, attended, hidden, tape, attention_site(index));
     if (!config_.use_parallel_residual) {
-      if (tape != nullptr) keep("block", "hidden2", hidden.clone());
+      if (tape != nullptr) keep("block", "hidden2", ctx.clone(hidden));
       x2 = normed(ctx, layer.post_attention_layernorm, hidden);
     }
     const Tensor wide = layer.dense_h_to_4h(ctx, x2);
@@ -152,7 +147,7 @@ class GptNeox final : public Backbone {
                     Tape& tape) const {
     const auto branch = [&](std::uint64_t site) {
       if (tape.options().dropout == 0.0) return dsum;
-      const Tensor copy = dsum.clone();
+      const Tensor copy = ctx.clone(dsum);
       tape.dropout(ctx, copy, site);
       return copy;
     };
@@ -168,7 +163,7 @@ class GptNeox final : public Backbone {
     const std::int64_t T = dsum.size(0);
     const Tensor dattended =
         layer.dense.backward(ctx, attention["attended"].view({T, -1}), branch(attention_site(index)));
-    const Tensor dqkv = ctx.empty({T, config_.num_heads, 3, head_dim_});
+    const Tensor dqkv = ctx.empty({T, config_.num_heads, 3, head_dim_}, attention["x"].dtype());
     const Tensor dq = dqkv.select(2, 0);
     const Tensor dk = dqkv.select(2, 1);
     document_attention_backward(ctx, dattended.view({T, config_.num_heads, head_dim_}), batch, 0.0, true,

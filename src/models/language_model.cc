@@ -16,6 +16,7 @@ namespace {
 // Tokens that run through the layers at a time: enough for products to be large, few enough for
 // activations to stay small beside the weights.
 constexpr std::int64_t kPassTokens = 512;
+constexpr std::int64_t kPassTokensOfGpu = 16384;
 
 bool bidirectional(const ModelConfig& c) { return !c.attn_layer_idx.empty() && !c.attn.causal; }
 
@@ -34,8 +35,6 @@ std::uint64_t fingerprint_of(const std::vector<LayerStateShape>& shapes) {
 
 LanguageModel::LanguageModel(const ModelConfig& config)
     : config_(config),
-      // Attention that looks ahead needs the whole sequence at once.
-      pass_tokens_(bidirectional(config) ? std::numeric_limits<std::int64_t>::max() : kPassTokens),
       backbone_(config.format == Format::gpt_neox ? make_gpt_neox(config) : make_mixer_model(config)) {}
 
 void LanguageModel::initialize(std::uint64_t seed, DType dtype) {
@@ -57,7 +56,9 @@ void LanguageModel::initialize(std::uint64_t seed, DType dtype) {
       value = static_cast<float>(bound * (2.0 * rng.uniform() - 1.0));
   }
   convert();
-  prepare();
+  memory_ = {};
+  Context host(ContextOptions{.threads = 1});
+  prepare(host);
 }
 
 void LanguageModel::visit(const ParameterVisitor& visitor) {
@@ -77,18 +78,33 @@ void LanguageModel::visit(const ParameterVisitor& visitor) {
              .kind = ParameterKind::matrix});
 }
 
-void LanguageModel::prepare() { backbone_->prepare(); }
+void LanguageModel::prepare(Context& ctx) { backbone_->prepare(ctx); }
+
+void LanguageModel::to_device(Context& ctx) {
+  drop_gradients();
+  visit([&](const Parameter& p) { p.tensor = ctx.to_device(p.tensor); });
+  memory_ = ctx.on_gpu() ? ctx.memory() : Memory();
+  prepare(ctx);
+}
+
+// The CPU computes in f32 whatever it reads; a GPU multiplies 16-bit matrices with activations of their
+// dtype. GPT-NeoX has no residual beside its hidden states, which therefore stay f32.
+DType LanguageModel::activation_dtype(const Context& ctx) const {
+  return ctx.on_gpu() && config_.format != Format::gpt_neox ? embedding_.dtype() : DType::f32;
+}
 
 std::shared_ptr<StatePool> LanguageModel::make_pool(std::int64_t capacity) const {
   auto shapes = backbone_->state_shapes();
   const std::uint64_t fingerprint = fingerprint_of(shapes);
-  return StatePool::create(std::move(shapes), fingerprint, capacity);
+  return StatePool::create(std::move(shapes), fingerprint, capacity, memory_);
 }
 
 const Tensor& LanguageModel::head_weight() const { return config_.tie_embeddings ? embedding_ : lm_head_; }
 
 Tensor LanguageModel::head(Context& ctx, const Tensor& hidden) const {
-  return linear(ctx, {.x = hidden, .weight = head_weight()});
+  return linear(ctx, {.x = hidden,
+                      .weight = head_weight(),
+                      .out = ctx.empty({hidden.size(0), config_.padded_vocab_size()})});
 }
 
 void LanguageModel::check(std::span<const Sequence> sequences) const {
@@ -139,6 +155,10 @@ void LanguageModel::run_passes(Context& ctx, std::span<const Sequence> sequences
   const auto left_of = [&](std::size_t i, std::int64_t done) {
     return static_cast<std::int64_t>(sequences[i].ids.size()) - done;
   };
+  // Attention that looks ahead needs the whole sequence at once.
+  const std::int64_t pass_tokens = bidirectional(config_) ? std::numeric_limits<std::int64_t>::max()
+                                   : ctx.on_gpu()         ? kPassTokensOfGpu
+                                                          : kPassTokens;
   std::size_t first = 0;  // the first sequence that has not ended
   std::int64_t done = 0;  // tokens of it that earlier passes took
   while (first < sequences.size()) {
@@ -149,9 +169,9 @@ void LanguageModel::run_passes(Context& ctx, std::span<const Sequence> sequences
     std::vector<std::int64_t> lengths;
     std::vector<std::int64_t> rows;
     std::vector<std::int64_t> ids;
-    while (first < sequences.size() && static_cast<std::int64_t>(ids.size()) < pass_tokens_) {
+    while (first < sequences.size() && static_cast<std::int64_t>(ids.size()) < pass_tokens) {
       const std::int64_t take =
-          std::min(left_of(first, done), pass_tokens_ - static_cast<std::int64_t>(ids.size()));
+          std::min(left_of(first, done), pass_tokens - static_cast<std::int64_t>(ids.size()));
       const auto part =
           sequences[first].ids.subspan(static_cast<std::size_t>(done), static_cast<std::size_t>(take));
       ids.insert(ids.end(), part.begin(), part.end());
@@ -165,7 +185,9 @@ void LanguageModel::run_passes(Context& ctx, std::span<const Sequence> sequences
       done = 0;
     }
     const Batch batch(sequences[0].state->pool(), std::move(rows), lengths);
-    const Tensor embedded = embedding(ctx, {.ids = Tensor::from(ids), .weight = embedding_});
+    const Tensor embedded = embedding(
+        ctx,
+        {.ids = ctx.to_device(Tensor::from(ids)), .weight = embedding_, .out_dtype = activation_dtype(ctx)});
     const Tensor hidden = backbone_->forward(ctx, embedded, batch);
     batch.advance();
     visit({.hidden = hidden, .batch = batch, .sequence = which, .begins = begins});
@@ -199,15 +221,28 @@ Tensor LanguageModel::logits(Context& ctx, std::span<const Sequence> sequences, 
     if (ended == 0) return;
     Tensor last = pass.hidden;
     if (!pass.batch.is_step() || ended != pass.batch.size()) {
-      last = ctx.empty({ended, config_.d_model});
-      for (std::int64_t i = 0; i < ended; ++i)
-        last.select(0, i).copy_from(pass.hidden.select(0, pass.batch.end(i) - 1));
+      std::vector<std::int64_t> rows_of_last;
+      for (std::int64_t i = 0; i < ended; ++i) rows_of_last.push_back(pass.batch.end(i) - 1);
+      last = embedding(ctx, {.ids = ctx.to_device(Tensor::from(rows_of_last)),
+                             .weight = pass.hidden,
+                             .out_dtype = pass.hidden.dtype()});
     }
     linear(ctx, {.x = last,
                  .weight = head_weight(),
                  .out = out.slice(0, pass.sequence[0], pass.sequence[0] + ended)});
   });
   return out;
+}
+
+void LanguageModel::step(Context& ctx, const Tensor& ids, const Batch& batch, const Tensor& logits) const {
+  const Tensor embedded =
+      embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});
+  const Tensor hidden = backbone_->forward(ctx, embedded, batch);
+  linear(ctx, {.x = hidden, .weight = head_weight(), .out = logits});
+}
+
+bool LanguageModel::steps_can_be_recorded() const {
+  return config_.format != Format::gpt_neox && config_.attn_layer_idx.empty();
 }
 
 Tensor LanguageModel::logits(Context& ctx, std::span<const std::int64_t> ids, State& state,

@@ -115,7 +115,7 @@ class Loader {
     if (options_.check_finite && !is_finite(ctx_, *found)) not_finite_.push_back(p.name);
     DType dtype = p.kind == ParameterKind::small ? DType::f32 : options_.dtype.value_or(found->dtype());
     if (dtype == DType::f64) dtype = DType::f32;
-    p.tensor = converted(ctx_, *found, dtype);
+    p.tensor = ctx_.to_device(converted(ctx_, *found, dtype));
   }
 
   void finish() const {
@@ -223,7 +223,7 @@ LanguageModel load_language_model(Context& ctx, const ModelFiles& files, const L
   Loader loader(ctx, files, model.config(), options);
   model.visit([&](const Parameter& p) { loader.place(p); });
   loader.finish();
-  model.prepare();
+  model.to_device(ctx);
   return model;
 }
 

@@ -71,8 +71,8 @@ class MixerModel final : public Backbone {
     krait::initialize(norm_f_);
   }
 
-  void prepare() override {
-    for (Block& block : blocks_) block.mixer().prepare();
+  void prepare(Context& ctx) override {
+    for (Block& block : blocks_) block.mixer().prepare(ctx);
   }
 
  private:

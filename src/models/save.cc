@@ -311,7 +311,7 @@ void save_language_model(LanguageModel& model, const fs::path& directory, const 
     require(p.tensor.defined(), "parameter ", p.name, " is absent: the model has no weights yet");
     const DType dtype =
         p.kind == ParameterKind::matrix ? options.dtype.value_or(p.tensor.dtype()) : DType::f32;
-    tensors[name_in_file(p.name, c, hf)] = p.tensor.to(dtype);
+    tensors[name_in_file(p.name, c, hf)] = model.memory().to_host(p.tensor).to(dtype);
   });
   const bool bin = options.format == SaveFormat::upstream;
   // Upstream's loader wants the head, tied or not.

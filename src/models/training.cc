@@ -32,12 +32,12 @@ void check_batch(const TrainingBatch& batch, const ModelConfig& config) {
 
 }  // namespace
 
-void LanguageModel::zero_gradients() {
-  visit([](const Parameter& p) {
+void LanguageModel::zero_gradients(Context& ctx) {
+  visit([&](const Parameter& p) {
     if (p.gradient) {
-      p.gradient.fill(0.0);
+      ctx.fill(p.gradient, 0.0);
     } else {
-      p.gradient = Tensor::zeros(p.shape);
+      p.gradient = ctx.zeros(p.shape);
     }
   });
 }
@@ -46,32 +46,35 @@ void LanguageModel::drop_gradients() {
   visit([](const Parameter& p) { p.gradient = {}; });
 }
 
-void LanguageModel::own_parameters() {
-  visit([](const Parameter& p) { p.tensor = p.tensor.clone(); });
-  prepare();
+void LanguageModel::own_parameters(Context& ctx) {
+  visit([&](const Parameter& p) { p.tensor = ctx.clone(p.tensor); });
+  memory_ = ctx.on_gpu() ? ctx.memory() : Memory();
+  prepare(ctx);
 }
 
 CrossEntropyResult LanguageModel::accumulate_gradients(Context& ctx, const TrainingBatch& batch, Tape& tape,
                                                        double scale) {
   check_batch(batch, config_);
   const std::int64_t T = batch.inputs.numel();
-  const Batch rows = Batch::of_rows(batch.inputs.size(0), batch.inputs.size(1), batch.seq_idx, batch.states);
-  const Tensor ids = batch.inputs.contiguous().view({T});
+  const Batch rows =
+      Batch::of_rows(ctx.memory(), batch.inputs.size(0), batch.inputs.size(1), batch.seq_idx, batch.states);
+  const Tensor ids = ctx.to_device(batch.inputs.contiguous().view({T}));
 
-  const Tensor embedded = embedding(ctx, {.ids = ids, .weight = embedding_});
+  const Tensor embedded =
+      embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});
   tape.dropout(ctx, embedded, 0);
   const Tensor hidden = backbone_->forward(ctx, embedded, rows, &tape);
   rows.advance();
 
-  const Tensor dhidden = ctx.empty(hidden.shape());
-  CrossEntropyResult loss =
-      linear_cross_entropy_backward(ctx, {.forward = {.x = hidden,
-                                                      .weight = head_weight(),
-                                                      .targets = batch.targets.contiguous().view({T}),
-                                                      .ignore_index = TrainingBatch::kNoLoss},
-                                          .scale = scale,
-                                          .dx = dhidden,
-                                          .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_});
+  const Tensor dhidden = ctx.empty(hidden.shape(), hidden.dtype());
+  CrossEntropyResult loss = linear_cross_entropy_backward(
+      ctx, {.forward = {.x = hidden,
+                        .weight = head_weight(),
+                        .targets = ctx.to_device(batch.targets.contiguous().view({T})),
+                        .ignore_index = TrainingBatch::kNoLoss},
+            .scale = scale,
+            .dx = dhidden,
+            .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_});
   tape.measure();
   const Tensor dembedded = backbone_->backward(ctx, dhidden, rows, tape);
   tape.dropout(ctx, dembedded, 0);

@@ -17,15 +17,16 @@ Batch::Batch(std::shared_ptr<StatePool> pool, std::vector<std::int64_t> rows,
   }
   tokens_ = offsets_.back();
   cu_seqlens_ = Tensor::from(offsets_);
-  indices_ = Tensor::from(rows_);
-  positions_ = Tensor::empty({tokens_}, DType::i64);
-  auto* position = positions_.data<std::int64_t>();
+  const Tensor positions = Tensor::empty({tokens_}, DType::i64);
+  auto* position = positions.data<std::int64_t>();
   for (std::size_t i = 0; i < rows_.size(); ++i)
     for (std::int64_t t = offsets_[i]; t < offsets_[i + 1]; ++t)
       position[t] = pool_->position(rows_[i]) + t - offsets_[i];
+  indices_ = pool_->memory().to_device(Tensor::from(rows_));
+  positions_ = pool_->memory().to_device(positions);
 }
 
-Batch Batch::of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_idx,
+Batch Batch::of_rows(const Memory& memory, std::int64_t rows, std::int64_t length, const Tensor& seq_idx,
                      std::shared_ptr<StatePool> pool) {
   require(rows >= 1 && length >= 1, "a batch of ", rows, " rows of ", length,
           " tokens, expected at least 1 of 1");
@@ -36,7 +37,7 @@ Batch Batch::of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_i
   batch.rows_.resize(static_cast<std::size_t>(rows));
   std::iota(batch.rows_.begin(), batch.rows_.end(), 0);
   for (std::int64_t i = 0; i <= rows; ++i) batch.offsets_.push_back(i * length);
-  batch.positions_ = Tensor::zeros({batch.tokens_}, DType::i64);
+  const Tensor positions = Tensor::zeros({batch.tokens_}, DType::i64);
   if (seq_idx) {
     require(seq_idx.shape() == Dims{rows, length}, "seq_idx has shape ", seq_idx.shape(), ", expected ",
             Dims{rows, length});
@@ -45,7 +46,7 @@ Batch Batch::of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_i
     batch.seq_idx_ = seq_idx;
   }
   const Tensor ids = seq_idx ? seq_idx.to(DType::i64).contiguous() : Tensor();
-  auto* position = batch.positions_.data<std::int64_t>();
+  auto* position = positions.data<std::int64_t>();
   for (std::int64_t row = 0; row < rows; ++row) {
     std::int64_t last = -1;  // document of the token before; -1: none, or padding
     for (std::int64_t t = row * length; t < (row + 1) * length; ++t) {
@@ -58,6 +59,16 @@ Batch Batch::of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_i
       last = id;
     }
   }
+  batch.positions_ = memory.to_device(positions);
+  return batch;
+}
+
+Batch Batch::of_steps(std::shared_ptr<StatePool> pool, const Tensor& rows) {
+  Batch batch;
+  batch.pool_ = std::move(pool);
+  batch.tokens_ = rows.size(0);
+  batch.rows_.assign(static_cast<std::size_t>(batch.tokens_), -1);
+  batch.indices_ = rows;
   return batch;
 }
 
@@ -83,13 +94,13 @@ Tensor Batch::gather(Context& ctx, const Tensor& pooled) const {
   Dims shape = pooled.shape();
   shape[0] = size();
   Tensor values = ctx.empty(shape);
-  for (std::int64_t i = 0; i < size(); ++i) values.select(0, i).copy_from(pooled.select(0, row(i)));
+  for (std::int64_t i = 0; i < size(); ++i) ctx.copy(pooled.select(0, row(i)), values.select(0, i));
   return values;
 }
 
-void Batch::scatter(const Tensor& values, const Tensor& pooled) const {
+void Batch::scatter(Context& ctx, const Tensor& values, const Tensor& pooled) const {
   if (!has_states() || consecutive()) return;  // gather gave a view
-  for (std::int64_t i = 0; i < size(); ++i) pooled.select(0, row(i)).copy_from(values.select(0, i));
+  for (std::int64_t i = 0; i < size(); ++i) ctx.copy(values.select(0, i), pooled.select(0, row(i)));
 }
 
 void Batch::advance() const {

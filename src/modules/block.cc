@@ -83,8 +83,7 @@ void Block::backward(Context& ctx, const Tensor& dsum, const Batch& batch, int l
   // With dropout a branch sees another gradient than the residual does.
   const auto branch = [&](std::uint64_t site) {
     if (tape.options().dropout == 0.0) return dsum;
-    const Tensor copy = ctx.empty(dsum.shape());
-    copy.copy_from(dsum);
+    const Tensor copy = ctx.clone(dsum);
     tape.dropout(ctx, copy, site);
     return copy;
   };

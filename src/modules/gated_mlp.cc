@@ -31,7 +31,7 @@ Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame) cons
 Tensor GatedMlp::backward(Context& ctx, const Tensor& dout, const Tape::Frame& frame) const {
   const Tensor& projected = frame["projected"];
   const Tensor dgated = fc2_.backward(ctx, frame["gated"], dout);
-  const Tensor dprojected = ctx.empty(projected.shape());
+  const Tensor dprojected = ctx.empty(projected.shape(), projected.dtype());
   gated_silu_backward(ctx, {.x = projected.slice(-1, 0, fc2_.in),
                             .gate = projected.slice(-1, fc2_.in, 2 * fc2_.in),
                             .dout = dgated,

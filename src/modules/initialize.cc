@@ -45,17 +45,4 @@ Tensor initial_dt_bias(Rng& rng, std::int64_t count, double dt_min, double dt_ma
   return bias;
 }
 
-Tensor negative_exp(const Tensor& A_log) {
-  Tensor A = A_log.to(DType::f32).clone();
-  for (float& value : A.span<float>()) value = -std::exp(value);
-  return A;
-}
-
-void negative_exp_backward(const Tensor& A, const Tensor& dA, const Tensor& dA_log) {
-  const auto a = A.span<float>();
-  const auto da = dA.span<float>();
-  const auto sum = dA_log.span<float>();
-  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += da[i] * a[i];
-}
-
 }  // namespace krait

@@ -18,8 +18,4 @@ void initialize(NormLayer& layer);
 // softplus^-1 of step sizes drawn log-uniformly from [dt_min, dt_max], at least floor.
 Tensor initial_dt_bias(Rng& rng, std::int64_t count, double dt_min, double dt_max, double floor);
 
-// A = -exp(A_log), f32, and its backward: dA_log += dA A.
-Tensor negative_exp(const Tensor& A_log);
-void negative_exp_backward(const Tensor& A, const Tensor& dA, const Tensor& dA_log);
-
 }  // namespace krait

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "krait/core/error.h"
+#include "krait/ops/activation.h"
 #include "krait/ops/linear.h"
 #include "krait/ops/norm.h"
 #include "krait/ops/state_update.h"
@@ -66,7 +67,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
 
   Tensor dt_B_C = x_proj_(ctx, x);
   const Tensor projected = dt_B_C;
-  if (c.mixer_rms_eps && tape != nullptr) dt_B_C = ctx.empty(projected.shape());
+  if (c.mixer_rms_eps && tape != nullptr) dt_B_C = ctx.empty(projected.shape(), projected.dtype());
   const auto [dt, B, C] = split(dt_B_C);
   if (c.mixer_rms_eps) {
     const auto from = split(projected);
@@ -77,7 +78,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
   // The bias of dt_proj is added inside the scan, in front of the softplus.
   const Tensor delta = LinearLayer{.in = c.dt_rank, .out = c.d_inner, .weight = dt_proj_.weight}(ctx, dt);
 
-  Tensor y = ctx.empty(x.shape());
+  Tensor y = ctx.empty(x.shape(), x.dtype());
   Tensor checkpoints;
   if (batch.is_step()) {
     state_update(ctx, {.state = batch.pool().ssm(layer),
@@ -101,7 +102,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     args.out = batch.fold(y).transpose(1, 2);
     args.return_checkpoints = tape != nullptr;
     checkpoints = selective_scan(ctx, args).checkpoints;
-    if (states.last) batch.scatter(states.last, batch.pool().ssm(layer));
+    if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
   }
   if (tape != nullptr) {
     Tape::Frame& frame = tape->frame(layer, "mixer");
@@ -125,10 +126,10 @@ Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   const auto channels_first = [&](const Tensor& t) { return batch.fold(t).transpose(1, 2); };
 
   const Tensor dy = out_proj_.backward(ctx, frame["y"], dout);
-  const Tensor dxz = ctx.empty(xz.shape());
-  const Tensor dx = ctx.empty(x.shape());
-  const Tensor ddelta = ctx.empty(x.shape());
-  const Tensor ddt_B_C = ctx.empty(frame["dt_B_C"].shape());
+  const Tensor dxz = ctx.empty(xz.shape(), xz.dtype());
+  const Tensor dx = ctx.empty(x.shape(), x.dtype());
+  const Tensor ddelta = ctx.empty(x.shape(), x.dtype());
+  const Tensor ddt_B_C = ctx.empty(frame["dt_B_C"].shape(), x.dtype());
   const auto [ddt, dB, dC] = split(ddt_B_C);
   const Tensor dA = dA_log_ ? ctx.zeros(A_.shape()) : Tensor();
   const ScanInputs inputs = split(frame["dt_B_C"]);
@@ -145,7 +146,7 @@ Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
                                 .dA = dA,
                                 .dD = dD_,
                                 .ddelta_bias = dt_proj_.dbias});
-  if (dA) negative_exp_backward(A_, dA, dA_log_);
+  if (dA) negative_exp_backward(ctx, A_, dA, dA_log_);
   linear_backward(
       ctx,
       {.x = inputs.dt, .weight = dt_proj_.weight, .dout = ddelta, .dx = ddt, .dweight = dt_proj_.dweight});
@@ -200,9 +201,8 @@ void Mamba1::initialize(Rng& rng) {
     A_log_.data<float>()[i] = std::log(static_cast<float>(i % c.d_state + 1));
   D_ = constant({c.d_inner}, 1.0);
   krait::initialize(out_proj_, rng);
-  prepare();
 }
 
-void Mamba1::prepare() { A_ = negative_exp(A_log_); }
+void Mamba1::prepare(Context& ctx) { A_ = negative_exp(ctx, A_log_); }
 
 }  // namespace krait

@@ -4,6 +4,7 @@
 
 #include "krait/core/error.h"
 #include "krait/ops/activation.h"
+#include "krait/ops/linear.h"
 #include "krait/ops/norm.h"
 #include "modules/initialize.h"
 #include "modules/short_conv.h"
@@ -43,15 +44,6 @@ Mamba2Config from_simple(const Mamba2SimpleConfig& s) {
   c.chunk_size = s.chunk_size;
   c.learnable_init_states = s.learnable_init_states;
   return c;
-}
-
-// sum += rows, over their first dimension; both f32 and contiguous.
-void add_rows(const Tensor& rows, const Tensor& sum) {
-  const auto to = sum.span<float>();
-  for (std::int64_t r = 0; r < rows.size(0); ++r) {
-    const auto row = rows.select(0, r).span<float>();
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] += row[i];
-  }
 }
 
 }  // namespace
@@ -137,9 +129,9 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
 
   // The SSM's output beside the MLP's, as out_proj reads them. The gated norm works in place, unless its
   // backward needs what it saw.
-  const Tensor joined = ctx.empty({T, c.d_inner()});
+  const Tensor joined = ctx.empty({T, c.d_inner()}, projected.dtype());
   const Tensor out = joined.slice(1, d_mlp(), c.d_inner());
-  const Tensor y = tape != nullptr && c.rmsnorm ? ctx.empty(out.shape()) : out;
+  const Tensor y = tape != nullptr && c.rmsnorm ? ctx.empty(out.shape(), out.dtype()) : out;
   if (batch.is_step()) {
     state_update(ctx, {.state = batch.pool().ssm(layer),
                        .x = conv.x,
@@ -162,7 +154,7 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     args.final_states = states.last;
     args.out = batch.fold(y.view({T, H, c.headdim}));
     ssd(ctx, args);
-    if (states.last) batch.scatter(states.last, batch.pool().ssm(layer));
+    if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
   }
   if (c.rmsnorm)
     rms_norm(ctx, {.x = y,
@@ -192,7 +184,7 @@ Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   const Convolved conv = split_convolved(frame["convolved"]);
 
   const Tensor djoined = out_proj_.backward(ctx, frame["joined"], dout);
-  const Tensor dprojected = ctx.empty(frame["projected"].shape());
+  const Tensor dprojected = ctx.empty(frame["projected"].shape(), frame["projected"].dtype());
   const Projected din = split_projected(dprojected);
   if (d_mlp() > 0)
     gated_silu_backward(
@@ -212,7 +204,7 @@ Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
                    .dz = din.z,
                    .dweight = norm_.dweight});
 
-  const Tensor dconvolved = ctx.empty(frame["convolved"].shape());
+  const Tensor dconvolved = ctx.empty(frame["convolved"].shape(), frame["convolved"].dtype());
   const Convolved dconv = split_convolved(dconvolved);
   const Tensor dA = dA_log_ ? ctx.zeros(A_.shape()) : Tensor();
   const Tensor learnt = learnt_states(batch);
@@ -230,8 +222,10 @@ Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
             .dA = dA,
             .dD = by_head(dD_),
             .ddt_bias = ddt_bias_});
-  if (dA) negative_exp_backward(A_, dA, dA_log_);
-  if (dlearnt) add_rows(dlearnt, dinit_states_);
+  if (dA) negative_exp_backward(ctx, A_, dA, dA_log_);
+  // The sum over rows is that of a bias.
+  if (dlearnt)
+    linear_backward(ctx, {.dout = dlearnt.view({batch.size(), -1}), .dbias = dinit_states_.view({-1})});
   short_conv_backward(ctx, conv1d_, in.xBC, Activation::silu, batch, layer, tape, dconvolved, din.xBC);
   return in_proj_.backward(ctx, frame["hidden"], dprojected);
 }
@@ -280,10 +274,9 @@ void Mamba2::initialize(Rng& rng) {
   D_ = constant({c.D_has_hdim ? c.d_ssm : nheads()}, 1.0);
   if (c.rmsnorm) krait::initialize(norm_);
   krait::initialize(out_proj_, rng);
-  prepare();
 }
 
-void Mamba2::prepare() { A_ = negative_exp(A_log_); }
+void Mamba2::prepare(Context& ctx) { A_ = negative_exp(ctx, A_log_); }
 
 Mamba2Simple::Mamba2Simple(const Mamba2SimpleConfig& config) : Mamba2(from_simple(config)) {}
 

@@ -43,7 +43,7 @@ Mha::Mha(const MhaConfig& config) : config_(complete(config)) {
 Tensor cached_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Batch& batch,
                         int layer, double scale, bool causal) {
   StatePool& pool = batch.pool();
-  Tensor out = ctx.empty(q.shape());
+  Tensor out = ctx.empty(q.shape(), q.dtype());
   for (std::int64_t i = 0; i < batch.size(); ++i) {
     const std::int64_t begin = batch.begin(i);
     const std::int64_t end = batch.end(i);
@@ -51,8 +51,8 @@ Tensor cached_attention(Context& ctx, const Tensor& q, const Tensor& k, const Te
     const Tensor cache = pool.kv(layer, batch.row(i), seen + end - begin);  // (length, 2, Hkv, head_dim)
     const Tensor keys = cache.select(1, 0);
     const Tensor values = cache.select(1, 1);
-    keys.slice(0, seen, seen + end - begin).copy_from(k.slice(0, begin, end));
-    values.slice(0, seen, seen + end - begin).copy_from(v.slice(0, begin, end));
+    ctx.copy(k.slice(0, begin, end), keys.slice(0, seen, seen + end - begin));
+    ctx.copy(v.slice(0, begin, end), values.slice(0, seen, seen + end - begin));
     attention(ctx, {.q = q.slice(0, begin, end),
                     .k = keys,
                     .v = values,
@@ -66,7 +66,7 @@ Tensor cached_attention(Context& ctx, const Tensor& q, const Tensor& k, const Te
 Tensor document_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v, const Batch& batch,
                           double scale, bool causal, Tape::Frame& frame) {
   require(!batch.has_states(), "attention layers cannot carry states from segment to segment in training");
-  Tensor out = ctx.zeros(q.shape());  // 0 where seq_idx is -1
+  Tensor out = ctx.zeros(q.shape(), q.dtype());  // 0 where seq_idx is -1
   Tensor logsumexp = ctx.zeros({q.size(0), q.size(1)});
   for (const auto& [begin, end] : batch.pieces())
     attention(ctx, {.q = q.slice(0, begin, end),
@@ -88,7 +88,7 @@ void document_attention_backward(Context& ctx, const Tensor& dout, const Batch& 
                                  bool causal, const Tape::Frame& frame, const Tensor& dq, const Tensor& dk,
                                  const Tensor& dv) {
   if (batch.seq_idx())
-    for (const Tensor& gradient : {dq, dk, dv}) gradient.fill(0.0);
+    for (const Tensor& gradient : {dq, dk, dv}) ctx.fill(gradient, 0.0);
   for (const auto& [begin, end] : batch.pieces())
     attention_backward(ctx, {.q = frame["q"].slice(0, begin, end),
                              .k = frame["k"].slice(0, begin, end),
@@ -144,8 +144,8 @@ Tensor Mha::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int 
 
   Tensor joined = attended.view({T, q_dim});
   if (half_mlp > 0) {
-    joined = ctx.empty({T, q_dim + half_mlp});
-    joined.slice(1, 0, q_dim).copy_from(attended.view({T, q_dim}));
+    joined = ctx.empty({T, q_dim + half_mlp}, projected.dtype());
+    ctx.copy(attended.view({T, q_dim}), joined.slice(1, 0, q_dim));
     gated_silu(ctx, {.x = projected.slice(1, qkv_dim(), qkv_dim() + half_mlp),
                      .gate = projected.slice(1, qkv_dim() + half_mlp, qkv_dim() + 2 * half_mlp),
                      .out = joined.slice(1, q_dim, q_dim + half_mlp)});
@@ -167,7 +167,7 @@ Tensor Mha::backward(Context& ctx, const Tensor& dout, const Batch& batch, int l
   const Tensor& projected = frame["projected"];
 
   const Tensor djoined = out_proj_.backward(ctx, frame["joined"], dout);
-  const Tensor dprojected = ctx.empty(projected.shape());
+  const Tensor dprojected = ctx.empty(projected.shape(), projected.dtype());
   if (half_mlp > 0)
     gated_silu_backward(ctx, {.x = projected.slice(1, qkv_dim(), qkv_dim() + half_mlp),
                               .gate = projected.slice(1, qkv_dim() + half_mlp, qkv_dim() + 2 * half_mlp),
@@ -176,7 +176,7 @@ Tensor Mha::backward(Context& ctx, const Tensor& dout, const Batch& batch, int l
                               .dgate = dprojected.slice(1, qkv_dim() + half_mlp, qkv_dim() + 2 * half_mlp)});
 
   const Tensor dqkv = dprojected.slice(1, 0, qkv_dim());
-  const Tensor dconvolved = c.d_conv > 0 ? ctx.empty(dqkv.shape()) : dqkv;
+  const Tensor dconvolved = c.d_conv > 0 ? ctx.empty(dqkv.shape(), dqkv.dtype()) : dqkv;
   const Heads dheads = split_heads(dconvolved);
   document_attention_backward(ctx, djoined.slice(1, 0, q_dim).view({T, c.num_heads, c.head_dim}), batch,
                               c.softmax_scale, c.causal, frame, dheads.q, dheads.k, dheads.v);

@@ -9,7 +9,7 @@ Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
 }
 
 Tensor LinearLayer::backward(Context& ctx, const Tensor& x, const Tensor& dout) const {
-  const Tensor dx = ctx.empty(x.shape());
+  const Tensor dx = ctx.empty(x.shape(), x.dtype());
   linear_backward(ctx,
                   {.x = x, .weight = weight, .dout = dout, .dx = dx, .dweight = dweight, .dbias = dbias});
   return dx;

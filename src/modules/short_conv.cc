@@ -16,7 +16,7 @@ EdgeStates edge_states(Context& ctx, const Batch& batch, const Tensor& pooled, i
   if (tape == nullptr) return {states, states};
   Tape::Frame& frame = tape->frame(layer, kStates);
   if (tape->recomputing()) return {frame[name], {}};
-  frame.keep(name, states.clone());
+  frame.keep(name, ctx.clone(states));
   return {frame[name], states};
 }
 
@@ -37,7 +37,7 @@ Tensor short_conv(Context& ctx, const ConvLayer& conv, const Tensor& x, Activati
                                       .conv_state_indices = batch.state_indices()});
   EdgeStates windows;
   if (batch.has_states()) windows = edge_states(ctx, batch, batch.pool().conv(layer), layer, kWindows, tape);
-  Tensor out = ctx.empty(x.shape());
+  Tensor out = ctx.empty(x.shape(), x.dtype());
   causal_conv1d(ctx, {.x = channels_first(batch, x),
                       .weight = weight,
                       .bias = conv.bias,
@@ -48,7 +48,7 @@ Tensor short_conv(Context& ctx, const ConvLayer& conv, const Tensor& x, Activati
                       .return_final_states = windows.last.defined(),
                       .out = channels_first(batch, out),
                       .final_states = windows.last});
-  if (windows.last) batch.scatter(windows.last, batch.pool().conv(layer));
+  if (windows.last) batch.scatter(ctx, windows.last, batch.pool().conv(layer));
   return out;
 }
 

@@ -30,7 +30,7 @@ T take(std::istream& in, const std::string& name) {
 }
 
 void put_tensor(std::ostream& out, const Tensor& t) {
-  const Tensor flat = t.contiguous();
+  const Tensor flat = t.contiguous();  // on the host
   out.write(static_cast<const char*>(flat.raw()), static_cast<std::streamsize>(flat.nbytes()));
 }
 
@@ -48,17 +48,20 @@ Dims with_rows(std::int64_t rows, const Dims& shape) {
 }
 
 // Channels contiguous: kernels put their lanes over channels.
-Tensor make_conv(std::int64_t rows, const Dims& shape) {
-  return Tensor::zeros({rows, shape[1], shape[0]}).transpose(1, 2);
+Tensor make_conv(const Memory& memory, std::int64_t rows, const Dims& shape) {
+  return memory.zeros({rows, shape[1], shape[0]}).transpose(1, 2);
 }
 
-void copy_rows(const Tensor& from, const Tensor& to) { to.slice(0, 0, from.size(0)).copy_from(from); }
+void copy_rows(const Memory& memory, const Tensor& from, const Tensor& to) {
+  memory.copy(from, to.slice(0, 0, from.size(0)));
+}
 
 }  // namespace
 
 std::shared_ptr<StatePool> StatePool::create(std::vector<LayerStateShape> layers, std::uint64_t fingerprint,
-                                             std::int64_t capacity) {
+                                             std::int64_t capacity, const Memory& memory) {
   std::shared_ptr<StatePool> pool(new StatePool);
+  pool->memory_ = memory;
   pool->fingerprint_ = fingerprint;
   for (auto& shape : layers)
     pool->layers_.push_back({.shape = std::move(shape), .conv = {}, .ssm = {}, .kv = {}});
@@ -71,13 +74,13 @@ void StatePool::reserve(std::int64_t capacity) {
   std::vector<Layer> grown = layers_;
   for (auto& layer : grown) {
     if (!layer.shape.conv.empty()) {
-      Tensor conv = make_conv(capacity, layer.shape.conv);
-      if (layer.conv) copy_rows(layer.conv, conv);
+      Tensor conv = make_conv(memory_, capacity, layer.shape.conv);
+      if (layer.conv) copy_rows(memory_, layer.conv, conv);
       layer.conv = conv;
     }
     if (!layer.shape.ssm.empty()) {
-      Tensor ssm = Tensor::zeros(with_rows(capacity, layer.shape.ssm));
-      if (layer.ssm) copy_rows(layer.ssm, ssm);
+      Tensor ssm = memory_.zeros(with_rows(capacity, layer.shape.ssm));
+      if (layer.ssm) copy_rows(memory_, layer.ssm, ssm);
       layer.ssm = ssm;
     }
     if (!layer.shape.kv.empty()) layer.kv.resize(static_cast<std::size_t>(capacity));
@@ -106,12 +109,12 @@ void StatePool::release(std::int64_t row) {
 
 void StatePool::reset(std::int64_t row) {
   for (auto& layer : layers_) {
-    if (layer.conv) layer.conv.select(0, row).fill(0.0);
+    if (layer.conv) memory_.fill(layer.conv.select(0, row), 0.0);
     if (layer.ssm) {
       if (layer.shape.ssm_initial)
-        layer.ssm.select(0, row).copy_from(layer.shape.ssm_initial);
+        memory_.copy(layer.shape.ssm_initial, layer.ssm.select(0, row));
       else
-        layer.ssm.select(0, row).fill(0.0);
+        memory_.fill(layer.ssm.select(0, row), 0.0);
     }
     if (!layer.kv.empty()) layer.kv[static_cast<std::size_t>(row)] = {};
   }
@@ -121,11 +124,11 @@ void StatePool::reset(std::int64_t row) {
 void StatePool::copy_row(std::int64_t from, std::int64_t to) {
   if (from == to) return;
   for (auto& layer : layers_) {
-    if (layer.conv) layer.conv.select(0, to).copy_from(layer.conv.select(0, from));
-    if (layer.ssm) layer.ssm.select(0, to).copy_from(layer.ssm.select(0, from));
+    if (layer.conv) memory_.copy(layer.conv.select(0, from), layer.conv.select(0, to));
+    if (layer.ssm) memory_.copy(layer.ssm.select(0, from), layer.ssm.select(0, to));
     if (!layer.kv.empty()) {
       const Tensor& cache = layer.kv[static_cast<std::size_t>(from)];
-      layer.kv[static_cast<std::size_t>(to)] = cache ? cache.clone() : Tensor();
+      layer.kv[static_cast<std::size_t>(to)] = cache ? memory_.clone(cache) : Tensor();
     }
   }
   positions_[static_cast<std::size_t>(to)] = position(from);
@@ -137,12 +140,18 @@ Tensor StatePool::kv(int layer, std::int64_t row, std::int64_t length) {
   Tensor& cache = l.kv[static_cast<std::size_t>(row)];
   const std::int64_t held = cache ? cache.size(0) : 0;
   if (held < length) {
-    Tensor grown = Tensor::empty(with_rows(std::max({kFirst, 2 * held, length}), l.shape.kv));
+    Tensor grown = memory_.empty(with_rows(std::max({kFirst, 2 * held, length}), l.shape.kv));
     const std::int64_t used = std::min(held, position(row));
-    if (used > 0) grown.slice(0, 0, used).copy_from(cache.slice(0, 0, used));
+    if (used > 0) memory_.copy(cache.slice(0, 0, used), grown.slice(0, 0, used));
     cache = grown;
   }
   return cache.slice(0, 0, length);
+}
+
+const void* StatePool::address() const {
+  for (const Layer& layer : layers_)
+    if (const Tensor& t = layer.ssm ? layer.ssm : layer.conv) return t.raw();
+  return nullptr;
 }
 
 std::int64_t StatePool::position(std::int64_t row) const { return positions_[static_cast<std::size_t>(row)]; }
@@ -174,10 +183,10 @@ void StatePool::save_row(std::int64_t row, std::ostream& out) const {
   put(out, fingerprint_);
   put(out, length);
   for (const auto& layer : layers_) {
-    if (layer.conv) put_tensor(out, layer.conv.select(0, row));
-    if (layer.ssm) put_tensor(out, layer.ssm.select(0, row));
+    if (layer.conv) put_tensor(out, memory_.to_host(layer.conv.select(0, row)));
+    if (layer.ssm) put_tensor(out, memory_.to_host(layer.ssm.select(0, row)));
     if (!layer.kv.empty() && length > 0)
-      put_tensor(out, layer.kv[static_cast<std::size_t>(row)].slice(0, 0, length));
+      put_tensor(out, memory_.to_host(layer.kv[static_cast<std::size_t>(row)].slice(0, 0, length)));
   }
 }
 
@@ -197,9 +206,9 @@ void StatePool::load_row(std::int64_t row, std::istream& in, const std::string& 
                                                  : Tensor());
   }
   for (std::size_t i = 0; i < layers_.size(); ++i) {
-    if (conv[i]) layers_[i].conv.select(0, row).copy_from(conv[i]);
-    if (ssm[i]) layers_[i].ssm.select(0, row).copy_from(ssm[i]);
-    if (!layers_[i].kv.empty()) layers_[i].kv[static_cast<std::size_t>(row)] = kv[i];
+    if (conv[i]) memory_.copy(conv[i], layers_[i].conv.select(0, row));
+    if (ssm[i]) memory_.copy(ssm[i], layers_[i].ssm.select(0, row));
+    if (!layers_[i].kv.empty()) layers_[i].kv[static_cast<std::size_t>(row)] = memory_.to_device(kv[i]);
   }
   set_position(row, length);
 }

@@ -18,13 +18,14 @@ class OptimizerState {
  public:
   // Takes the model's weights, which must be f32, as master weights; with dtype bf16 the model gets bf16
   // copies of its matrices in their place. The model has gradients from here on.
-  OptimizerState(LanguageModel& model, const TrainSettings& settings);
+  OptimizerState(Context& ctx, LanguageModel& model, const TrainSettings& settings);
 
-  [[nodiscard]] double gradient_norm(Context& ctx) const;
+  [[nodiscard]] double gradient_norm() const;
   // One AdamW step; `update` counts from 1. Then the moving average.
-  void update(Context& ctx, std::int64_t update, double lr, double gradient_scale);
+  void update(std::int64_t update, double lr, double gradient_scale);
 
-  // Master weights by name, and everything else that a checkpoint holds; the tensors are not copied.
+  // Master weights by name, and everything else that a checkpoint holds, on the host; on the CPU the tensors
+  // are not copied.
   [[nodiscard]] io::TensorMap weights() const;
   [[nodiscard]] io::TensorMap average() const;  // empty without one
   [[nodiscard]] io::TensorMap moments() const;
@@ -37,6 +38,7 @@ class OptimizerState {
  private:
   friend class WeightsForEvaluation;
 
+  Context& ctx_;
   LanguageModel& model_;
   TrainSettings settings_;
   std::vector<std::string> names_;
@@ -58,6 +60,7 @@ class WeightsForEvaluation {
  private:
   void swap();
 
+  Context& ctx_;
   LanguageModel& model_;
   std::vector<Tensor> others_;  // in the order of visit(); absent: not trained, and left as it is
 };

@@ -83,7 +83,7 @@ class CarriedStates {
       const auto found = from.find(key);
       require(found != from.end() && found->second.shape() == tensor.shape(), name, ": tensor ", key,
               " is missing or of another shape, expected ", tensor.shape());
-      tensor.copy_from(found->second);
+      pool_->memory().copy(found->second, tensor);
     }
   }
 
@@ -127,7 +127,7 @@ struct Trainer::Impl {
         data(d),
         settings(s),
         schedule(schedule_of(s, steps_of(s, d))),
-        optimizer(m, s),
+        optimizer(context, m, s),
         carried(m, s, d.batch_size()),
         tape({.recompute = s.recompute, .dropout = s.dropout, .seed = static_cast<std::uint64_t>(s.seed)}),
         batches(static_cast<std::size_t>(s.accumulate)) {
@@ -168,7 +168,7 @@ StepReport Trainer::step() {
 
   const std::int64_t targets = t.fill_batches();
   const double scale = 1.0 / static_cast<double>(std::max<std::int64_t>(targets, 1));
-  t.model.zero_gradients();
+  t.model.zero_gradients(t.ctx);
   double loss = 0.0;
   for (TrainingBatch& batch : t.batches) {
     t.carried.prepare(t.data, state.batches, batch);
@@ -178,7 +178,7 @@ StepReport Trainer::step() {
     ++state.batches;
   }
   report.loss = loss * scale;
-  report.grad_norm = t.optimizer.gradient_norm(t.ctx);
+  report.grad_norm = t.optimizer.gradient_norm();
 
   report.was_skipped = !std::isfinite(report.loss) || !std::isfinite(report.grad_norm);
   if (report.was_skipped) {
@@ -190,7 +190,7 @@ StepReport Trainer::step() {
     constexpr double kTiny = 1e-6;  // a norm of 0 divides nothing
     const double clip = t.settings.clip;
     const double factor = clip > 0.0 ? std::min(1.0, clip / (report.grad_norm + kTiny)) : 1.0;
-    t.optimizer.update(t.ctx, ++state.updates, report.lr, factor);
+    t.optimizer.update(++state.updates, report.lr, factor);
     state.tokens += targets;
   }
   ++state.step;
@@ -215,7 +215,8 @@ io::TensorMap Trainer::weights(Weights which) const {
 
 Trainer::Snapshot Trainer::snapshot() const {
   Snapshot snapshot{.model = impl_->optimizer.weights(), .optimizer = impl_->optimizer.moments()};
-  snapshot.optimizer.merge(impl_->carried.tensors());
+  for (const auto& [name, tensor] : impl_->carried.tensors())
+    snapshot.optimizer.emplace(name, impl_->ctx.to_host(tensor));
   return snapshot;
 }
 

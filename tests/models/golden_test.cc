@@ -3,9 +3,11 @@
 
 #include <algorithm>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 #include "krait/models/load.h"
+#include "krait/models/stepper.h"
 #include "support/golden.h"
 
 namespace krait {
@@ -25,11 +27,13 @@ class Golden : public ::testing::TestWithParam<const char*> {
   std::vector<std::int64_t> greedy(const std::vector<std::int64_t>& prompt, std::size_t length) {
     std::vector<std::int64_t> ids = prompt;
     State state = model_.new_state();
-    Tensor logits = model_.logits(ctx_, ids, state);
+    State* const states[] = {&state};
+    Stepper stepper(ctx_, model_);
+    Tensor logits = ctx_.to_host(model_.logits(ctx_, ids, state));
     while (ids.size() < length) {
       const float* row = logits.data<float>();
       ids.push_back(std::max_element(row, row + model_.config().vocab_size) - row);
-      logits = model_.logits(ctx_, std::span(ids).last(1), state);
+      logits = ctx_.to_host(stepper.step(std::span(ids).last(1), states));
     }
     return ids;
   }
@@ -41,7 +45,8 @@ class Golden : public ::testing::TestWithParam<const char*> {
     State state = model_.new_state();
     for (std::size_t at = 0; at < ids.size();) {
       const std::size_t n = std::min<std::size_t>(next(), ids.size() - at);
-      const Tensor part = model_.logits(ctx_, std::span(ids).subspan(at, n), state, LogitRows::all);
+      const Tensor part =
+          ctx_.to_host(model_.logits(ctx_, std::span(ids).subspan(at, n), state, LogitRows::all));
       all.slice(0, static_cast<std::int64_t>(at), static_cast<std::int64_t>(at + n)).copy_from(part);
       at += n;
     }
@@ -49,7 +54,7 @@ class Golden : public ::testing::TestWithParam<const char*> {
     return all;
   }
 
-  Context ctx_;
+  Context ctx_{ContextOptions{.device = testing::test_device()}};
   LanguageModel model_;
 };
 
@@ -68,6 +73,7 @@ TEST_P(Golden, LogitsInOnePassStepByStepAndInRandomSplits) {
 }
 
 TEST_P(Golden, ReferencePathAgrees) {
+  if (testing::on_gpu()) GTEST_SKIP() << "the reference runs on the CPU";
   ctx_.set_reference(true);
   const Tensor ids = golden_array(GetParam(), "input_ids.npy");
   const auto row = row_of(ids, 0);
@@ -88,8 +94,8 @@ TEST_P(Golden, PackedBatchesEqualSingleSequences) {
   }
   std::vector<Sequence> sequences;
   for (const auto& p : prompts) sequences.push_back({.ids = p});
-  const Tensor all = model_.logits(ctx_, sequences, LogitRows::all);
-  const Tensor last = model_.logits(ctx_, sequences, LogitRows::last);
+  const Tensor all = ctx_.to_host(model_.logits(ctx_, sequences, LogitRows::all));
+  const Tensor last = ctx_.to_host(model_.logits(ctx_, sequences, LogitRows::last));
   std::int64_t at = 0;
   for (std::size_t i = 0; i < prompts.size(); ++i) {
     const auto length = static_cast<std::int64_t>(prompts[i].size());
@@ -113,7 +119,7 @@ TEST_P(Golden, PackedBatchesEqualSingleSequences) {
   const std::vector<std::size_t> order{2, 0, 3, 1};
   for (const std::size_t i : order)
     step.push_back({.ids = std::span(prompts[i]).last(1), .state = &states[i]});
-  const Tensor stepped = model_.logits(ctx_, step);
+  const Tensor stepped = ctx_.to_host(model_.logits(ctx_, step));
   for (std::size_t k = 0; k < order.size(); ++k) {
     const std::size_t i = order[k];
     EXPECT_LT(max_difference(stepped.select(0, static_cast<std::int64_t>(k)),
@@ -142,14 +148,50 @@ INSTANTIATE_TEST_SUITE_P(Models, Golden,
                            return name;
                          });
 
+// Two sequences that step together, at first in one order, then in the other, then one alone, then one more
+// that makes the pool grow: the recorded step must follow.
+TEST_P(Golden, StepsOfChangingBatches) {
+  const Tensor ids = golden_array(GetParam(), "input_ids.npy");
+  const Tensor want = golden_array(GetParam(), "logits.npy");
+  const std::vector<std::int64_t> rows[] = {row_of(ids, 0), row_of(ids, 1)};
+  const auto pool = model_.make_pool(2);
+  std::vector<State> states;
+  states.reserve(3);
+  std::vector<std::size_t> whose{0, 1};
+  for (int i = 0; i < 2; ++i) states.emplace_back(pool);
+  Stepper stepper(ctx_, model_);
+  const auto step = [&](std::vector<std::size_t> order) {
+    std::vector<std::int64_t> next;
+    std::vector<State*> stepped;
+    for (const std::size_t s : order) {
+      next.push_back(rows[whose[s]][static_cast<std::size_t>(states[s].position())]);
+      stepped.push_back(&states[s]);
+    }
+    const Tensor logits = ctx_.to_host(stepper.step(next, stepped));
+    for (std::size_t i = 0; i < order.size(); ++i)
+      EXPECT_LT(max_difference(logits.select(0, static_cast<std::int64_t>(i)),
+                               want.select(0, static_cast<std::int64_t>(whose[order[i]]))
+                                   .select(0, states[order[i]].position() - 1)),
+                kTolerance)
+          << "position " << states[order[i]].position();
+  };
+  for (int i = 0; i < 4; ++i) step({0, 1});
+  for (int i = 0; i < 3; ++i) step({1, 0});
+  for (int i = 0; i < 3; ++i) step({1});
+  states.emplace_back(pool);
+  whose.push_back(0);
+  for (int i = 0; i < 4; ++i) step({2, 0});
+  for (int i = 0; i < 4; ++i) step({1, 2, 0});
+}
+
 TEST(GoldenShakespeare, LogitsAndGreedyText) {
-  Context ctx;
+  Context ctx(ContextOptions{.device = testing::test_device()});
   const LanguageModel model =
       load_language_model(ctx, open_model_directory(golden("shakespeare")), {.dtype = DType::f32});
   const auto prompt = row_of(golden_array("shakespeare", "prompt_ids.npy"), 0);
   const Tensor want = golden_array("shakespeare", "prompt_logits.npy");
   State state = model.new_state();
-  const Tensor logits = model.logits(ctx, prompt, state, LogitRows::all);
+  const Tensor logits = ctx.to_host(model.logits(ctx, prompt, state, LogitRows::all));
   EXPECT_LT(max_difference(logits, want.view({-1, want.size(-1)})), kTolerance);
 }
 

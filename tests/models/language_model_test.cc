@@ -197,6 +197,7 @@ TEST(Mamba2Simple, StartsFromItsLearntStates) {
   Mamba2Simple mixer({.d_model = 16, .d_state = 4, .headdim = 8, .learnable_init_states = true});
   Rng rng(4);
   mixer.initialize(rng);
+  mixer.prepare(ctx);
   mixer.visit("m", [&](const Parameter& p) {
     if (p.name == "m.init_states")
       for (float& v : p.tensor.span<float>()) v = rng.normal();

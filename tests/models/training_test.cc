@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 #include "krait/models/load.h"
@@ -51,11 +52,11 @@ double sum_of(const CrossEntropyResult& loss) { return loss.mean * static_cast<d
 
 Gradients gradients_of(Context& ctx, LanguageModel& model, const TrainingBatch& batch, Tape& tape) {
   model.drop_gradients();
-  model.zero_gradients();
+  model.zero_gradients(ctx);
   tape.begin(3);
   model.accumulate_gradients(ctx, batch, tape, 0.25);
   Gradients gradients;
-  model.visit([&](const Parameter& p) { gradients[p.name] = p.gradient.clone(); });
+  model.visit([&](const Parameter& p) { gradients[p.name] = ctx.to_host(p.gradient).clone(); });
   return gradients;
 }
 
@@ -69,7 +70,7 @@ void expect_gradients_of_loss(Context& ctx, LanguageModel& model, const Training
                               const TapeOptions& options = {}) {
   Tape tape(options);
   const auto loss = [&] {
-    model.prepare();
+    model.prepare(ctx);
     tape.begin(3);
     return sum_of(model.accumulate_gradients(ctx, batch, tape, 0.0));
   };
@@ -97,7 +98,7 @@ void expect_gradients_of_loss(Context& ctx, LanguageModel& model, const Training
     p.tensor.copy_from(start);
     EXPECT_LT(best, 0.01 * norm + 2e-5) << "of a gradient of norm " << norm;
   });
-  model.prepare();
+  model.prepare(ctx);
 }
 
 TEST(Training, GradientsAreThoseOfTheLoss) {
@@ -140,13 +141,40 @@ TEST(Training, ReferencePathAgrees) {
   }
 }
 
+TEST(Training, TheGpuAgreesWithTheCpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "needs a GPU";
+  TrainingBatch batch = random_batch(3, 70);
+  for (const bool documents : {false, true}) {
+    if (documents) {
+      batch.seq_idx = Tensor::zeros({3, 70}, DType::i32);
+      for (std::int64_t t = 40; t < 70; ++t) batch.seq_idx.data<std::int32_t>()[t] = 1;
+    }
+    for (const auto& [name, json] : odd_configs()) {
+      SCOPED_TRACE(concat(name, documents ? ", documents" : ""));
+      Context cpu;
+      Context gpu(ContextOptions{.device = testing::test_device()});
+      LanguageModel model = fresh_model(json);
+      Tape tape({.dropout = 0.2, .seed = 4});
+      const Gradients wanted = gradients_of(cpu, model, batch, tape);
+      model.to_device(gpu);
+      const Gradients found = gradients_of(gpu, model, batch, tape);
+      for (const auto& [parameter, gradient] : wanted) {
+        double largest = 0.0;
+        for (const float value : gradient.span<float>()) largest = std::max(largest, std::abs(double{value}));
+        EXPECT_LT(max_difference(found.at(parameter), gradient), 1e-4 * largest + 1e-7) << parameter;
+      }
+    }
+  }
+}
+
 TEST(Training, RecomputationAndThreadsChangeNoBit) {
   for (const auto& [name, json] : odd_configs()) {
     SCOPED_TRACE(name);
     LanguageModel model = fresh_model(json);
     const TrainingBatch batch = random_batch(3, 70);
-    Context one({.threads = 1});
-    Context three({.threads = 3});
+    Context one({.device = testing::test_device(), .threads = 1});
+    Context three({.device = testing::test_device(), .threads = 3});
+    model.to_device(one);
     Tape kept({.dropout = 0.3, .seed = 8});
     Tape recomputed({.recompute = Recompute::block, .dropout = 0.3, .seed = 8});
     const Gradients wanted = gradients_of(one, model, batch, kept);
@@ -174,7 +202,7 @@ TEST(Training, PartsOfABatchAddUpToIt) {
     const TrainingBatch batch = random_batch(4, 33);
     Tape tape;
     const Gradients whole = gradients_of(ctx, model, batch, tape);
-    model.zero_gradients();
+    model.zero_gradients(ctx);
     for (const auto& [begin, end] : {std::pair{0, 1}, std::pair{1, 4}}) {
       tape.begin();
       model.accumulate_gradients(ctx, rows_of(batch, begin, end), tape, 0.25);
@@ -195,7 +223,7 @@ TEST(Training, DocumentsDoNotLeakIntoOneAnother) {
     for (std::int64_t t = 13; t < 40; ++t) batch.seq_idx.data<std::int32_t>()[t] = 1;
     Tape tape;
     const Gradients together = gradients_of(ctx, model, batch, tape);
-    model.zero_gradients();
+    model.zero_gradients(ctx);
     for (const auto& [begin, end] : {std::pair{0, 13}, std::pair{13, 40}}) {
       tape.begin();
       model.accumulate_gradients(ctx, columns_of(batch, begin, end), tape, 0.25);
@@ -213,7 +241,7 @@ TEST(Training, CarriedStatesContinueARow) {
     LanguageModel model = fresh_model(odd_configs().at(name));
     const TrainingBatch batch = random_batch(2, 40);
     Tape tape;
-    model.zero_gradients();
+    model.zero_gradients(ctx);
     tape.begin();
     const CrossEntropyResult whole = model.accumulate_gradients(ctx, batch, tape, 1.0);
     for (const Recompute recompute : {Recompute::none, Recompute::block}) {
@@ -256,7 +284,7 @@ TEST(Training, StatesDoNotPassThroughAttention) {
   LanguageModel model = fresh_model(odd_configs().at("hybrid with mlp"));
   TrainingBatch batch = random_batch(1, 8);
   batch.states = model.make_pool(1);
-  model.zero_gradients();
+  model.zero_gradients(ctx);
   Tape tape;
   EXPECT_THROW(model.accumulate_gradients(ctx, batch, tape, 1.0), Error);
 }
@@ -278,12 +306,12 @@ TEST(Training, IdsOutsideOfTheVocabularyAreNamed) {
 // Gradients of step 0 that PyTorch computed through upstream's kernels.
 TEST(Training, GradientsOfTheGolden) {
   constexpr const char* kName = "train-mamba1-tiny";
-  Context ctx;
+  Context ctx(ContextOptions{.device = testing::test_device()});
   LanguageModel model = load_language_model(ctx, open_model_directory(golden(kName)));
   const Tensor first = golden_array(kName, "batches.npy").select(0, 0).to(DType::i64);
   const std::int64_t length = first.size(1) - 1;
   const TrainingBatch batch{.inputs = first.slice(1, 0, length), .targets = first.slice(1, 1, length + 1)};
-  model.zero_gradients();
+  model.zero_gradients(ctx);
   Tape tape;
   tape.begin();
   const CrossEntropyResult loss =
@@ -295,7 +323,7 @@ TEST(Training, GradientsOfTheGolden) {
     double largest = 0.0;
     const Tensor flat = want.to(DType::f32).contiguous();
     for (const float value : flat.span<float>()) largest = std::max(largest, std::abs(double{value}));
-    EXPECT_LT(max_difference(p.gradient, want), 1e-3 * largest) << p.name;
+    EXPECT_LT(max_difference(ctx.to_host(p.gradient), want), 1e-3 * largest) << p.name;
   });
 }
 

@@ -4,6 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "core/on_device.h"
 #include "io/scratch.h"
 #include "krait/io/safetensors.h"
 #include "krait/train/train.h"
@@ -31,7 +32,7 @@ TEST_P(GoldenRun, AgreesWithUpstream) {
   settings.no_decay = {"A_log", "D"};
   settings.clip = 1.0;
   settings.recompute = GetParam();
-  Context ctx;
+  Context ctx(ContextOptions{.device = testing::test_device()});
   train(ctx, settings);
 
   const Tensor losses = golden_array(kGolden, "losses.npy").to(DType::f64);

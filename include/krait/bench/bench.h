@@ -12,10 +12,12 @@
 
 namespace krait {
 
-// What all threads of a context reach together.
+// What a context's device reaches: all threads of a CPU together.
 struct Ceilings {
-  double read_bytes_per_second = 0.0;  // summing a buffer larger than any cache
-  double flops_per_second = 0.0;       // f32 fused multiply-adds in registers, two FLOP each
+  // Summing a buffer larger than any cache; on a GPU copying one, bytes read and written counted.
+  double read_bytes_per_second = 0.0;
+  // f32 fused multiply-adds in registers, two FLOP each; on a GPU a large product of bf16 matrices.
+  double flops_per_second = 0.0;
 };
 Ceilings measure_ceilings(Context& ctx);
 
@@ -83,7 +85,7 @@ std::map<std::string, std::map<std::string, std::int64_t>> bench_ops();
 OpBench bench_op(Context& ctx, const std::string& name, const std::map<std::string, std::int64_t>& shape,
                  DType dtype = DType::f32, std::int64_t repeat = 20);
 
-// Bytes of memory that the process has held at most.
-std::int64_t peak_memory_bytes();
+// Bytes of memory that the process has held at most; on a GPU, those that the context's pool has.
+std::int64_t peak_memory_bytes(const Context& ctx);
 
 }  // namespace krait

@@ -25,7 +25,8 @@ Score score_ids(Context& ctx, const LanguageModel& model, const Tensor& ids);
 Score score_text(Context& ctx, const LanguageModel& model, const Tokenizer& tokenizer, std::string_view text,
                  std::int64_t block = 0);
 
-// Logits of every token of ids (n, L), each row from an empty state: (n, L, V) f32, V = padded_vocab_size.
+// Logits of every token of ids (n, L), each row from an empty state: (n, L, V) f32 on the host, V =
+// padded_vocab_size.
 Tensor logits_of_ids(Context& ctx, const LanguageModel& model, const Tensor& ids);
 
 }  // namespace krait

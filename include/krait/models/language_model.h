@@ -36,7 +36,7 @@ class Backbone {
   virtual void visit(const ParameterVisitor& visitor) = 0;
   // Draws layer by layer and calls `done` after each, so that a caller may convert as it goes.
   virtual void initialize(Rng& rng, const std::function<void()>& done) = 0;
-  virtual void prepare() = 0;
+  virtual void prepare(Context& ctx) = 0;
 };
 
 // Tokens of one sequence, on top of its state (which they advance), or from an empty one.
@@ -73,18 +73,29 @@ class LanguageModel {
   void initialize(std::uint64_t seed, DType dtype = DType::f32);
   // Every parameter by its checkpoint name. After changing any, call prepare().
   void visit(const ParameterVisitor& visitor);
-  void prepare();
+  void prepare(Context& ctx);
+  // Moves all parameters to the context's device, where they are not there yet. Gradients are dropped.
+  void to_device(Context& ctx);
 
-  // Room for the states of `capacity` sequences that run as one batch.
+  // Room for the states of `capacity` sequences that run as one batch, on the device of the parameters.
+  [[nodiscard]] const Memory& memory() const { return memory_; }
   [[nodiscard]] std::shared_ptr<StatePool> make_pool(std::int64_t capacity = 1) const;
   [[nodiscard]] State new_state() const { return State(make_pool()); }
 
-  // Logits in f32, V = padded_vocab_size: rows that pad the head included. States must belong to one
-  // pool; either all sequences have one or none. Long inputs run in passes of bounded memory. Throws,
-  // with the states unchanged, where an id is outside [0, vocab_size) or a sequence is empty.
+  // Logits in f32 on the context's device, V = padded_vocab_size: rows that pad the head included. States
+  // must belong to one pool; either all sequences have one or none. Long inputs run in passes of bounded
+  // memory. Throws, with the states unchanged, where an id is outside [0, vocab_size) or a sequence is empty.
   Tensor logits(Context& ctx, std::span<const Sequence> sequences, LogitRows rows = LogitRows::last) const;
   Tensor logits(Context& ctx, std::span<const std::int64_t> ids, State& state,
                 LogitRows rows = LogitRows::last) const;
+
+  // What a Stepper records: one token for each sequence, ids (n) i64 on the device, of a Batch::of_steps. The
+  // states are not advanced. logits (n, V) f32 is written.
+  void step(Context& ctx, const Tensor& ids, const Batch& batch, const Tensor& logits) const;
+  // Whether a step is the same work for every position (it is not with keys and values).
+  [[nodiscard]] bool steps_can_be_recorded() const;
+  // Throws what logits() would throw for these sequences.
+  void check(std::span<const Sequence> sequences) const;
 
   // The final hidden states of `sequences`, pass by pass, without a head: for callers that need them in
   // pieces (scoring). `begins[i]` is the place in its sequence of the first token of batch sequence i.
@@ -103,21 +114,21 @@ class LanguageModel {
   // Training. Gradients are absent until zero_gradients(), which makes f32 ones for every parameter, or sets
   // them to 0; weights must be in memory that may be written (initialize(), or load with a conversion, or
   // own_parameters()).
-  void zero_gradients();
+  void zero_gradients(Context& ctx);
   void drop_gradients();
-  // Copies parameters whose memory belongs to a mapped file.
-  void own_parameters();
+  // Copies all parameters into memory of the context, which may be written (that of a mapped file may not).
+  void own_parameters(Context& ctx);
   // Forward and backward of one batch: adds `scale` times the gradient of the sum of losses to the gradients
   // of all parameters. Returns the losses. Throws where an id or target is outside of the vocabulary.
   CrossEntropyResult accumulate_gradients(Context& ctx, const TrainingBatch& batch, Tape& tape, double scale);
 
  private:
-  void check(std::span<const Sequence> sequences) const;
+  [[nodiscard]] DType activation_dtype(const Context& ctx) const;
   void run_passes(Context& ctx, std::span<const Sequence> sequences, std::size_t offset,
                   const std::function<void(const Pass&)>& visit) const;
 
   ModelConfig config_;
-  std::int64_t pass_tokens_;
+  Memory memory_;     // of the parameters, and so of states
   Tensor embedding_;  // (V, d_model)
   Tensor lm_head_;    // (V, d_model), absent where tied
   Tensor dembedding_;

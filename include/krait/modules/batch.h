@@ -19,10 +19,15 @@ class Batch {
   // Sequence i has lengths[i] >= 1 tokens, on top of the state in rows[i] of the pool.
   Batch(std::shared_ptr<StatePool> pool, std::vector<std::int64_t> rows,
         std::span<const std::int64_t> lengths);
-  // Training: B rows of L tokens. seq_idx (B, L) i32 or i64 is optional: a document starts where it changes.
-  // The pool, optional, has the state of row i in its row i; without one, rows start from nothing.
-  static Batch of_rows(std::int64_t rows, std::int64_t length, const Tensor& seq_idx = {},
-                       std::shared_ptr<StatePool> pool = {});
+  // Training: B rows of L tokens. seq_idx (B, L) i32 or i64, on the host, is optional: a document starts
+  // where it changes. The pool, optional, has the state of row i in its row i; without one, rows start from
+  // nothing.
+  static Batch of_rows(const Memory& memory, std::int64_t rows, std::int64_t length,
+                       const Tensor& seq_idx = {}, std::shared_ptr<StatePool> pool = {});
+
+  // Steps of the sequences whose rows of the pool are in `rows`, (n) i64 on the device: known there alone, so
+  // that what is recorded for one set of rows runs for another. For layers without keys and values.
+  static Batch of_steps(std::shared_ptr<StatePool> pool, const Tensor& rows);
 
   [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(rows_.size()); }
   [[nodiscard]] std::int64_t tokens() const { return tokens_; }
@@ -39,8 +44,9 @@ class Batch {
   [[nodiscard]] Tensor fold(const Tensor& t) const;
   [[nodiscard]] const Tensor& cu_seqlens() const { return cu_seqlens_; }  // (n + 1) i64, absent in training
   [[nodiscard]] const Tensor& seq_idx() const { return seq_idx_; }        // (B, L), absent where not given
-  [[nodiscard]] const Tensor& state_indices() const { return indices_; }  // (n) i64: rows of the pool
-  [[nodiscard]] const Tensor& positions() const { return positions_; }    // (T) i64: place in its sequence
+  // On the device: (n) i64, rows of the pool; (T) i64, place of each token in its sequence.
+  [[nodiscard]] const Tensor& state_indices() const { return indices_; }
+  [[nodiscard]] const Tensor& positions() const { return positions_; }
 
   // Tokens [begin, end) that attend to one another in training: documents, none longer than its row.
   struct Piece {
@@ -52,7 +58,7 @@ class Batch {
   // The rows of `pooled` that the batch uses, (n, ...): a view where they are consecutive, else a copy,
   // which scatter writes back. Absent without a pool.
   [[nodiscard]] Tensor gather(Context& ctx, const Tensor& pooled) const;
-  void scatter(const Tensor& values, const Tensor& pooled) const;
+  void scatter(Context& ctx, const Tensor& values, const Tensor& pooled) const;
 
   // After all layers ran: every sequence is longer by its tokens.
   void advance() const;

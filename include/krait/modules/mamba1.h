@@ -38,7 +38,7 @@ class Mamba1 final : public Mixer {
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;
-  void prepare() override;
+  void prepare(Context& ctx) override;
   [[nodiscard]] std::string_view kind() const override { return "Mamba1"; }
 
   [[nodiscard]] const Mamba1Config& config() const { return config_; }

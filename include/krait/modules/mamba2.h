@@ -48,7 +48,7 @@ class Mamba2 : public Mixer {
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;
-  void prepare() override;
+  void prepare(Context& ctx) override;
   [[nodiscard]] std::string_view kind() const override { return "Mamba2"; }
 
   [[nodiscard]] const Mamba2Config& config() const { return config_; }

@@ -31,7 +31,7 @@ class Mixer {
   // Fills every parameter as the field initialises it.
   virtual void initialize(Rng& rng) = 0;
   // Recomputes what is derived from parameters (A = -exp(A_log)); after loading and after each update.
-  virtual void prepare() {}
+  virtual void prepare(Context& /*ctx*/) {}
   [[nodiscard]] virtual std::string_view kind() const = 0;  // "Mamba1", "Mamba2", "MHA"
 };
 

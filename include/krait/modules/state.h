@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "krait/core/memory.h"
 #include "krait/core/tensor.h"
 
 namespace krait {
@@ -25,9 +26,9 @@ struct LayerStateShape {
 
 class StatePool : public std::enable_shared_from_this<StatePool> {
  public:
-  // All of a pool is f32. `fingerprint` names the model that the states belong to.
+  // All of a pool is f32, in `memory`. `fingerprint` names the model that the states belong to.
   static std::shared_ptr<StatePool> create(std::vector<LayerStateShape> layers, std::uint64_t fingerprint,
-                                           std::int64_t capacity = 1);
+                                           std::int64_t capacity = 1, const Memory& memory = {});
 
   // Rows are handed out by State; a pool grows by doubling. Not while an operator runs on it.
   std::int64_t acquire();
@@ -35,6 +36,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   void reset(std::int64_t row);
   void copy_row(std::int64_t from, std::int64_t to);
 
+  [[nodiscard]] const Memory& memory() const { return memory_; }
   [[nodiscard]] int n_layer() const { return static_cast<int>(layers_.size()); }
   [[nodiscard]] std::uint64_t fingerprint() const { return fingerprint_; }
   // (rows, channels, d_conv - 1), channels contiguous.
@@ -43,6 +45,9 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   [[nodiscard]] const Tensor& ssm(int layer) const { return layers_[index(layer)].ssm; }
   // (length, 2, num_heads_kv, head_dim): the cache of one row, grown (by doubling) to hold `length` tokens.
   Tensor kv(int layer, std::int64_t row, std::int64_t length);
+
+  // Changes when the pool has grown: where its states are.
+  [[nodiscard]] const void* address() const;
 
   [[nodiscard]] std::int64_t position(std::int64_t row) const;
   void set_position(std::int64_t row, std::int64_t position);
@@ -65,6 +70,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   [[nodiscard]] std::size_t index(int layer) const { return static_cast<std::size_t>(layer); }
   void reserve(std::int64_t capacity);
 
+  Memory memory_;
   std::vector<Layer> layers_;
   std::vector<std::int64_t> positions_;
   std::vector<std::int64_t> free_;

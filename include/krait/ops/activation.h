@@ -55,4 +55,9 @@ struct GeluBackwardArgs {
 
 void gelu_backward(Context& ctx, const GeluBackwardArgs& args);
 
+// A = -exp(A_log), f32 and contiguous, as Mamba parameterises its decay; A_log f32, bf16 or f16.
+Tensor negative_exp(Context& ctx, const Tensor& A_log);
+// dA_log += dA A; all f32, contiguous, of one shape.
+void negative_exp_backward(Context& ctx, const Tensor& A, const Tensor& dA, const Tensor& dA_log);
+
 }  // namespace krait

@@ -30,4 +30,8 @@ struct GatedSiluGradient {
 GatedSiluGradient gated_silu_backward_reference(double x, double gate, double dout);
 double gelu_backward_reference(double x, double dout, GeluKind kind);
 
+// In place; f32, contiguous.
+void cuda_negative_exp(Context& ctx, const Tensor& a);
+void cuda_negative_exp_backward(Context& ctx, const Tensor& a, const Tensor& da, const Tensor& sum);
+
 }  // namespace krait::activation

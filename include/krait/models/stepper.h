@@ -1,0 +1,43 @@
+// Stepper: decoding step by step. On a GPU a step is some two hundred kernels of a few microseconds each, so
+// that launching them one by one takes longer than running them: the Stepper records a step as a graph at its
+// second use and launches the whole of it from then on.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "krait/models/language_model.h"
+
+namespace krait {
+
+class Stepper {
+ public:
+  // The model, its weights and the context must outlive the stepper and stay where they are.
+  Stepper(Context& ctx, const LanguageModel& model) : ctx_(ctx), model_(model) {}
+
+  // Sequence i takes the token ids[i] on top of states[i], all of one pool. Returns logits (n, V) in f32 on
+  // the context's device, which the next call overwrites. Throws as LanguageModel::logits does.
+  const Tensor& step(std::span<const std::int64_t> ids, std::span<State* const> states);
+
+ private:
+  // Of steps of n sequences.
+  struct Recorded {
+    Tensor ids;                         // (n) i64 on the device
+    Tensor rows;                        // (n) i64 on the device: of the pool
+    Tensor logits;                      // (n, V)
+    const void* pool_memory = nullptr;  // where the states were when the graph was recorded
+    std::function<void()> launch;       // absent before the second step
+  };
+  void run(const Recorded& recorded, const std::shared_ptr<StatePool>& pool);
+
+  Context& ctx_;
+  const LanguageModel& model_;
+  std::map<std::int64_t, Recorded> recorded_;
+  Tensor logits_;
+};
+
+}  // namespace krait

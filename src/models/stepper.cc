@@ -1,0 +1,50 @@
+#include "krait/models/stepper.h"
+
+#include "krait/core/error.h"
+
+namespace krait {
+
+const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* const> states) {
+  require(ids.size() == states.size(), "a step of ", ids.size(), " ids for ", states.size(), " states");
+  std::vector<Sequence> sequences;
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    sequences.push_back({.ids = ids.subspan(i, 1), .state = states[i]});
+  if (!ctx_.on_gpu() || !model_.steps_can_be_recorded() || ids.empty()) {
+    logits_ = model_.logits(ctx_, sequences);
+    return logits_;
+  }
+  model_.check(sequences);
+  ctx_.check_cancelled();
+  const std::shared_ptr<StatePool>& pool = states[0]->pool();
+  const auto n = static_cast<std::int64_t>(ids.size());
+  Recorded& r = recorded_[n];
+  const bool first = !r.ids;
+  if (first) {
+    r.ids = ctx_.empty({n}, DType::i64);
+    r.rows = ctx_.empty({n}, DType::i64);
+    r.logits = ctx_.empty({n, model_.config().padded_vocab_size()});
+  }
+  std::vector<std::int64_t> rows;
+  for (const State* state : states) rows.push_back(state->row());
+  ctx_.copy(Tensor::wrap(const_cast<std::int64_t*>(ids.data()), {n}, DType::i64), r.ids);
+  ctx_.copy(Tensor::from(rows), r.rows);
+  // A pool that has grown since has its states elsewhere.
+  if (pool->address() != r.pool_memory) r.launch = nullptr;
+  if (r.launch) {
+    r.launch();
+  } else if (first || pool->address() != r.pool_memory) {
+    run(r, pool);
+  } else {
+    r.launch = ctx_.record([&] { run(r, pool); });
+    r.launch();
+  }
+  r.pool_memory = pool->address();
+  for (State* state : states) pool->set_position(state->row(), state->position() + 1);
+  return r.logits;
+}
+
+void Stepper::run(const Recorded& r, const std::shared_ptr<StatePool>& pool) {
+  model_.step(ctx_, r.ids, Batch::of_steps(pool, r.rows), r.logits);
+}
+
+}  // namespace krait
