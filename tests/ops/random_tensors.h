@@ -84,6 +84,24 @@ inline Tensor random_tensor(Rng& rng, const Dims& shape, DType dtype = DType::f3
   return result;
 }
 
+// seq_idx (rows, length) with sequences of some ten tokens and padding.
+inline Tensor random_ids(Rng& rng, std::int64_t rows, std::int64_t length) {
+  const Tensor ids = Tensor::zeros({rows, length}, DType::i64);
+  for (std::int64_t b = 0; b < rows; ++b)
+    for (std::int64_t t = 0, id = 0; t < length; ++t) {
+      if (coin(rng, 0.1)) ++id;
+      ids.data<std::int64_t>()[b * length + t] = coin(rng, 0.15) ? -1 : id;
+    }
+  return ids;
+}
+
+// cu_seqlens of sequences that fill `length`, empty ones among them.
+inline std::vector<std::int64_t> random_offsets(Rng& rng, std::int64_t length) {
+  std::vector<std::int64_t> offsets = {0};
+  while (offsets.back() < length) offsets.push_back(pick(rng, offsets.back(), length));
+  return offsets;
+}
+
 // In f64; absent where `t` is.
 inline Tensor to_f64(const Tensor& t) { return t ? t.to(DType::f64) : t; }
 

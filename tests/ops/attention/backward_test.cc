@@ -67,15 +67,14 @@ AttentionBackwardArgs random_args(Rng& rng, const Shape& s, DType dtype, int lay
 
 // The same problem for the reference in f64.
 AttentionBackwardArgs widened(const AttentionBackwardArgs& args) {
-  const auto wide = [](const Tensor& t) { return t.to(DType::f64); };
-  return {.q = wide(args.q),
-          .k = wide(args.k),
-          .v = wide(args.v),
+  return {.q = to_f64(args.q),
+          .k = to_f64(args.k),
+          .v = to_f64(args.v),
           .causal = args.causal,
           .scale = args.scale,
-          .out = wide(args.out),
-          .logsumexp = wide(args.logsumexp),
-          .dout = wide(args.dout),
+          .out = to_f64(args.out),
+          .logsumexp = to_f64(args.logsumexp),
+          .dout = to_f64(args.dout),
           .dq = destination(args.q.shape(), DType::f64),
           .dk = destination(args.k.shape(), DType::f64),
           .dv = destination(args.v.shape(), DType::f64)};

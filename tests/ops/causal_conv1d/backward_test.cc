@@ -17,21 +17,9 @@ using namespace testing;
 
 Tensor wide(const Tensor& t) { return t ? t.to(DType::f64).clone() : Tensor(); }
 
-// seq_idx with restarts and padding.
-Tensor random_ids(Rng& rng, std::int64_t rows, std::int64_t length) {
-  const Tensor ids = Tensor::zeros({rows, length}, DType::i64);
-  for (std::int64_t b = 0; b < rows; ++b)
-    for (std::int64_t t = 0, id = 0; t < length; ++t) {
-      if (coin(rng, 0.15)) ++id;
-      ids.data<std::int64_t>()[b * length + t] = coin(rng, 0.15) ? -1 : id;
-    }
-  return ids;
-}
-
-// Packed sequences, empty ones among them.
-Tensor random_offsets(Rng& rng, std::int64_t length) {
-  std::vector<std::int64_t> offsets = {0};
-  while (offsets.back() < length) offsets.push_back(pick(rng, offsets.back(), length));
+// cu_seqlens, at times with an empty sequence at the end.
+Tensor packed_offsets(Rng& rng, std::int64_t length) {
+  std::vector<std::int64_t> offsets = random_offsets(rng, length);
   if (coin(rng, 0.3)) offsets.push_back(length);
   return Tensor::from(offsets);
 }
@@ -59,7 +47,7 @@ TEST(CausalConv1dBackward, ReferenceIsTheGradient) {
                              .activation = coin(rng) ? Activation::silu : Activation::none,
                              .return_final_states = true};
     if (coin(rng)) forward.bias = tensor({channels});
-    if (packed) forward.cu_seqlens = random_offsets(rng, length);
+    if (packed) forward.cu_seqlens = packed_offsets(rng, length);
     if (coin(rng, 0.4)) forward.seq_idx = random_ids(rng, rows, length);
     const std::int64_t sequences = packed ? forward.cu_seqlens.size(0) - 1 : rows;
     const Dims state_shape{sequences, channels, kernel - 1};
@@ -148,7 +136,7 @@ CausalConv1dBackwardArgs random_case(Rng& rng) {
   if (coin(rng)) args.bias = tensor({channels}, dtype());
   if (coin(rng)) args.activation = Activation::silu;
   if (packed) {
-    args.cu_seqlens = random_offsets(rng, length);
+    args.cu_seqlens = packed_offsets(rng, length);
     if (coin(rng)) args.cu_seqlens = args.cu_seqlens.to(DType::i32);
   }
   if (coin(rng, 0.3)) args.seq_idx = laid_out(random_ids(rng, rows, length), layout());
@@ -200,7 +188,7 @@ TEST(CausalConv1dBackward, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1dBackward, EachSimdTarget) {
-  testing::on_each_target([] {
+  on_each_target([] {
     Rng rng(4);
     for (int i = 0; i < 60; ++i) {
       const CausalConv1dBackwardArgs args = random_case(rng);

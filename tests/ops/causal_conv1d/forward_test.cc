@@ -57,20 +57,14 @@ CausalConv1dArgs random_case(Rng& rng, std::string& name) {
   if (coin(rng)) args.activation = Activation::silu;
   std::int64_t sequences = rows;
   if (packed) {
-    std::vector<std::int64_t> offsets = {0};
-    while (offsets.back() < length) offsets.push_back(pick(rng, offsets.back(), length));
+    std::vector<std::int64_t> offsets = random_offsets(rng, length);
     if (coin(rng, 0.3)) offsets.push_back(length);
     args.cu_seqlens = Tensor::from(offsets);
     sequences = static_cast<std::int64_t>(offsets.size()) - 1;
     if (coin(rng)) args.cu_seqlens = args.cu_seqlens.to(DType::i32);
   }
   if (coin(rng, 0.3)) {
-    args.seq_idx = Tensor::zeros({rows, length}, DType::i64);
-    for (std::int64_t b = 0; b < rows; ++b)
-      for (std::int64_t t = 0, id = 0; t < length; ++t) {
-        if (coin(rng, 0.1)) ++id;
-        args.seq_idx.data<std::int64_t>()[b * length + t] = coin(rng, 0.15) ? -1 : id;
-      }
+    args.seq_idx = random_ids(rng, rows, length);
     if (coin(rng)) args.seq_idx = args.seq_idx.to(DType::i32);
     args.seq_idx = laid_out(args.seq_idx, layout());
   }
@@ -165,7 +159,7 @@ TEST(CausalConv1d, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1d, EachSimdTarget) {
-  testing::on_each_target([] {
+  on_each_target([] {
     Rng rng(4);
     for (int i = 0; i < 100; ++i) {
       std::string name;

@@ -82,7 +82,7 @@ TEST(CausalConv1dUpdate, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1dUpdate, EachSimdTarget) {
-  testing::on_each_target([] {
+  on_each_target([] {
     Rng rng(2);
     for (int i = 0; i < 100; ++i) {
       std::string name;

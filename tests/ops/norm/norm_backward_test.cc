@@ -200,9 +200,9 @@ TEST(NormBackward, InPlace) {
         const Tensor dz = args.dz;
         const auto run = [&](bool dx_is_dout, bool dz_is_z) {
           NormBackwardArgs placed = args;
-          placed.z = testing::laid_out(args.z.clone(), layout);
-          placed.dout = testing::laid_out(args.dout.clone(), layout);
-          placed.dresidual = testing::laid_out(args.dresidual.clone(), layout);
+          placed.z = laid_out(args.z.clone(), layout);
+          placed.dout = laid_out(args.dout.clone(), layout);
+          placed.dresidual = laid_out(args.dresidual.clone(), layout);
           placed.dx = dx_is_dout ? placed.dout : placed.dresidual;
           placed.dz = dz_is_z ? placed.z : placed.dout;
           norm_backward(ctx, NormKind::rms, placed);

@@ -86,37 +86,12 @@ TEST(SelectiveScanBackward, ReferenceEqualsDifferences) {
 }
 
 TEST(SelectiveScanBackward, SizesOfEachKind) {
-  for (const std::int64_t channels : {1, 7, 8, 9, 31, 32, 33, 100, 300})
-    check_backward({.channels = channels, .length = 20, .skip = true, .gate = true, .softplus = true}, 1);
-  for (const std::int64_t length : {1, 2, 63, 64, 65, 200})
-    check_backward({.channels = 9, .length = length, .softplus = true, .initial = true}, 2);
-  for (const std::int64_t d_state : {1, 2, 3, 4, 5, 8, 16, 31, 64, 130})
-    check_backward({.channels = 9, .length = 40, .d_state = d_state, .softplus = true, .initial = true}, 3);
+  const std::vector<Options> all = each_size();
+  for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], i);
 }
 
 TEST(SelectiveScanBackward, EachOptionAlone) {
-  const Options plain = {.batch = 2, .channels = 11, .length = 150, .d_state = 6};
-  std::vector<Options> all(19, plain);
-  all[0].groups = 11;
-  all[1].dtype = DType::bf16;
-  all[2].dtype = DType::f16;
-  all[3].complex = true;
-  all[4].constant_b = true;
-  all[5].constant_c = true;
-  all[6].skip = true;
-  all[7].gate = true;
-  all[8].bias = true;
-  all[9].softplus = true;
-  all[10].reverse = true;
-  all[11].initial = true;
-  all[12].sequences = 1;
-  all[13].sequences = 2;
-  all[14].sequences = 3;
-  all[15].scatter = true;
-  all[16].channel_last = true;
-  all[17].complex = all[17].constant_b = all[17].constant_c = true;
-  all[18].sequences = 3;
-  all[18].reverse = all[18].initial = true;
+  const std::vector<Options> all = each_option({.batch = 2, .channels = 11, .length = 150, .d_state = 6});
   for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], 100 + i);
 }
 

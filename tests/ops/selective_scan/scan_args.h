@@ -124,6 +124,44 @@ inline double output_precision(DType dtype) {
 
 inline constexpr double kPrecision = 4e-6;
 
+// Sizes around those of vectors, tiles and blocks.
+inline std::vector<Options> each_size() {
+  std::vector<Options> all;
+  for (const std::int64_t channels : {1, 7, 8, 9, 31, 32, 33, 100, 300})
+    all.push_back({.channels = channels, .length = 20, .skip = true, .gate = true, .softplus = true});
+  for (const std::int64_t length : {1, 2, 63, 64, 65, 200})
+    all.push_back({.channels = 9, .length = length, .softplus = true, .initial = true});
+  for (const std::int64_t d_state : {1, 2, 3, 4, 5, 8, 16, 31, 64, 130})
+    all.push_back({.channels = 9, .length = 40, .d_state = d_state, .softplus = true, .initial = true});
+  return all;
+}
+
+// `plain` with each option that forward and backward have, and with a few that touch one another.
+inline std::vector<Options> each_option(const Options& plain) {
+  std::vector<Options> all(19, plain);
+  all[0].groups = plain.channels;
+  all[1].dtype = DType::bf16;
+  all[2].dtype = DType::f16;
+  all[3].complex = true;
+  all[4].constant_b = true;
+  all[5].constant_c = true;
+  all[6].skip = true;
+  all[7].gate = true;
+  all[8].bias = true;
+  all[9].softplus = true;
+  all[10].reverse = true;
+  all[11].initial = true;
+  all[12].sequences = 1;
+  all[13].sequences = 2;
+  all[14].sequences = 3;
+  all[15].scatter = true;
+  all[16].channel_last = true;
+  all[17].complex = all[17].constant_b = all[17].constant_c = true;
+  all[18].sequences = 3;
+  all[18].reverse = all[18].initial = true;
+  return all;
+}
+
 inline Options random_options(std::uint64_t seed) {
   Rng rng(seed, 1);
   const auto pick = [&](auto... values) {

@@ -60,38 +60,15 @@ TEST(SelectiveScan, OneChannelByHand) {
 }
 
 TEST(SelectiveScan, SizesOfEachKind) {
-  for (const std::int64_t channels : {1, 7, 8, 9, 31, 32, 33, 100})
-    check({.channels = channels, .length = 20, .skip = true, .gate = true, .softplus = true}, 1);
-  for (const std::int64_t length : {1, 2, 63, 64, 65, 200})
-    check({.channels = 9, .length = length, .softplus = true, .initial = true}, 2);
-  for (const std::int64_t d_state : {1, 2, 3, 4, 5, 8, 16, 31, 64, 130})
-    check({.channels = 9, .length = 40, .d_state = d_state, .softplus = true, .initial = true}, 3);
+  const std::vector<Options> all = each_size();
+  for (std::size_t i = 0; i < all.size(); ++i) check(all[i], i);
 }
 
 TEST(SelectiveScan, EachOptionAlone) {
   const Options plain = {.batch = 2, .channels = 11, .length = 70, .d_state = 6};
-  std::vector<Options> all(20, plain);
-  all[0].groups = 11;
-  all[1].dtype = DType::bf16;
-  all[2].dtype = DType::f16;
-  all[3].complex = true;
-  all[4].constant_b = true;
-  all[5].constant_c = true;
-  all[6].skip = true;
-  all[7].gate = true;
-  all[8].bias = true;
-  all[9].softplus = true;
-  all[10].reverse = true;
-  all[11].initial = true;
-  all[12].positions = true;
-  all[13].sequences = 1;
-  all[14].sequences = 2;
-  all[15].sequences = 3;
-  all[16].scatter = true;
-  all[17].channel_last = true;
-  all[18].complex = all[18].constant_b = all[18].constant_c = true;
-  all[19].sequences = 3;
-  all[19].reverse = all[19].initial = true;
+  std::vector<Options> all = each_option(plain);
+  all.push_back(plain);
+  all.back().positions = true;
   for (std::size_t i = 0; i < all.size(); ++i) check(all[i], 100 + i);
 }
 

@@ -125,8 +125,7 @@ TEST(SsdBackward, OverRandomOptions) {
 
 TEST(SsdBackward, EachOptionAlone) {
   Rng rng(4);
-  const SsdSizes s{.rows = 2, .length = 70, .heads = 6, .headdim = 20, .groups = 2, .d_state = 24};
-  const SsdArgs plain = plain_case(rng, s);
+  const SsdArgs plain = plain_case(rng, kOptionSizes);
   const auto check = [&](const char* option, const auto& set) {
     SCOPED_TRACE(option);
     SsdArgs f = plain;
@@ -134,26 +133,11 @@ TEST(SsdBackward, EachOptionAlone) {
     set(f);
     expect_fast_backward(backward_case(rng, f));
   };
+  check_each_option(rng, check);
   check("plain", [](SsdArgs&) {});
-  check("D by head", [&](SsdArgs& f) { f.D = random_tensor(rng, {6}); });
-  check("D by channel", [&](SsdArgs& f) { f.D = random_tensor(rng, {6, 20}); });
-  check("z", [&](SsdArgs& f) { f.z = random_tensor(rng, f.x.shape()); });
   check("z and D", [&](SsdArgs& f) {
     f.z = random_tensor(rng, f.x.shape());
     f.D = random_tensor(rng, {6, 20});
-  });
-  check("dt_bias", [&](SsdArgs& f) { f.dt_bias = random_tensor(rng, {6}); });
-  check("dt_softplus", [&](SsdArgs& f) { f.dt_softplus = true; });
-  check("dt_limit", [&](SsdArgs& f) { f.dt_limit = {0.1F, 0.2F}; });
-  check("initial_states", [&](SsdArgs& f) { f.initial_states = random_tensor(rng, {2, 6, 20, 24}); });
-  check("reverse", [&](SsdArgs& f) { f.reverse = true; });
-  check("seq_idx", [&](SsdArgs& f) {
-    f.seq_idx = Tensor::zeros({2, 70}, DType::i32);
-    for (std::int32_t t = 0; t < 140; ++t) f.seq_idx.data<std::int32_t>()[t] = t % 70 / 23;
-  });
-  check("one group for all heads", [&](SsdArgs& f) {
-    f.B = f.B.slice(2, 0, 1);
-    f.C = f.C.slice(2, 1, 2);
   });
 }
 

@@ -63,6 +63,30 @@ inline SsdArgs plain_case(Rng& rng, const SsdSizes& s, DType dtype = DType::f32,
           .C = random_tensor(rng, {s.rows, s.length, s.groups, s.d_state}, dtype, -1, 1, layout)};
 }
 
+// Calls check(name, set) for each option that forward and backward have; set(args) sets it in a plain case of
+// these sizes.
+inline constexpr SsdSizes kOptionSizes{
+    .rows = 2, .length = 70, .heads = 6, .headdim = 20, .groups = 2, .d_state = 24};
+template <typename Check>
+void check_each_option(Rng& rng, const Check& check) {
+  check("D by head", [&](SsdArgs& a) { a.D = random_tensor(rng, {6}); });
+  check("D by channel", [&](SsdArgs& a) { a.D = random_tensor(rng, {6, 20}); });
+  check("z", [&](SsdArgs& a) { a.z = random_tensor(rng, a.x.shape()); });
+  check("dt_bias", [&](SsdArgs& a) { a.dt_bias = random_tensor(rng, {6}); });
+  check("dt_softplus", [&](SsdArgs& a) { a.dt_softplus = true; });
+  check("dt_limit", [&](SsdArgs& a) { a.dt_limit = {0.1F, 0.2F}; });
+  check("initial_states", [&](SsdArgs& a) { a.initial_states = random_tensor(rng, {2, 6, 20, 24}); });
+  check("reverse", [&](SsdArgs& a) { a.reverse = true; });
+  check("seq_idx", [&](SsdArgs& a) {
+    a.seq_idx = Tensor::zeros({2, 70}, DType::i32);
+    for (std::int32_t t = 0; t < 140; ++t) a.seq_idx.data<std::int32_t>()[t] = t % 70 / 23;
+  });
+  check("one group for all heads", [&](SsdArgs& a) {
+    a.B = a.B.slice(2, 0, 1);
+    a.C = a.C.slice(2, 1, 2);
+  });
+}
+
 inline SsdArgs random_case(Rng& rng, std::string& name) {
   const DType dtype =
       std::vector<DType>{DType::f32, DType::bf16, DType::f16}[static_cast<std::size_t>(pick(rng, 0, 2))];
@@ -90,19 +114,13 @@ inline SsdArgs random_case(Rng& rng, std::string& name) {
       std::vector<std::int64_t>{0, 1, 7, 16, 64, 256}[static_cast<std::size_t>(pick(rng, 0, 5))];
   std::int64_t sequences = s.rows;
   if (packed) {
-    std::vector<std::int64_t> offsets = {0};
-    while (offsets.back() < s.length) offsets.push_back(pick(rng, offsets.back(), s.length));
+    const std::vector<std::int64_t> offsets = random_offsets(rng, s.length);
     args.cu_seqlens = Tensor::from(offsets);
     sequences = static_cast<std::int64_t>(offsets.size()) - 1;
     if (coin(rng)) args.cu_seqlens = args.cu_seqlens.to(DType::i32);
   }
   if (coin(rng, 0.3)) {
-    args.seq_idx = Tensor::zeros({s.rows, s.length}, DType::i64);
-    for (std::int64_t b = 0; b < s.rows; ++b)
-      for (std::int64_t t = 0, id = 0; t < s.length; ++t) {
-        if (coin(rng, 0.1)) ++id;
-        args.seq_idx.data<std::int64_t>()[b * s.length + t] = coin(rng, 0.15) ? -1 : id;
-      }
+    args.seq_idx = random_ids(rng, s.rows, s.length);
     if (coin(rng)) args.seq_idx = args.seq_idx.to(DType::i32);
   }
   if (coin(rng))

@@ -94,33 +94,17 @@ TEST(Ssd, FastPathsOverRandomOptions) {
 
 TEST(Ssd, EachOptionAlone) {
   Rng rng(4);
-  const SsdSizes s{.rows = 2, .length = 70, .heads = 6, .headdim = 20, .groups = 2, .d_state = 24};
-  const SsdArgs plain = plain_case(rng, s);
+  const SsdArgs plain = plain_case(rng, kOptionSizes);
   const auto check = [&](const char* option, const auto& set) {
     SCOPED_TRACE(option);
     SsdArgs args = plain;
     set(args);
     expect_fast(args);
   };
-  check("D by head", [&](SsdArgs& a) { a.D = random_tensor(rng, {6}); });
-  check("D by channel", [&](SsdArgs& a) { a.D = random_tensor(rng, {6, 20}); });
-  check("z", [&](SsdArgs& a) { a.z = random_tensor(rng, a.x.shape()); });
-  check("dt_bias", [&](SsdArgs& a) { a.dt_bias = random_tensor(rng, {6}); });
-  check("dt_softplus", [&](SsdArgs& a) { a.dt_softplus = true; });
-  check("dt_limit", [&](SsdArgs& a) { a.dt_limit = {0.1F, 0.2F}; });
-  check("initial_states", [&](SsdArgs& a) { a.initial_states = random_tensor(rng, {2, 6, 20, 24}); });
+  check_each_option(rng, check);
   check("final_states", [&](SsdArgs& a) { a.return_final_states = true; });
-  check("reverse", [&](SsdArgs& a) { a.reverse = true; });
   check("state_positions", [&](SsdArgs& a) {
     a.state_positions = Tensor::from<std::int64_t>({0, 69, 33, 33, 5, 64}, {2, 3});
-  });
-  check("seq_idx", [&](SsdArgs& a) {
-    a.seq_idx = Tensor::zeros({2, 70}, DType::i32);
-    for (std::int32_t t = 0; t < 140; ++t) a.seq_idx.data<std::int32_t>()[t] = t % 70 / 23;
-  });
-  check("one group for all heads", [&](SsdArgs& a) {
-    a.B = a.B.slice(2, 0, 1);
-    a.C = a.C.slice(2, 1, 2);
   });
 }
 
