@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -25,6 +26,11 @@ inline std::int64_t pick(Rng& rng, std::int64_t low, std::int64_t high) {
 }
 
 inline bool coin(Rng& rng, double chance = 0.5) { return rng.uniform_double() < chance; }
+
+// What fast paths take.
+inline constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
+
+inline DType random_dtype(Rng& rng) { return kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))]; }
 
 // The same elements in other memory: 0 contiguous, 1 rows of a wider matrix, 2 dimensions in reverse
 // order, 3 every second element.

@@ -7,29 +7,16 @@
 #include <vector>
 
 #include "krait/core/error.h"
+#include "ops/attention/attention_cases.h"
 #include "ops/attention/kernels.h"
-#include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
 
 using namespace testing;
 
-struct Shape {
-  std::int64_t queries;
-  std::int64_t keys;
-  std::int64_t heads_kv;
-  std::int64_t group;
-  std::int64_t head_dim;
-  std::int64_t head_dim_v;
-  bool causal;
-};
-
 AttentionArgs random_args(Rng& rng, const Shape& s, DType dtype, int layout = 0) {
-  return {.q = random_tensor(rng, {s.queries, s.heads_kv * s.group, s.head_dim}, dtype, -3.0, 3.0, layout),
-          .k = random_tensor(rng, {s.keys, s.heads_kv, s.head_dim}, dtype, -3.0, 3.0, layout),
-          .v = random_tensor(rng, {s.keys, s.heads_kv, s.head_dim_v}, dtype, -1.0, 1.0, layout),
-          .causal = s.causal};
+  return random_inputs(rng, s, dtype, layout, 3.0);
 }
 
 Tensor exact(Context& ctx, const AttentionArgs& args) {
@@ -43,9 +30,7 @@ Tensor exact(Context& ctx, const AttentionArgs& args) {
 }
 
 void check(Context& ctx, Rng& rng, const Shape& s, DType dtype, int layout) {
-  SCOPED_TRACE(concat("Lq ", s.queries, " Lk ", s.keys, " Hkv ", s.heads_kv, " group ", s.group, " head_dim ",
-                      s.head_dim, " head_dim_v ", s.head_dim_v, " causal ", s.causal, " ", dtype, " layout ",
-                      layout));
+  SCOPED_TRACE(concat(name_of(s), " ", dtype, " layout ", layout));
   AttentionArgs args = random_args(rng, s, dtype, layout);
   args.path = AttentionPath::simd;
   const Tensor expected = exact(ctx, args);
@@ -71,18 +56,9 @@ TEST(Attention, SimdMatchesTheReference) {
   on_each_target([] {
     Rng rng(21);
     Context ctx(ContextOptions{.threads = 2});
-    constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
     for (int trial = 0; trial < 60; ++trial) {
-      Shape s{.queries = coin(rng, 0.4) ? pick(rng, 1, 3) : pick(rng, 1, 90),
-              .keys = pick(rng, 1, 300),
-              .heads_kv = pick(rng, 1, 3),
-              .group = pick(rng, 1, 4),
-              .head_dim = pick(rng, 1, 40),
-              .head_dim_v = pick(rng, 1, 40),
-              .causal = coin(rng)};
-      if (s.causal && s.keys < s.queries) std::swap(s.keys, s.queries);
-      check(ctx, rng, s, kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))],
-            static_cast<int>(pick(rng, 0, 3)));
+      const Shape s = random_shape(rng, 300);
+      check(ctx, rng, s, random_dtype(rng), static_cast<int>(pick(rng, 0, 3)));
       if (::testing::Test::HasFailure()) return;
     }
   });

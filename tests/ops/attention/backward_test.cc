@@ -6,9 +6,9 @@
 
 #include "krait/core/error.h"
 #include "krait/ops/attention.h"
+#include "ops/attention/attention_cases.h"
 #include "ops/attention/kernels.h"
 #include "ops/finite_difference.h"
-#include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
@@ -16,21 +16,6 @@ namespace {
 using namespace testing;
 using test::expect_gradient;
 using test::weighted_sum;
-
-struct Shape {
-  std::int64_t queries;
-  std::int64_t keys;
-  std::int64_t heads_kv;
-  std::int64_t group;
-  std::int64_t head_dim;
-  std::int64_t head_dim_v;
-  bool causal;
-};
-
-std::string name_of(const Shape& s) {
-  return concat("Lq ", s.queries, " Lk ", s.keys, " Hkv ", s.heads_kv, " group ", s.group, " head_dim ",
-                s.head_dim, " head_dim_v ", s.head_dim_v, " causal ", s.causal);
-}
 
 // A destination of anything but zeros, which has to be written all over.
 Tensor destination(const Dims& shape, DType dtype, int layout = 0) {
@@ -42,10 +27,11 @@ Tensor destination(const Dims& shape, DType dtype, int layout = 0) {
 // Random inputs, the out and logsumexp of the forward, and destinations for all gradients.
 AttentionBackwardArgs random_args(Rng& rng, const Shape& s, DType dtype, int layout = 0, double scale = 0.0) {
   const std::int64_t heads = s.heads_kv * s.group;
+  const AttentionArgs inputs = random_inputs(rng, s, dtype, layout, 2.0);
   AttentionBackwardArgs args{
-      .q = random_tensor(rng, {s.queries, heads, s.head_dim}, dtype, -2.0, 2.0, layout),
-      .k = random_tensor(rng, {s.keys, s.heads_kv, s.head_dim}, dtype, -2.0, 2.0, layout),
-      .v = random_tensor(rng, {s.keys, s.heads_kv, s.head_dim_v}, dtype, -1.0, 1.0, layout),
+      .q = inputs.q,
+      .k = inputs.k,
+      .v = inputs.v,
       .causal = s.causal,
       .scale = scale,
       .out = destination({s.queries, heads, s.head_dim_v}, dtype, layout),
@@ -167,18 +153,9 @@ TEST(AttentionBackward, SimdMatchesTheReference) {
   on_each_target([] {
     Rng rng(43);
     Context ctx(ContextOptions{.threads = 2});
-    constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
     for (int trial = 0; trial < 50; ++trial) {
-      Shape s{.queries = pick(rng, 1, 90),
-              .keys = pick(rng, 1, 200),
-              .heads_kv = pick(rng, 1, 3),
-              .group = pick(rng, 1, 4),
-              .head_dim = pick(rng, 1, 40),
-              .head_dim_v = pick(rng, 1, 40),
-              .causal = coin(rng)};
-      if (s.causal && s.keys < s.queries) std::swap(s.keys, s.queries);
-      check(ctx, rng, s, kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))],
-            static_cast<int>(pick(rng, 0, 3)), coin(rng) ? 0.0 : -0.3);
+      const Shape s = random_shape(rng, 200);
+      check(ctx, rng, s, random_dtype(rng), static_cast<int>(pick(rng, 0, 3)), coin(rng) ? 0.0 : -0.3);
       if (::testing::Test::HasFailure()) return;
     }
   });

@@ -116,10 +116,7 @@ void expect_fast(const CausalConv1dBackwardArgs& args) {
 
 // A random case: every option, alone or with others.
 CausalConv1dBackwardArgs random_case(Rng& rng) {
-  const std::array dtypes{DType::f32, DType::bf16, DType::f16};
-  const auto dtype = [&] {
-    return coin(rng) ? DType::f32 : dtypes[static_cast<std::size_t>(pick(rng, 0, 2))];
-  };
+  const auto dtype = [&] { return coin(rng) ? DType::f32 : random_dtype(rng); };
   const auto layout = [&] { return static_cast<int>(pick(rng, 0, 3)); };
   const bool packed = coin(rng, 0.3);
   const std::int64_t rows = packed ? 1 : pick(rng, 0, 3);

@@ -42,8 +42,7 @@ void expect_fast(const CausalConv1dArgs& args) {
 
 // A random case: every option, alone or with others.
 CausalConv1dArgs random_case(Rng& rng, std::string& name) {
-  const DType dtype =
-      std::vector<DType>{DType::f32, DType::bf16, DType::f16}[static_cast<std::size_t>(pick(rng, 0, 2))];
+  const DType dtype = random_dtype(rng);
   const bool packed = coin(rng, 0.3);
   const std::int64_t rows = packed ? 1 : pick(rng, 0, 3);
   const std::int64_t channels = coin(rng, 0.1) ? pick(rng, 500, 530) : pick(rng, 0, 70);

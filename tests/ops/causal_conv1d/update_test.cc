@@ -13,9 +13,8 @@ namespace {
 using namespace testing;
 
 CausalConv1dUpdateArgs random_case(Rng& rng, std::string& name) {
-  const std::vector<DType> dtypes = {DType::f32, DType::bf16, DType::f16};
-  const DType dtype = dtypes[static_cast<std::size_t>(pick(rng, 0, 2))];
-  const DType state_dtype = dtypes[static_cast<std::size_t>(pick(rng, 0, 2))];
+  const DType dtype = random_dtype(rng);
+  const DType state_dtype = random_dtype(rng);
   const auto layout = [&] { return static_cast<int>(pick(rng, 0, 3)); };
   const std::int64_t rows = pick(rng, 0, 4);
   const std::int64_t channels = pick(rng, 0, 140);

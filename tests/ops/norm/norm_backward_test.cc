@@ -8,15 +8,12 @@
 
 #include "krait/ops/norm.h"
 #include "ops/finite_difference.h"
-#include "ops/random_tensors.h"
+#include "ops/norm/norm_cases.h"
 
 namespace krait {
 namespace {
 
 using namespace testing;
-
-constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
-constexpr std::array kKinds{NormKind::rms, NormKind::layer};
 
 std::string name_of(NormKind kind, const NormBackwardArgs& args) {
   return concat(kind == NormKind::rms ? "rms " : "layer ", args.x.shape(), " groups of ", args.group_size,
@@ -114,22 +111,18 @@ TEST(NormBackward, ReferenceIsTheGradient) {
 }
 
 NormBackwardArgs random_case(Rng& rng) {
-  constexpr std::array<std::int64_t, 12> kChannels{1, 2, 3, 7, 8, 15, 16, 33, 64, 100, 257, 768};
-  const auto dtype = [&] { return kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))]; };
   const auto layout = [&] { return static_cast<int>(pick(rng, 0, 3)); };
-  const std::int64_t channels = kChannels[static_cast<std::size_t>(pick(rng, 0, 11))];
-  const std::int64_t groups = channels % 3 == 0 && coin(rng) ? 3 : channels % 4 == 0 && coin(rng) ? 4 : 1;
-  const Dims shape = coin(rng, 0.2)   ? Dims{channels}
-                     : coin(rng, 0.6) ? Dims{pick(rng, 1, 80), channels}
-                                      : Dims{pick(rng, 1, 4), pick(rng, 1, 5), channels};
-  const auto tensor = [&] { return random_tensor(rng, shape, dtype(), -2.0, 3.0, layout()); };
-  const auto vector = [&](DType type) { return random_tensor(rng, {channels}, type, 0.5, 2.0, layout()); };
+  const NormSizes sizes = random_sizes(rng, 80);
+  const auto tensor = [&] { return random_tensor(rng, sizes.shape, random_dtype(rng), -2.0, 3.0, layout()); };
+  const auto vector = [&](DType type) {
+    return random_tensor(rng, {sizes.channels}, type, 0.5, 2.0, layout());
+  };
   NormBackwardArgs args{.x = tensor(), .dout = tensor()};
-  if (coin(rng, 0.7)) args.weight = vector(dtype());
-  if (coin(rng)) args.bias = vector(dtype());
+  if (coin(rng, 0.7)) args.weight = vector(random_dtype(rng));
+  if (coin(rng)) args.bias = vector(random_dtype(rng));
   if (coin(rng)) args.z = tensor();
   args.eps = 1e-2;
-  args.group_size = groups == 1 && coin(rng) ? 0 : channels / groups;
+  args.group_size = sizes.group_size;
   args.norm_before_gate = coin(rng);
   if (coin(rng)) args.dresidual = tensor();
   if (coin(rng, 0.8)) args.dx = tensor();

@@ -7,15 +7,12 @@
 #include <vector>
 
 #include "krait/core/error.h"
-#include "ops/random_tensors.h"
+#include "ops/norm/norm_cases.h"
 
 namespace krait {
 namespace {
 
 using namespace testing;
-
-constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
-constexpr std::array kKinds{NormKind::rms, NormKind::layer};
 
 // The same problem in f64.
 NormArgs widened(const NormArgs& args) {
@@ -77,19 +74,15 @@ TEST(Norm, SimdMatchesTheReference) {
   on_each_target([] {
     Rng rng(11);
     Context ctx(ContextOptions{.threads = 2});
-    constexpr std::array<std::int64_t, 12> kChannels{1, 2, 3, 7, 8, 15, 16, 33, 64, 100, 257, 768};
     for (int trial = 0; trial < 150; ++trial) {
-      const auto dtype = [&] { return kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))]; };
-      const std::int64_t channels = kChannels[static_cast<std::size_t>(pick(rng, 0, 11))];
-      const std::int64_t groups = channels % 3 == 0 && coin(rng) ? 3 : channels % 4 == 0 && coin(rng) ? 4 : 1;
-      const Dims shape = coin(rng, 0.2)   ? Dims{channels}
-                         : coin(rng, 0.6) ? Dims{pick(rng, 1, 9), channels}
-                                          : Dims{pick(rng, 1, 4), pick(rng, 1, 5), channels};
+      const NormSizes sizes = random_sizes(rng, 9);
       const auto tensor = [&] {
-        return random_tensor(rng, shape, dtype(), -2.0, 3.0, static_cast<int>(pick(rng, 0, 3)));
+        return random_tensor(rng, sizes.shape, random_dtype(rng), -2.0, 3.0,
+                             static_cast<int>(pick(rng, 0, 3)));
       };
       const auto vector = [&] {
-        return random_tensor(rng, {channels}, dtype(), 0.5, 2.0, static_cast<int>(pick(rng, 0, 3)));
+        return random_tensor(rng, {sizes.channels}, random_dtype(rng), 0.5, 2.0,
+                             static_cast<int>(pick(rng, 0, 3)));
       };
       NormArgs args;
       args.x = tensor();
@@ -97,7 +90,7 @@ TEST(Norm, SimdMatchesTheReference) {
       if (coin(rng, 0.3)) args.bias = vector();
       if (coin(rng)) args.residual = tensor();
       if (coin(rng)) args.z = tensor();
-      args.group_size = groups == 1 && coin(rng) ? 0 : channels / groups;
+      args.group_size = sizes.group_size;
       args.norm_before_gate = coin(rng);
       args.prenorm = coin(rng);
       args.residual_in_fp32 = coin(rng);
@@ -106,9 +99,9 @@ TEST(Norm, SimdMatchesTheReference) {
       args.eps = 1e-3;
       args.path = NormPath::simd;
       for (const NormKind kind : kKinds) {
-        SCOPED_TRACE(concat("trial ", trial, " shape ", shape, " groups ", groups, " x ", args.x.dtype(),
-                            " kind ", kind == NormKind::rms ? "rms" : "layer", " z ", args.z.defined(),
-                            " residual ", args.residual.defined()));
+        SCOPED_TRACE(concat("trial ", trial, " shape ", sizes.shape, " groups of ", sizes.group_size, " x ",
+                            args.x.dtype(), " kind ", kind == NormKind::rms ? "rms" : "layer", " z ",
+                            args.z.defined(), " residual ", args.residual.defined()));
         const NormResult expected = norm(ctx, kind, widened(args));
         const NormResult found = norm(ctx, kind, args);
         expect_close(found.out, expected.out, 4e-6 + rounding_of(found.out.dtype()), "out");

@@ -47,9 +47,8 @@ TEST(Rotary, SimdMatchesTheReference) {
   on_each_target([] {
     Rng rng(3);
     Context ctx(ContextOptions{.threads = 2});
-    constexpr std::array kDtypes{DType::f32, DType::bf16, DType::f16};
     for (int trial = 0; trial < 80; ++trial) {
-      const DType dtype = kDtypes[static_cast<std::size_t>(pick(rng, 0, 2))];
+      const DType dtype = random_dtype(rng);
       const std::int64_t head_dim = pick(rng, 1, 70);
       const Dims shape{pick(rng, 1, 6), pick(rng, 1, 4), head_dim};
       const int layout = static_cast<int>(pick(rng, 0, 3));

@@ -88,8 +88,7 @@ void check_each_option(Rng& rng, const Check& check) {
 }
 
 inline SsdArgs random_case(Rng& rng, std::string& name) {
-  const DType dtype =
-      std::vector<DType>{DType::f32, DType::bf16, DType::f16}[static_cast<std::size_t>(pick(rng, 0, 2))];
+  const DType dtype = random_dtype(rng);
   const bool packed = coin(rng, 0.3);
   SsdSizes s;
   s.rows = packed ? 1 : pick(rng, 0, 3);
