@@ -15,6 +15,7 @@
 #include "train/run_directory.h"
 #include "train/run_record.h"
 #include "train/source.h"
+#include "train/step_memory.h"
 #include "train/validation.h"
 
 namespace krait {
@@ -90,8 +91,7 @@ class Run {
         source_(checkpoint
                     ? open_checkpoint_source(ctx, settings, store.path_of(checkpoint->state.trainer.step))
                     : open_source(ctx, settings, options)),
-        data_(Dataset::open(ctx, paths_of(settings.data), tokenizer(),
-                            dataset_options(settings, source_.model.config()))),
+        data_(open_data()),
         validation_(ctx, settings.val, tokenizer(), data_->seq_len(), source_.model.config().vocab_size),
         trainer_(ctx, source_.model, *data_, settings) {
     require(settings.sample_every == 0 || source_.tokenizer.has_value(), "sample_every is ",
@@ -143,6 +143,13 @@ class Run {
   }
 
  private:
+  [[nodiscard]] std::unique_ptr<Dataset> open_data() const {
+    const ModelConfig& config = source_.model.config();
+    const DatasetOptions options = dataset_options(settings_, config);
+    require_step_fits(config, options, settings_.accumulate, machine_memory());
+    return Dataset::open(ctx_, paths_of(settings_.data), tokenizer(), options);
+  }
+
   [[nodiscard]] const Tokenizer* tokenizer() const {
     return source_.tokenizer ? &*source_.tokenizer : nullptr;
   }

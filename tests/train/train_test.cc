@@ -576,6 +576,11 @@ TEST_F(TrainTest, RefusalsLeaveNothingBehind) {
   refused([&](S& s) { s.config = "", s.model = scratch_.path().string(); }, "");
   refused([&](S& s) { s.warmup = 13; }, "warmup is 13");
   refused([&](S& s) { s.sample_prompt = ""; }, "sample_prompt has no tokens");
+  constexpr std::int64_t kHuge = std::int64_t{1} << 39;
+  refused([&](S& s) { s.batch_size = kHuge; }, "batch_size is 549755813888: a step would need at least");
+  refused([&](S& s) { s.seq_len = kHuge; }, "seq_len is 549755813888: a step would need at least");
+  refused([&](S& s) { s.accumulate = kHuge; }, "accumulate is 549755813888: a step would need at least");
+  refused([&](S& s) { s.batch_size = s.seq_len = kHuge; }, "seq_len is 549755813888: a step would need");
   const auto ids = scratch_ / "ids.npy";
   io::write_npy(ids, Tensor::from(std::vector<std::int64_t>(100, 5000)));
   refused([&](S& s) { s.data = {ids.string()}; }, "5000");
