@@ -23,7 +23,7 @@ using Json = nlohmann::ordered_json;
 constexpr std::string_view kPrefix = "step-";
 constexpr std::string_view kHidden = ".step-";
 constexpr std::string_view kReplaced = ".replaced";
-constexpr int kFormat = 1;
+constexpr int kFormat = 2;
 
 // Every member by its name, for writing and reading alike.
 template <typename State, typename Visit>
@@ -43,6 +43,7 @@ void visit_members(State& s, const Visit& visit) {
   visit("finished", s.finished);
   visit("seed", s.trainer.seed);
   visit("data_tokens", s.trainer.data_tokens);
+  visit("data_checksum", s.trainer.data_checksum);
 }
 
 std::string to_json(const RunState& state) {

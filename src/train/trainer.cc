@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
+#include "core/crc32.h"
 #include "krait/core/error.h"
 #include "train/fixed_batches.h"
 #include "train/optimizer_state.h"
@@ -40,6 +42,29 @@ ScheduleArgs schedule_of(const TrainSettings& settings, std::int64_t steps) {
           .decay = settings.decay > 0 ? settings.decay : (steps + kDecayShare - 1) / kDecayShare,
           .lr = settings.lr,
           .min_lr = settings.min_lr};
+}
+
+// CRC-32 over batches at even distances in an epoch, as many as a moment allows, or all of them: other data
+// of as many tokens have another one.
+std::int64_t checksum_of(const Dataset& data) {
+  constexpr std::int64_t kTokens = std::int64_t{1} << 18;
+  const std::int64_t batches = data.batches_per_epoch();
+  const std::int64_t count =
+      std::clamp<std::int64_t>(kTokens / (data.batch_size() * data.seq_len()), 1, batches);
+  std::uint32_t crc = 0;
+  TrainingBatch batch;
+  for (std::int64_t i = 0; i < count; ++i) {
+    data.fill(i * batches / count, batch);
+    crc = crc32(std::as_bytes(batch.inputs.span<std::int64_t>()), crc);
+    crc = crc32(std::as_bytes(batch.targets.span<std::int64_t>()), crc);
+  }
+  return crc;
+}
+
+// For messages: "books.txt and 2 more".
+std::string name_of(const std::vector<std::string>& files) {
+  if (files.empty()) return "the data set";
+  return files.size() == 1 ? files[0] : concat(files[0], " and ", files.size() - 1, " more");
 }
 
 // States that rows of batches hand on to the next batch.
@@ -133,6 +158,7 @@ struct Trainer::Impl {
         batches(static_cast<std::size_t>(s.accumulate)) {
     state.seed = s.seed;
     state.data_tokens = d.tokens();
+    state.data_checksum = checksum_of(d);
   }
 
   // Targets of all batches of the step, which are filled.
@@ -231,7 +257,10 @@ void Trainer::restore(const TrainerState& state, const Snapshot& snapshot, const
   require(state.seed == t.state.seed, name, ": was made with seed ", state.seed, ", now it is ",
           t.state.seed);
   require(state.data_tokens == t.state.data_tokens, name, ": was made with data of ", state.data_tokens,
-          " tokens, now there are ", t.state.data_tokens);
+          " tokens, now there are ", t.state.data_tokens, " in ", name_of(t.settings.data));
+  require(state.data_checksum == t.state.data_checksum, name,
+          ": was made with other data: ", name_of(t.settings.data),
+          " has as many tokens as before, but not the same");
   require(state.batches == state.step * t.settings.accumulate && state.updates >= 0 && state.skipped >= 0 &&
               state.updates + state.skipped == state.step,
           name, ": its counts do not fit together: ", state.step, " steps of ", t.settings.accumulate,

@@ -23,7 +23,8 @@ Checkpoint checkpoint_of(std::int64_t step) {
                                   .skipped_in_a_row = 0,
                                   .seconds = 0.1 * static_cast<double>(step),
                                   .seed = 77,
-                                  .data_tokens = 1234},
+                                  .data_tokens = 1234,
+                                  .data_checksum = 0xFFFFFFFF},
                       .evaluated = step,
                       .sampled = -1,
                       .best_loss = 1.0 / 3.0,
@@ -55,6 +56,7 @@ TEST(Checkpoint, ComesBackWhole) {
   EXPECT_EQ(back->state.trainer.seconds, expected.trainer.seconds);
   EXPECT_EQ(back->state.trainer.seed, expected.trainer.seed);
   EXPECT_EQ(back->state.trainer.data_tokens, expected.trainer.data_tokens);
+  EXPECT_EQ(back->state.trainer.data_checksum, expected.trainer.data_checksum);
   EXPECT_EQ(back->state.evaluated, expected.evaluated);
   EXPECT_EQ(back->state.sampled, expected.sampled);
   EXPECT_EQ(back->state.best_loss, expected.best_loss);

@@ -311,6 +311,13 @@ TEST_F(TrainTest, ResumingWithOtherSettingsIsRefused) {
   scratch_.put("config.json", kConfig);
   scratch_.put("train.txt", shakespeare().substr(0, 10000));
   EXPECT_NE(message(settings_, true).find("was made with data of"), std::string::npos);
+  // Two words in another order, which are as many tokens.
+  std::string text = shakespeare().substr(0, 20000);
+  text.replace(text.find(" by the ", 10000), 8, " the by ");
+  scratch_.put("train.txt", text);
+  EXPECT_EQ(message(settings_, true), out("checkpoints/step-2").string() +
+                                          ": was made with other data: " + settings_.data[0] +
+                                          " has as many tokens as before, but not the same");
   scratch_.put("train.txt", shakespeare().substr(0, 20000));
   other = settings_;
   other.eval_every = 3;

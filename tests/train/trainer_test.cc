@@ -167,7 +167,11 @@ TEST(Trainer, RefusesWhatItCannotGoOnFrom) {
   other = state;
   other.data_tokens = 10;
   EXPECT_EQ(message(other, trainer.snapshot()),
-            "step-5: was made with data of 10 tokens, now there are 3600");
+            "step-5: was made with data of 10 tokens, now there are 3600 in the data set");
+  other = state;
+  other.data_checksum += 1;
+  EXPECT_EQ(message(other, trainer.snapshot()),
+            "step-5: was made with other data: the data set has as many tokens as before, but not the same");
   for (const auto& [batches, updates] :
        std::vector<std::pair<std::int64_t, std::int64_t>>{{-1, 0}, {1, 0}, {0, -1}, {0, 1}}) {
     other = state;

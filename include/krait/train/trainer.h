@@ -38,6 +38,7 @@ struct TrainerState {
   // What must be the same for a trainer that goes on.
   std::int64_t seed = 0;
   std::int64_t data_tokens = 0;
+  std::int64_t data_checksum = 0;  // of a sample of the batches
 };
 
 // What settings say of the data; with sizes of 0 it looks into settings.data for fixed batches.
