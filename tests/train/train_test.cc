@@ -232,6 +232,36 @@ TEST_F(TrainTest, StoppedWhileEvaluatingIsUninterruptedToo) {
   expect_same_run(whole, out());
 }
 
+TEST_F(TrainTest, PathsInASettingsFileAreRelativeToTheCurrentDirectory) {
+  struct Inside {
+    fs::path before = fs::current_path();
+    explicit Inside(const fs::path& directory) { fs::current_path(directory); }
+    Inside(const Inside&) = delete;
+    Inside& operator=(const Inside&) = delete;
+    ~Inside() { fs::current_path(before); }
+  };
+  fs::create_directories(scratch_ / "deep/elsewhere");
+  scratch_.put("deep/run.toml",
+               "config = 'config.json'\ndata = ['train.txt']\nval = 'val.txt'\nout = 'run'\nsteps = 2\n"
+               "tokenizer = '" +
+                   settings_.tokenizer + "'\nseq_len = 32\nbatch_size = 2\n");
+  const Inside inside(scratch_.path());
+  TrainSettings settings;
+  read_settings("deep/run.toml", settings);
+  EXPECT_EQ(train(ctx_, settings).end, RunEnd::finished);
+  EXPECT_TRUE(fs::exists(scratch_ / "run/model.safetensors"));
+  // The run's own settings are no different: it goes on from the same place, and only from there.
+  const std::string out = (scratch_ / "run").string();
+  settings = *settings_of_run(out);
+  settings.out = out;
+  settings.steps = 3;
+  {
+    const Inside elsewhere(scratch_ / "deep/elsewhere");
+    EXPECT_NE(message(settings, true).find("train.txt: cannot be opened"), std::string::npos);
+  }
+  EXPECT_EQ(message(settings, true), "");
+}
+
 // What a kill leaves: a run some steps after its last checkpoint, with half a line, half a file and half a
 // checkpoint.
 TEST_F(TrainTest, KilledAndResumedIsUninterrupted) {

@@ -118,7 +118,8 @@ void set_from_text(const Setting& setting, std::string_view text);
 
 // Reads a file whose name ends in .json or .toml and sets what it holds; the rest stays. Keys may be spelled
 // with dashes. Lists may be one text, as on the command line. Throws Error naming file and key where a key is
-// unknown, given twice, or its value has another type or range than expected.
+// unknown, given twice, or its value has another type or range than expected. Paths are taken as they stand:
+// relative ones are relative to the current directory, not to the file.
 void read_settings(const std::filesystem::path& path, TrainSettings& settings);
 void parse_settings_json(std::string_view json, const std::string& name, TrainSettings& settings);
 void parse_settings_toml(std::string_view toml, const std::string& name, TrainSettings& settings);
