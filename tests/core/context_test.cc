@@ -41,9 +41,7 @@ TEST(Context, OutOfMemoryIsAnError) {
   EXPECT_EQ(ctx.pool_bytes(), 0U);
 }
 
-TEST(Context, RejectsWhatItCannotDo) {
-  EXPECT_THROW(Context(ContextOptions{.threads = -1}), Error);
-}
+TEST(Context, RejectsWhatItCannotDo) { EXPECT_THROW(Context(ContextOptions{.threads = -1}), Error); }
 
 TEST(Context, KnowsItsInstructionSet) { EXPECT_FALSE(simd_target().empty()); }
 

@@ -2,9 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "core/on_device.h"
-#include "core/tensors.h"
 #include "krait/core/context.h"
 #include "krait/core/error.h"
+#include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
@@ -37,20 +37,22 @@ TEST(Device, CopiesConvertBetweenAnyStrides) {
       for (const DType to : {DType::f32, DType::bf16, DType::f16}) {
         for (const bool scatter : {false, true}) {
           SCOPED_TRACE(concat(shape, ' ', from, " to ", to, scatter ? " scattered" : ""));
-          const Tensor source = random_tensor(rng, shape, from, -3.0, 3.0, scatter);
+          const Tensor source =
+              testing::random_tensor(rng, shape, from, -3.0, 3.0, scatter ? testing::kScattered : 0);
           const Tensor expected = source.to(to);
           // Host to device with conversion, device to device, device to host into other strides.
           const Tensor there = ctx.empty(shape, to);
           ctx.copy(source, there);
-          expect_same_bits(ctx.to_host(there), expected);
+          testing::expect_same_bits(ctx.to_host(there), expected);
           const Tensor raw = ctx.to_device(source);
-          expect_same_bits(ctx.to_host(ctx.to(raw, to)), expected);
-          const Tensor back = scattered(rng, shape, to);
+          testing::expect_same_bits(ctx.to_host(ctx.to(raw, to)), expected);
+          const Tensor back = testing::scattered(rng, shape, to);
           ctx.copy(raw, back);
-          expect_same_bits(back, expected);
+          testing::expect_same_bits(back, expected);
           if (shape.size() >= 2) {
             const Tensor turned = raw.transpose(0, shape.size() - 1);
-            expect_same_bits(ctx.to_host(ctx.clone(turned)), source.transpose(0, shape.size() - 1).clone());
+            testing::expect_same_bits(ctx.to_host(ctx.clone(turned)),
+                                      source.transpose(0, shape.size() - 1).clone());
           }
         }
       }
@@ -61,12 +63,12 @@ TEST(Device, CopiesConvertBetweenAnyStrides) {
 TEST(Device, IntegersAndFills) {
   Context ctx(ContextOptions{.device = testing::test_device()});
   const Tensor ids = Tensor::from<std::int64_t>({5, -7, 1 << 20});
-  expect_same_bits(ctx.to_host(ctx.to(ctx.to_device(ids), DType::i32)), ids.to(DType::i32));
+  testing::expect_same_bits(ctx.to_host(ctx.to(ctx.to_device(ids), DType::i32)), ids.to(DType::i32));
   const Tensor t = ctx.zeros({4, 6}, DType::bf16);
   ctx.fill(t.slice(1, 2, 5), 1.5);
   const Tensor expected = Tensor::zeros({4, 6}, DType::bf16);
   expected.slice(1, 2, 5).fill(1.5);
-  expect_same_bits(ctx.to_host(t), expected);
+  testing::expect_same_bits(ctx.to_host(t), expected);
 }
 
 TEST(Device, PoolReusesAndReports) {
@@ -108,11 +110,11 @@ TEST(Device, AGraphRunsAgain) {
   // Memory taken after the recording is not the graph's.
   const Tensor other = ctx.zeros({3}, DType::bf16);
   launch();
-  expect_same_bits(ctx.to_host(out), ctx.to_host(in));
+  testing::expect_same_bits(ctx.to_host(out), ctx.to_host(in));
   ctx.fill(in, 8.0);
   launch();
-  expect_same_bits(ctx.to_host(out), ctx.to_host(in));
-  expect_same_bits(ctx.to_host(other), Tensor::zeros({3}, DType::bf16));
+  testing::expect_same_bits(ctx.to_host(out), ctx.to_host(in));
+  testing::expect_same_bits(ctx.to_host(other), Tensor::zeros({3}, DType::bf16));
 }
 
 }  // namespace
