@@ -48,10 +48,8 @@ LanguageModel make_model(Context& ctx, const ModelOptions& options) {
   CommonOptions common = options.common;
   if (options.train) common.dtype = "f32";
   if (options.config.empty()) return load_language_model(ctx, open_checkpoint(common), load_options(common));
-  LanguageModel model(parse_config(read_text(options.config), options.config));
-  model.initialize(/*seed=*/0, parse_dtype(common.dtype).value_or(DType::f32));
-  model.to_device(ctx);
-  return model;
+  return random_model(ctx, parse_config(read_text(options.config), options.config),
+                      parse_dtype(common.dtype).value_or(DType::f32));
 }
 
 void run_training(const ModelOptions& options) {

@@ -93,6 +93,34 @@ Ceilings measure_ceilings(Context& ctx) {
   return best;
 }
 
+LanguageModel random_model(Context& ctx, const ModelConfig& config, DType dtype) {
+  ModelConfig one = config;
+  // Layers of several kinds are not copies of one another.
+  const bool equal_layers = config.attn_layer_idx.empty() && config.n_layer > 1;
+  if (equal_layers) one.n_layer = 1;
+  LanguageModel first(one);
+  first.initialize(/*seed=*/0, dtype);
+  if (!equal_layers) {
+    first.to_device(ctx);
+    return first;
+  }
+  std::map<std::string, Tensor> tensors;
+  first.visit([&](const Parameter& p) { tensors[p.name] = ctx.to_device(p.tensor); });
+  LanguageModel model(config);
+  model.visit([&](const Parameter& p) {
+    std::string name = p.name;
+    constexpr std::string_view kLayers = "layers.";
+    const std::size_t at = name.find(kLayers);
+    if (at != std::string::npos) {
+      const std::size_t number = at + kLayers.size();
+      name.replace(number, name.find('.', number) - number, "0");
+    }
+    p.tensor = ctx.clone(tensors.at(name));
+  });
+  model.to_device(ctx);
+  return model;
+}
+
 ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptions& options) {
   require(options.prompt_length >= 1 && options.new_tokens >= 0 && options.batch >= 1 && options.repeat >= 1,
           "bench: prompt length ", options.prompt_length, ", new tokens ", options.new_tokens, ", batch ",

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <functional>
 #include <sstream>
 
@@ -27,17 +28,26 @@ struct Prepared {
 
 class Inputs {
  public:
-  explicit Inputs(DType dtype) : dtype_(dtype) {}
+  Inputs(const Memory& memory, DType dtype) : memory_(memory), dtype_(dtype) {}
   // Values in +-scale.
-  Tensor operator()(const Dims& shape, float scale = 1.0F) { return make(shape, -scale, scale).to(dtype_); }
-  Tensor f32(const Dims& shape, float low, float high) { return make(shape, low, high); }
+  Tensor operator()(const Dims& shape, float scale = 1.0F) { return make(shape, dtype_, -scale, scale); }
+  Tensor f32(const Dims& shape, float low, float high) { return make(shape, DType::f32, low, high); }
 
  private:
-  Tensor make(const Dims& shape, float low, float high) {
-    Tensor t = Tensor::empty(shape);
-    for (float& value : t.span<float>()) value = low + (high - low) * rng_.uniform();
-    return t;
+  // Large tensors repeat a stretch of random numbers, which is much faster than drawing them all.
+  Tensor make(const Dims& shape, DType dtype, float low, float high) {
+    constexpr std::int64_t kStretch = 4'000'037;
+    const Tensor t = memory_.empty({numel_of(shape)}, dtype);
+    const Tensor numbers = Tensor::empty({std::min(kStretch, t.numel())});
+    for (float& value : numbers.span<float>()) value = low + (high - low) * rng_.uniform();
+    const Tensor stretch = memory_.to_device(numbers.to(dtype));
+    for (std::int64_t at = 0; at < t.numel(); at += kStretch) {
+      const std::int64_t end = std::min(at + kStretch, t.numel());
+      memory_.copy(stretch.slice(0, 0, end - at), t.slice(0, at, end));
+    }
+    return t.view(shape);
   }
+  const Memory& memory_;
   DType dtype_;
   Rng rng_{1};
 };
@@ -137,7 +147,7 @@ Prepared prepare_ssd_backward(Context& ctx, const Shape& s, Inputs& in) {
 
 Prepared prepare_state_update(Context& ctx, const Shape& s, Inputs& in) {
   const std::int64_t B = s.at("B"), H = s.at("H"), P = s.at("P"), N = s.at("N");
-  const StateUpdateArgs a{.state = in.f32({B, H, P, N}, -1.0F, 1.0F),
+  const StateUpdateArgs a{.state = in({B, H, P, N}),
                           .x = in({B, H, P}),
                           .dt = in({B, H}),
                           .A = in.f32({H}, -16.0F, -1.0F),
@@ -163,6 +173,21 @@ Prepared prepare_conv(Context& ctx, const Shape& s, Inputs& in) {
           .flops = 2.0 * static_cast<double>(B * D) * static_cast<double>(L * K)};
 }
 
+Prepared prepare_conv_backward(Context& ctx, const Shape& s, Inputs& in) {
+  const std::int64_t B = s.at("B"), D = s.at("D"), L = s.at("L"), K = s.at("K");
+  const CausalConv1dBackwardArgs a{.x = channels_first(in({B, L, D})),
+                                   .weight = in.f32({D, K}, -1.0F, 1.0F),
+                                   .bias = in.f32({D}, -1.0F, 1.0F),
+                                   .activation = Activation::silu,
+                                   .dout = channels_first(in({B, L, D})),
+                                   .dx = channels_first(in({B, L, D})),
+                                   .dweight = in.f32({D, K}, 0.0F, 0.0F),
+                                   .dbias = in.f32({D}, 0.0F, 0.0F)};
+  return {.run = [&ctx, a] { causal_conv1d_backward(ctx, a); },
+          .bytes = bytes_of({a.x, a.dout, a.dx}),
+          .flops = 6.0 * static_cast<double>(B * D) * static_cast<double>(L * K)};
+}
+
 Prepared prepare_norm(Context& ctx, const Shape& s, Inputs& in) {
   const std::int64_t T = s.at("T"), C = s.at("C");
   NormArgs a{.x = in({T, C}), .weight = in.f32({C}, 0.5F, 1.0F), .z = in({T, C}), .norm_before_gate = false};
@@ -174,8 +199,9 @@ Prepared prepare_norm(Context& ctx, const Shape& s, Inputs& in) {
 
 Prepared prepare_linear(Context& ctx, const Shape& s, Inputs& in) {
   const std::int64_t T = s.at("T"), I = s.at("I"), O = s.at("O");
-  LinearArgs a{.x = in.f32({T, I}, -1.0F, 1.0F), .weight = in({O, I})};
-  a.out = in.f32({T, O}, 0.0F, 0.0F);
+  // Activations are f32 on a CPU whatever the weights are.
+  LinearArgs a{.x = ctx.on_gpu() ? in({T, I}) : in.f32({T, I}, -1.0F, 1.0F), .weight = in({O, I})};
+  a.out = ctx.on_gpu() ? in({T, O}) : in.f32({T, O}, 0.0F, 0.0F);
   return {.run = [&ctx, a] { linear(ctx, a); },
           .bytes = bytes_of({a.x, a.weight, a.out}),
           .flops = 2.0 * static_cast<double>(T * I) * static_cast<double>(O)};
@@ -204,6 +230,7 @@ std::map<std::string, Entry> entries() {
        {{{"B", 2}, {"L", 256}, {"H", 24}, {"P", 64}, {"G", 1}, {"N", 128}}, prepare_ssd_backward}},
       {"state_update", {{{"B", 8}, {"H", 24}, {"P", 64}, {"N", 128}}, prepare_state_update}},
       {"causal_conv1d", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv}},
+      {"causal_conv1d_backward", {{{"B", 1}, {"D", 1792}, {"L", 512}, {"K", 4}}, prepare_conv_backward}},
       {"gated_rms_norm", {{{"T", 512}, {"C", 1536}}, prepare_norm}},
       {"linear", {{{"T", 1}, {"I", 768}, {"O", 50280}}, prepare_linear}},
       {"attention", {{{"L", 512}, {"H", 12}, {"G", 12}, {"P", 64}}, prepare_attention}}};
@@ -236,15 +263,23 @@ OpBench bench_op(Context& ctx, const std::string& name, const Shape& shape, DTyp
             ", expected at least 1");
     full[letter] = size;
   }
-  Inputs inputs(dtype);
+  Inputs inputs(ctx.memory(), dtype);
   const Prepared prepared = entry->second.prepare(ctx, full, inputs);
   OpBench result{.name = name, .bytes = prepared.bytes, .flops = prepared.flops};
   for (const auto& [letter, size] : full)
     result.shape += concat(result.shape.empty() ? "" : ",", letter, "=", size);
   prepared.run();
   result.backend = ctx.backend();
+  ctx.synchronize();
+  // A call returns when its work is queued on a GPU: several in a row hide what queueing costs.
+  const int runs = ctx.on_gpu() ? 10 : 1;
   std::vector<double> times;
-  for (std::int64_t i = 0; i < repeat; ++i) times.push_back(seconds_of(prepared.run));
+  for (std::int64_t i = 0; i < repeat; ++i)
+    times.push_back(seconds_of([&] {
+                      for (int j = 0; j < runs; ++j) prepared.run();
+                      ctx.synchronize();
+                    }) /
+                    runs);
   result.seconds = median(times);
   result.ceilings = measure_ceilings(ctx);
   return result;

@@ -21,6 +21,10 @@ struct Ceilings {
 };
 Ceilings measure_ceilings(Context& ctx);
 
+// A model with random weights for measuring. Large ones are made in seconds: each layer is a copy of the
+// first, in memory of its own.
+LanguageModel random_model(Context& ctx, const ModelConfig& config, DType dtype);
+
 struct ModelBenchOptions {
   std::int64_t prompt_length = 512;
   std::int64_t new_tokens = 64;
