@@ -60,6 +60,7 @@ void run_training(const ModelOptions& options) {
   training.recompute = options.recompute == "block" ? Recompute::block : Recompute::none;
   training.repeat = options.bench.repeat;
   const TrainBench b = bench_training(ctx, model, training);
+  report_profile(ctx);
   const double bytes_per_parameter =
       static_cast<double>(b.peak_memory_bytes) / static_cast<double>(b.parameters);
   if (options.json) {
@@ -103,6 +104,7 @@ void run_model(const ModelOptions& options) {
   LanguageModel model = make_model(ctx, options);
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - begin;
   const ModelBench b = bench_model(ctx, model, options.bench);
+  report_profile(ctx);
   if (options.json) {
     print(JsonObject()
               .add("prefill_tokens_per_second", b.prefill_tokens_per_second)
@@ -156,6 +158,7 @@ void run_op(const OpOptions& options) {
   Context ctx(context_options(options.common));
   const OpBench b = bench_op(ctx, options.name, parse_shape(options.shape),
                              parse_dtype(options.common.dtype).value_or(DType::f32), options.repeat);
+  report_profile(ctx);
   if (options.json) {
     print(JsonObject()
               .add("op", b.name)

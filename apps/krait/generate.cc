@@ -173,6 +173,7 @@ void run(Options& options) {
   }
   flush();
   if (options.common.verbose) report_speed(result, options);
+  report_profile(ctx);
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ void run(const Options& options) {
   const LanguageModel model =
       load_language_model(ctx, open_checkpoint(options.common), load_options(options.common));
   io::write_npy(options.out, logits_of_ids(ctx, model, read_ids(options.ids)));
+  report_profile(ctx);
 }
 
 }  // namespace

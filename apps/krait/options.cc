@@ -1,5 +1,8 @@
 #include "options.h"
 
+#include <iomanip>
+#include <sstream>
+
 #include "krait/core/error.h"
 #include "terminal.h"
 
@@ -36,6 +39,7 @@ void add_machine(const Command& command, CommonOptions& options) {
                "Where to run: cpu, cuda, cuda:N, or auto, a GPU where there is one");
   add_threads(command, options);
   command.flag("--reference", options.reference, "The slow, readable path of every operator");
+  command.flag("--profile", options.profile, "Report the time that each kernel took on a GPU");
 }
 
 void add_common(const Command& command, CommonOptions& options) {
@@ -49,6 +53,9 @@ ContextOptions context_options(const CommonOptions& options) {
   ContextOptions context;
   // The reference paths are the CPU's.
   context.device = options.reference && options.device == "auto" ? Device{} : parse_device(options.device);
+  require(!options.profile || context.device.kind != Device::Kind::cpu,
+          "--profile measures kernels of a GPU, but the device is cpu");
+  context.profile = options.profile;
   context.threads = options.threads;
   context.reference = options.reference;
   context.cancelled = interrupted;
@@ -57,6 +64,19 @@ ContextOptions context_options(const CommonOptions& options) {
     if (level != LogLevel::warning && verbose) message(text);
   };
   return context;
+}
+
+void report_profile(const Context& ctx) {
+  const std::vector<KernelTime> times = ctx.profile();
+  double total = 0.0;
+  for (const KernelTime& t : times) total += t.seconds;
+  for (const KernelTime& t : times) {
+    std::ostringstream line;
+    line << std::fixed << std::setprecision(3) << std::setw(12) << 1e3 * t.seconds << " ms "
+         << std::setprecision(1) << std::setw(5) << 100.0 * t.seconds / total << " %  " << std::setw(8)
+         << t.count << "  " << t.name;
+    message(line.str());
+  }
 }
 
 LoadOptions load_options(const CommonOptions& options) { return {.dtype = parse_dtype(options.dtype)}; }

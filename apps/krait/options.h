@@ -16,6 +16,7 @@ struct CommonOptions {
   std::string dtype = "auto";
   int threads = 0;
   bool reference = false;
+  bool profile = false;
   bool quiet = false;
   bool verbose = false;
 };
@@ -27,9 +28,9 @@ inline constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 void add_messages(const Command& command, CommonOptions& options);
 // --threads
 void add_threads(const Command& command, CommonOptions& options);
-// --device, --threads and --reference.
+// --device, --threads, --reference and --profile.
 void add_machine(const Command& command, CommonOptions& options);
-// --device, --dtype, --threads, --reference, --quiet and --verbose.
+// --device, --dtype, --threads, --reference, --profile, --quiet and --verbose.
 void add_common(const Command& command, CommonOptions& options);
 // --model
 Option add_model(const Command& command, CommonOptions& options);
@@ -38,6 +39,8 @@ void add_texts(const Command& command, std::vector<std::string>& paths);
 
 // Warnings go to stderr unless --quiet, everything else with --verbose; Ctrl-C asks the library to stop.
 ContextOptions context_options(const CommonOptions& options);
+// With --profile: the time of each kernel, to stderr.
+void report_profile(const Context& ctx);
 LoadOptions load_options(const CommonOptions& options);
 
 }  // namespace krait::cli

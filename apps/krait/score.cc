@@ -25,8 +25,11 @@ Score score(const Options& options) {
   Context ctx(context_options(options.common));
   const ModelFiles files = open_checkpoint(options.common);
   const LanguageModel model = load_language_model(ctx, files, load_options(options.common));
-  if (!options.ids.empty()) return score_ids(ctx, model, read_ids(options.ids));
-  return score_text(ctx, model, load_tokenizer(files), read_text(options.text), options.block);
+  const Score result = options.ids.empty() ? score_text(ctx, model, load_tokenizer(files),
+                                                        read_text(options.text), options.block)
+                                           : score_ids(ctx, model, read_ids(options.ids));
+  report_profile(ctx);
+  return result;
 }
 
 void run(const Options& options) {

@@ -165,6 +165,7 @@ void run(const Options& options) {
   }
   const TrainResult result = train(ctx, settings, train_options);
   if (progress) progress->end(result, settings.out);
+  report_profile(ctx);
   if (!options.json) return;
   JsonObject object;
   object.add("end", name_of(result.end)).add("steps", result.steps).add("seconds", result.seconds);

@@ -40,8 +40,13 @@ void Context::synchronize() const {
   if (on_gpu()) memory_.backend_->synchronize();
 }
 
+std::vector<KernelTime> Context::profile() const {
+  return profiling() ? memory_.backend_->take_profile() : std::vector<KernelTime>();
+}
+
 std::function<void()> Context::record(const std::function<void()>& work) {
   require(on_gpu(), "only work on a GPU can be recorded, not on ", name_of(device()));
+  require(!profiling(), "work that is profiled kernel by kernel cannot be recorded");
   // A pool for the graph alone: its addresses are in the graph, and nothing else may be given them.
   const auto outside = memory_.pool_;
   memory_.pool_ = std::make_shared<MemoryPool>(memory_.backend_->memory());

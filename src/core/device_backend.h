@@ -5,9 +5,11 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "core/memory_pool.h"
-#include "krait/core/tensor.h"
+#include "krait/core/context.h"
 
 namespace krait {
 
@@ -23,6 +25,10 @@ class DeviceBackend {
   // Element by element with conversion; either side may be on the host. See Memory::copy.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;
   virtual void fill(const Tensor& t, double value) = 0;
+  // The time of what is queued between the two calls is measured under `name`, which must stay valid.
+  virtual void begin_kernel(std::string_view name) = 0;
+  virtual void end_kernel() = 0;
+  virtual std::vector<KernelTime> take_profile() = 0;
   // Records what `work` launches; the result launches all of it again.
   virtual std::function<void()> record(const std::function<void()>& work) = 0;
 };

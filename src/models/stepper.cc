@@ -9,7 +9,7 @@ const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* 
   std::vector<Sequence> sequences;
   for (std::size_t i = 0; i < ids.size(); ++i)
     sequences.push_back({.ids = ids.subspan(i, 1), .state = states[i]});
-  if (!ctx_.on_gpu() || !model_.steps_can_be_recorded() || ids.empty()) {
+  if (!ctx_.on_gpu() || ctx_.profiling() || !model_.steps_can_be_recorded() || ids.empty()) {
     logits_ = model_.logits(ctx_, sequences);
     return logits_;
   }

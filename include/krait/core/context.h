@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "krait/core/memory.h"
 #include "krait/core/tensor.h"
@@ -24,10 +25,18 @@ enum class LogLevel { debug, info, warning };
 struct ContextOptions {
   Device device{};
   void* stream = nullptr;  // on a GPU: the cudaStream_t that all work goes to; null: a stream of its own
+  bool profile = false;    // on a GPU: measure each kernel (Context::profile)
   int threads = 0;         // 0: one for each processor the process may use
   bool reference = false;  // the slow, readable path of every operator
   std::function<void(LogLevel, std::string_view)> log;  // absent: nothing is reported
   std::function<bool()> cancelled;  // asked between pieces of long work; true ends it with Error(interrupted)
+};
+
+// What the kernels of one name took on a GPU.
+struct KernelTime {
+  std::string name;
+  std::int64_t count = 0;
+  double seconds = 0.0;
 };
 
 class Context {
@@ -70,6 +79,10 @@ class Context {
   // Waits for all that was queued; throws what has failed since.
   void synchronize() const;
 
+  [[nodiscard]] bool profiling() const { return options_.profile && on_gpu(); }
+  // Of all kernels since the last call, the longest first; waits for them.
+  [[nodiscard]] std::vector<KernelTime> profile() const;
+
   // What `work` queues on the stream, as one graph that the result launches again (GPU only). Nothing runs
   // meanwhile, so `work` must read no results, and must have run once before in the same shapes. Memory that
   // it takes and gives back stays the graph's own: tensors that outlive `work` belong in front of it.
@@ -87,6 +100,9 @@ class Context {
   // The path that the last operator on this context took, such as "selective_scan: simd (AVX2)".
   [[nodiscard]] const std::string& backend() const { return backend_; }
   void set_backend(std::string_view op, std::string_view path);
+
+  // Null on the CPU.
+  [[nodiscard]] DeviceBackend* device_backend() const { return memory_.backend_.get(); }
 
   // The threads behind parallel loops.
   [[nodiscard]] ThreadPool& workers() const { return *workers_; }

@@ -1,8 +1,11 @@
 #include "core/cuda/backend.h"
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/cuda/copy.h"
 #include "core/cuda/gpu.h"
@@ -115,6 +118,39 @@ class Backend final : public DeviceBackend {
     fill_elements(stream_, t, value);
   }
 
+  void begin_kernel(std::string_view name) override {
+    const DeviceGuard guard(index_);
+    Measured& m = measured_.emplace_back(name);
+    check(cudaEventCreate(&m.begin), name);
+    check(cudaEventCreate(&m.end), name);
+    check(cudaEventRecord(m.begin, stream_), name);
+  }
+  void end_kernel() override {
+    const DeviceGuard guard(index_);
+    (void)cudaEventRecord(measured_.back().end, stream_);
+  }
+  std::vector<KernelTime> take_profile() override {
+    synchronize();
+    std::map<std::string_view, KernelTime> sums;
+    for (const Measured& m : measured_) {
+      float milliseconds = 0.0F;
+      check(cudaEventElapsedTime(&milliseconds, m.begin, m.end), m.name);
+      KernelTime& sum = sums[m.name];
+      ++sum.count;
+      sum.seconds += 1e-3 * static_cast<double>(milliseconds);
+      (void)cudaEventDestroy(m.begin);
+      (void)cudaEventDestroy(m.end);
+    }
+    measured_.clear();
+    std::vector<KernelTime> times;
+    for (auto& [name, sum] : sums) {
+      sum.name = name;
+      times.push_back(std::move(sum));
+    }
+    std::sort(times.begin(), times.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+    return times;
+  }
+
   std::function<void()> record(const std::function<void()>& work) override {
     const DeviceGuard guard(index_);
     // Relaxed: the graph's pool may get memory meanwhile.
@@ -142,7 +178,15 @@ class Backend final : public DeviceBackend {
   }
 
  private:
+  struct Measured {
+    explicit Measured(std::string_view n) : name(n) {}
+    std::string_view name;
+    cudaEvent_t begin = nullptr;
+    cudaEvent_t end = nullptr;
+  };
+
   int index_;
+  std::vector<Measured> measured_;
   cudaStream_t stream_;
   bool owned_ = false;
 };

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "core/device_backend.h"
 #include "krait/core/context.h"
 #include "krait/core/error.h"
 
@@ -47,6 +48,23 @@ struct DeviceLimits {
 };
 const DeviceLimits& limits_of(const Context& ctx);
 
+// What is queued in this scope counts as the kernel `name` where the context profiles.
+class KernelScope {
+ public:
+  KernelScope(const Context& ctx, std::string_view name)
+      : backend_(ctx.profiling() ? ctx.device_backend() : nullptr) {
+    if (backend_ != nullptr) backend_->begin_kernel(name);
+  }
+  ~KernelScope() {
+    if (backend_ != nullptr) backend_->end_kernel();
+  }
+  KernelScope(const KernelScope&) = delete;
+  KernelScope& operator=(const KernelScope&) = delete;
+
+ private:
+  DeviceBackend* backend_;
+};
+
 #if defined(__CUDACC__) || defined(__HIPCC__)
 // Launches `kernel` on the context's stream; `what` is named where the launch fails. More than 48 KB of
 // `shared` bytes are asked for as the runtime wants it.
@@ -58,6 +76,7 @@ void launch(const Context& ctx, std::string_view what, void (*kernel)(Parameters
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           what);
+  const KernelScope scope(ctx, what);
   kernel<<<grid, block, shared, stream_of(ctx)>>>(static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), what);
 }
