@@ -41,6 +41,8 @@ struct StateUpdateArgs {
 // step = prefill. The arithmetic is f32 (f64 by the reference where any tensor is f64); a state of bf16 or
 // f16 is rounded to nearest once a token, so that T tokens give the bits of T calls. The bits do not depend
 // on the number of threads. Throws Error(invalid_argument) for what does not fit, before anything is written.
+// On a GPU state_batch_indices is there too, and its values are seen by the kernel alone: one beyond the rows
+// of state is a padding slot, and of a row named twice the state is that of either entry. There is no f64.
 Tensor state_update(Context& ctx, const StateUpdateArgs& args);
 
 }  // namespace krait

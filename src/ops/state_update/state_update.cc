@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "ops/state_update/update.h"
 #include "ops/token_runs.h"
@@ -187,22 +188,30 @@ class Validation {
     return t;
   }
 
+  void check_indices(const Tensor& indices) const {
+    require_index_dtype("state_update", "state_batch_indices", indices);
+    check_shape("state_batch_indices", indices, {batch_}, "one index per entry of x");
+    require(indices.device() == ctx_.device(), "[state_update] state_batch_indices is on device ",
+            name_of(indices.device()), ", expected ", name_of(ctx_.device()));
+  }
+
   void read_rows() {
     const std::int64_t available = args_.state.size(0);
     const Tensor& indices = args_.state_batch_indices;
-    if (!indices) {
+    if (!indices)
       require(available == batch_, "[state_update] state has ", available, " rows, expected ", batch_,
               ": one for each entry of x");
-      for (std::int64_t b = 0; b < batch_; ++b) p_.rows.push_back(b);
+    else
+      check_indices(indices);
+    if (ctx_.on_gpu()) {
+      p_.indices = indices;  // its values are not looked at here: that would wait for the device
       return;
     }
-    require_index_dtype("state_update", "state_batch_indices", indices);
-    check_shape("state_batch_indices", indices, {batch_}, "one index per entry of x");
-    for (std::int64_t b = 0; b < batch_; ++b) {
-      p_.rows.push_back(index_at(indices, b));
-      require(p_.rows.back() < available, "[state_update] state_batch_indices[", b, "] is ", p_.rows.back(),
-              ", expected less than ", available, ", the rows of state");
-    }
+    for (std::int64_t b = 0; b < batch_; ++b) p_.rows.push_back(indices ? index_at(indices, b) : b);
+    for (std::int64_t b = 0; b < batch_; ++b)
+      require(p_.rows[static_cast<std::size_t>(b)] < available, "[state_update] state_batch_indices[", b,
+              "] is ", p_.rows[static_cast<std::size_t>(b)], ", expected less than ", available,
+              ", the rows of state");
     std::vector<std::int64_t> sorted = p_.rows;
     std::sort(sorted.begin(), sorted.end());
     const auto twice = std::adjacent_find(sorted.begin(), sorted.end(),
@@ -250,6 +259,17 @@ Tensor state_update(Context& ctx, const StateUpdateArgs& args) {
   update::Validation validation(ctx, args);
   const update::Problem problem = validation.run();
   const bool in_double = validation.in_double();
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      require(args.path == StateUpdatePath::automatic && !ctx.reference(),
+              "[state_update] a path of the CPU is asked for on ", name_of(ctx.device()),
+              ", expected automatic");
+      require(!in_double, "[state_update] a GPU computes in f32, expected f32, bf16 and f16 tensors");
+      update::run_cuda(ctx, problem);
+      ctx.set_backend("state_update", "cuda");
+      return validation.out();
+    }
+  }
   const StateUpdatePath path = update::choose_path(args.path, in_double, ctx.reference());
   if (path == StateUpdatePath::reference) {
     update::run_reference(problem, in_double);

@@ -25,6 +25,7 @@ struct Problem {
   bool dt_softplus = false;
   DtLimit dt_limit;
   std::vector<std::int64_t> rows;  // the row of `state` of each batch entry; negative: a padding slot
+  Tensor indices;                  // in place of `rows` on a GPU: (B), absent where entry b has row b
 
   std::int64_t tokens = 0;
   std::int64_t heads = 0;
@@ -32,7 +33,7 @@ struct Problem {
   std::int64_t d_state = 0;
   std::int64_t groups = 1;
 
-  [[nodiscard]] std::int64_t batch() const { return static_cast<std::int64_t>(rows.size()); }
+  [[nodiscard]] std::int64_t batch() const { return x.size(0); }
   [[nodiscard]] std::int64_t group(std::int64_t head) const { return head / (heads / groups); }
 };
 
@@ -45,5 +46,8 @@ struct Problem {
 
 void run_reference(const Problem& problem, bool in_double);
 void run_simd(Context& ctx, const Problem& problem);
+void run_cuda(Context& ctx, const Problem& problem);
+// True where the GPU moves the state 16 bytes at a time: states side by side, a power of two of such pieces.
+[[nodiscard]] bool fits_vectors(const Problem& problem);
 
 }  // namespace krait::update

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
 #include "ops/random_tensors.h"
@@ -107,6 +108,9 @@ StateUpdateArgs in_double(StateUpdateArgs args) {
   return args;
 }
 
+// The path that is not the reference: that of the CPU, or the GPU's.
+StateUpdatePath fast_path() { return testing::on_gpu() ? StateUpdatePath::automatic : StateUpdatePath::simd; }
+
 double precision(DType dtype) { return dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 1e-6; }
 
 constexpr double kPrecision = 4e-6;
@@ -117,12 +121,12 @@ void check(const Options& o, std::uint64_t seed) {
   Context ctx({.threads = 2});
   StateUpdateArgs exact = in_double(args);
   exact.state = exact.state.clone();
-  const Tensor expected = state_update(ctx, exact);
-  for (const StateUpdatePath path : {StateUpdatePath::reference, StateUpdatePath::simd}) {
-    SCOPED_TRACE(path == StateUpdatePath::simd ? "simd" : "reference");
+  const Tensor expected = testing::run(ctx, state_update, exact);
+  for (const StateUpdatePath path : {StateUpdatePath::reference, fast_path()}) {
+    SCOPED_TRACE(path == StateUpdatePath::reference ? "reference" : "fast");
     StateUpdateArgs found = make_args(o, seed);  // a state of its own, with the same strides
     found.path = path;
-    const Tensor out = state_update(ctx, found);
+    const Tensor out = testing::run(ctx, state_update, found);
     EXPECT_EQ(out.dtype(), o.dtype);
     // A state of 16 bits is rounded after each token, which the f64 state is not.
     const double state_precision =
@@ -165,7 +169,7 @@ Options random_options(std::uint64_t seed) {
 
 TEST(StateUpdate, OneStateByHand) {
   // d = 0.5; S = e^-0.5 * 1 + 0.5 * 2 * 3; out = (S * 4 + 10 * 3) * silu(0.25).
-  for (const StateUpdatePath path : {StateUpdatePath::reference, StateUpdatePath::simd}) {
+  for (const StateUpdatePath path : {StateUpdatePath::reference, fast_path()}) {
     const auto one = [](float v, const Dims& shape) { return Tensor::from(std::vector<float>{v}, shape); };
     Context ctx;
     StateUpdateArgs args = {.state = one(1, {1, 1, 1}),
@@ -178,7 +182,7 @@ TEST(StateUpdate, OneStateByHand) {
                             .z = one(0.25F, {1, 1}),
                             .dt_bias = one(0.25F, {1}),
                             .path = path};
-    const Tensor out = state_update(ctx, args);
+    const Tensor out = testing::run(ctx, state_update, args);
     const double s = std::exp(-0.5) + 3;
     EXPECT_NEAR(args.state.data<float>()[0], s, 1e-6);
     EXPECT_NEAR(out.data<float>()[0], (s * 4 + 30) * 0.25 / (1 + std::exp(-0.25)), 1e-5);
@@ -219,11 +223,23 @@ TEST(StateUpdate, EachOptionAlone) {
   }
 }
 
+// As many channels as take the kernels of a GPU for large batches, and none that they divide.
+TEST(StateUpdate, LargeBatches) {
+  for (const DType state_dtype : {DType::f32, DType::bf16, DType::f16}) {
+    Options o = {.batch = 3, .channels = 80, .headdim = 65, .d_state = 128, .state_dtype = state_dtype};
+    o.dt_per_head = o.softplus = o.gate = o.indices = true;
+    o.skip = o.bias = 1;
+    check(o, 9);
+    check({.heads = false, .batch = 5, .channels = 5121, .state_dtype = state_dtype, .softplus = true}, 10);
+  }
+}
+
 TEST(StateUpdate, RandomCombinations) {
   for (std::uint64_t seed = 0; seed < 400 && !HasFailure(); ++seed) check(random_options(seed), seed);
 }
 
 TEST(StateUpdate, EachTarget) {
+  if (on_gpu()) GTEST_SKIP() << "of the CPU";
   on_each_target([] {
     for (std::uint64_t seed = 1000; seed < 1060 && !HasFailure(); ++seed) check(random_options(seed), seed);
   });
@@ -261,16 +277,17 @@ TEST(StateUpdate, StepsEqualTheScan) {
   const SelectiveScanResult whole = selective_scan(ctx, scan);
   const Tensor state = Tensor::zeros({2, kChannels, kStates});
   for (std::int64_t t = 0; t < kLength; ++t) {
-    const Tensor out = state_update(ctx, {.state = state,
-                                          .x = scan.u.select(2, t),
-                                          .dt = scan.delta.select(2, t),
-                                          .A = scan.A,
-                                          .B = scan.B.select(3, t),
-                                          .C = scan.C.select(3, t),
-                                          .D = scan.D,
-                                          .z = scan.z.select(2, t),
-                                          .dt_bias = scan.delta_bias,
-                                          .dt_softplus = true});
+    const Tensor out = testing::run(ctx, state_update,
+                                    {.state = state,
+                                     .x = scan.u.select(2, t),
+                                     .dt = scan.delta.select(2, t),
+                                     .A = scan.A,
+                                     .B = scan.B.select(3, t),
+                                     .C = scan.C.select(3, t),
+                                     .D = scan.D,
+                                     .z = scan.z.select(2, t),
+                                     .dt_bias = scan.delta_bias,
+                                     .dt_softplus = true});
     expect_close(out, whole.out.select(2, t), 1e-6, 2e-6, "out");
   }
   expect_close(state, whole.last_state, 1e-6, 2e-6, "state");
@@ -290,7 +307,7 @@ TEST(StateUpdate, SeveralTokensEqualSingleCalls) {
       Context ctx;
       StateUpdateArgs args = make_args(o, 4);
       const Tensor start = args.state.clone();
-      const Tensor together = state_update(ctx, args);
+      const Tensor together = testing::run(ctx, state_update, args);
       StateUpdateArgs one = args;
       one.state = start;
       for (std::int64_t t = 0; t < 6; ++t) {
@@ -299,7 +316,7 @@ TEST(StateUpdate, SeveralTokensEqualSingleCalls) {
         one.B = args.B.select(1, t);
         one.C = args.C.select(1, t);
         one.z = args.z.select(1, t);
-        expect_same_bits(state_update(ctx, one), together.select(1, t));
+        expect_same_bits(testing::run(ctx, state_update, one), together.select(1, t));
       }
       expect_same_bits(one.state, args.state);
     }
@@ -307,13 +324,13 @@ TEST(StateUpdate, SeveralTokensEqualSingleCalls) {
 }
 
 TEST(StateUpdate, PaddingSlotsLeaveEveryStateAlone) {
-  for (const StateUpdatePath path : {StateUpdatePath::reference, StateUpdatePath::simd}) {
+  for (const StateUpdatePath path : {StateUpdatePath::reference, fast_path()}) {
     StateUpdateArgs args = make_args({.batch = 4, .skip = 1, .gate = true}, 5);
     args.path = path;
     args.state_batch_indices = Tensor::from(std::vector<std::int64_t>{-1, 2, -5, 0});
     const Tensor before = args.state.clone();
     Context ctx;
-    const Tensor out = state_update(ctx, args);
+    const Tensor out = testing::run(ctx, state_update, args);
     for (const std::int64_t b : {0, 2})
       for (const float y : out.select(0, b).contiguous().span<float>()) EXPECT_EQ(y, 0.0F);
     for (const std::int64_t row : {1, 3}) expect_same_bits(args.state.select(0, row), before.select(0, row));
@@ -321,8 +338,23 @@ TEST(StateUpdate, PaddingSlotsLeaveEveryStateAlone) {
     alone.state_batch_indices = {};
     alone.state = before.slice(0, 2, 3).clone();
     for (Tensor* t : {&alone.x, &alone.dt, &alone.B, &alone.C, &alone.z}) *t = t->slice(0, 1, 2);
-    expect_same_bits(state_update(ctx, alone), out.slice(0, 1, 2));
+    expect_same_bits(testing::run(ctx, state_update, alone), out.slice(0, 1, 2));
     expect_same_bits(alone.state, args.state.slice(0, 2, 3));
+  }
+}
+
+// The values of indices are known to a GPU's kernel alone.
+TEST(StateUpdate, RowsBeyondTheStateArePaddingOnAGpu) {
+  if (!on_gpu()) GTEST_SKIP() << "an error on the CPU";
+  for (const std::int64_t d_state : {16, 17}) {
+    StateUpdateArgs args = make_args({.batch = 3, .d_state = d_state}, 5);
+    args.state_batch_indices = Tensor::from(std::vector<std::int64_t>{3, 1, std::int64_t{1} << 40});
+    const Tensor before = args.state.clone();
+    Context ctx;
+    const Tensor out = testing::run(ctx, state_update, args);
+    for (const std::int64_t b : {0, 2})
+      for (const float y : out.select(0, b).contiguous().span<float>()) EXPECT_EQ(y, 0.0F);
+    for (const std::int64_t row : {0, 2}) expect_same_bits(args.state.select(0, row), before.select(0, row));
   }
 }
 
@@ -336,11 +368,11 @@ TEST(StateUpdate, ThreadsDoNotMatter) {
                        .softplus = true};
     StateUpdateArgs expected = make_args(o, 6);
     Context one({.threads = 1});
-    const Tensor expected_out = state_update(one, expected);
+    const Tensor expected_out = testing::run(one, state_update, expected);
     for (const int threads : {2, 3, 16}) {
       StateUpdateArgs found = make_args(o, 6);
       Context ctx({.threads = threads});
-      expect_same_bits(state_update(ctx, found), expected_out);
+      expect_same_bits(testing::run(ctx, state_update, found), expected_out);
       expect_same_bits(found.state, expected.state);
     }
   }
@@ -351,7 +383,7 @@ TEST(StateUpdate, NotANumberStaysInItsChannel) {
       make_args({.heads = false, .batch = 1, .channels = 10, .softplus = true, .limit = true}, 7);
   args.dt.data<float>()[3] = std::numeric_limits<float>::quiet_NaN();
   Context ctx;
-  const Tensor out = state_update(ctx, args);
+  const Tensor out = testing::run(ctx, state_update, args);
   for (std::int64_t c = 0; c < 10; ++c) EXPECT_EQ(std::isnan(out.data<float>()[c]), c == 3) << c;
 }
 
@@ -360,18 +392,19 @@ TEST(StateUpdate, OutMayBeX) {
   StateUpdateArgs in_place = make_args({.skip = 1, .gate = true}, 8);
   in_place.out = in_place.x;
   Context ctx;
-  const Tensor expected = state_update(ctx, args);
-  EXPECT_EQ(state_update(ctx, in_place).raw(), in_place.x.raw());
+  const Tensor expected = testing::run(ctx, state_update, args);
+  EXPECT_EQ(testing::run(ctx, state_update, in_place).raw(), in_place.x.raw());
   expect_same_bits(in_place.x, expected);
 }
 
 TEST(StateUpdate, Paths) {
+  if (on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   StateUpdateArgs args = make_args({}, 1);
-  state_update(ctx, args);
+  testing::run(ctx, state_update, args);
   EXPECT_EQ(ctx.backend(), concat("state_update: simd (", simd_target(), ")"));
   ctx.set_reference(true);
-  state_update(ctx, args);
+  testing::run(ctx, state_update, args);
   EXPECT_EQ(ctx.backend(), "state_update: reference");
   EXPECT_EQ(update::choose_path(StateUpdatePath::automatic, true, false), StateUpdatePath::reference);
   EXPECT_EQ(update::choose_path(StateUpdatePath::simd, false, true), StateUpdatePath::simd);
@@ -379,10 +412,21 @@ TEST(StateUpdate, Paths) {
   EXPECT_EQ(update::choose_threads(1'000'000, false, 8), 8);
 }
 
+TEST(StateUpdate, PathsOfAGpu) {
+  if (!on_gpu()) GTEST_SKIP() << "of a GPU";
+  Context ctx;
+  StateUpdateArgs args = make_args({}, 1);
+  testing::run(ctx, state_update, args);
+  EXPECT_EQ(gpu_context().backend(), "state_update: cuda");
+  args.path = StateUpdatePath::simd;
+  EXPECT_NE(message_of([&] { testing::run(ctx, state_update, args); }).find("a path of the CPU is asked for"),
+            std::string::npos);
+}
+
 std::string message_of(const StateUpdateArgs& args) {
   Context ctx;
   try {
-    state_update(ctx, args);
+    testing::run(ctx, state_update, args);
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::invalid_argument);
     return error.what();
@@ -391,6 +435,7 @@ std::string message_of(const StateUpdateArgs& args) {
 }
 
 TEST(StateUpdate, RefusesWhatDoesNotFit) {
+  if (on_gpu()) GTEST_SKIP() << "of the CPU";
   using Args = StateUpdateArgs;
   const auto with = [](bool heads, auto change) {
     // With heads (2, 6, 4, 16), else (2, 6, 16).

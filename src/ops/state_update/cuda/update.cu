@@ -1,0 +1,301 @@
+// The kernels of state_update. What they move is the state, once in and once out; everything else of a token
+// is small beside it.
+#include <algorithm>
+#include <cstdint>
+
+#include "core/cuda/elements.cuh"
+#include "ops/state_update/update.h"
+
+namespace krait::update {
+namespace {
+
+using cuda::AnyView;
+using cuda::IndexView;
+
+constexpr int kWarp = 32;
+constexpr int kThreads = 128;
+constexpr float kLog2E = 1.4426950408889634F;
+
+// The problem as kernels see it.
+struct Operands {
+  explicit Operands(const Problem& p)
+      : state(p.state),
+        x(p.x),
+        dt(p.dt),
+        A(p.A),
+        B(p.B),
+        C(p.C),
+        D(p.D),
+        z(p.z),
+        dt_bias(p.dt_bias),
+        out(p.out),
+        rows(p.indices),
+        available(p.state.size(0)),
+        batch(p.batch()),
+        tokens(p.tokens),
+        heads(p.heads),
+        headdim(p.headdim),
+        d_state(p.d_state),
+        heads_per_group(p.heads / p.groups),
+        low(p.dt_limit.low),
+        high(p.dt_limit.high),
+        softplus(p.dt_softplus) {}
+
+  AnyView<4> state;
+  AnyView<4> x;
+  AnyView<4> dt;
+  AnyView<3> A;
+  AnyView<4> B;
+  AnyView<4> C;
+  AnyView<2> D;
+  AnyView<4> z;
+  AnyView<2> dt_bias;
+  AnyView<4> out;
+  IndexView rows;
+  std::int64_t available;
+  std::int64_t batch;
+  std::int64_t tokens;
+  std::int64_t heads;
+  std::int64_t headdim;
+  std::int64_t d_state;
+  std::int64_t heads_per_group;
+  float low;
+  float high;
+  bool softplus;
+
+  // The row of state of batch entry b; -1: a padding slot.
+  __device__ std::int64_t row_of(std::int64_t b) const {
+    const std::int64_t row = rows ? rows(b) : b;
+    return row < available ? row : -1;
+  }
+  __device__ float step_of(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t p) const {
+    float step = dt.load(b, t, h, p);
+    if (dt_bias) step += dt_bias.load(h, p);
+    if (softplus) step = cuda::softplus(step);
+    // Not fminf and fmaxf, which lose a NaN.
+    return step < low ? low : step > high ? high : step;
+  }
+  // Whole output of a channel whose states have given `y`.
+  __device__ void finish(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t p, float input,
+                         float y) const {
+    if (D) y += D.load(h, p) * input;
+    if (z) y *= cuda::silu(z.load(b, t, h, p));
+    out.store(y, b, t, h, p);
+  }
+};
+
+// Any layout: a warp for each channel, its lanes over the states.
+__global__ void __launch_bounds__(kThreads) walk_channels(Operands o) {
+  constexpr int kWarps = kThreads / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::int64_t channels = o.batch * o.heads * o.headdim;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; i < channels;
+       i += std::int64_t{gridDim.x} * kWarps) {
+    const std::int64_t p = i % o.headdim;
+    const std::int64_t h = i / o.headdim % o.heads;
+    const std::int64_t b = i / (o.headdim * o.heads);
+    const std::int64_t g = h / o.heads_per_group;
+    const std::int64_t row = o.row_of(b);
+    for (std::int64_t t = 0; t < o.tokens; ++t) {
+      if (row < 0) {
+        if (lane == 0) o.out.store(0.0F, b, t, h, p);
+        continue;
+      }
+      const float step = o.step_of(b, t, h, p);
+      const float input = o.x.load(b, t, h, p);
+      float y = 0.0F;
+      for (std::int64_t n = lane; n < o.d_state; n += kWarp) {
+        const float next =
+            expf(step * o.A.load(h, p, n)) * o.state.load(row, h, p, n) + step * input * o.B.load(b, t, g, n);
+        y += next * o.C.load(b, t, g, n);
+        o.state.store(next, row, h, p, n);
+      }
+      y = cuda::warp_sum(y);
+      if (lane == 0) o.finish(b, t, h, p, input, y);
+    }
+  }
+}
+
+// Memory of kCount elements read and written at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Packed {
+  T v[kCount];
+};
+
+template <typename T, int kCount>
+__device__ __forceinline__ void unpack(const void* data, std::int64_t at, float (&to)[kCount]) {
+  constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kTogether) {
+    const auto packed = *reinterpret_cast<const Packed<T, kTogether>*>(static_cast<const T*>(data) + at + i);
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) to[i + j] = cuda::to_float(packed.v[j]);
+  }
+}
+
+// kCount elements from `at` on; `packed` where they lie side by side, aligned to their size.
+template <int kCount>
+__device__ __forceinline__ void load_states(const AnyView<4>& view, std::int64_t at, bool packed,
+                                            float (&to)[kCount]) {
+  if (!packed) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = cuda::load_float(view.data, view.dtype, at + i * view.stride[3]);
+  } else if (view.dtype == DType::bf16) {
+    unpack<__nv_bfloat16>(view.data, at, to);
+  } else if (view.dtype == DType::f16) {
+    unpack<__half>(view.data, at, to);
+  } else {
+    unpack<float>(view.data, at, to);
+  }
+}
+
+struct VectorPlan {
+  int lanes = 1;  // of a channel, each with 16 bytes of states: a power of two up to 32
+  bool packed_b = false;
+  bool packed_c = false;
+  bool one_step = false;  // all channels of a head share dt, its bias and A
+};
+
+// States side by side. A block takes (kThreads / lanes) kChannels channels of one head: a lane holds 16 bytes
+// of states of kChannels channels, with all loads of state under way before the first is used, and reads B
+// and C once for them. kDecayPerState: A differs from state to state (f32, packed).
+template <typename State, bool kDecayPerState, int kChannels>
+__global__ void __launch_bounds__(kThreads) update_vectors(Operands o, VectorPlan plan) {
+  constexpr int kStates = 16 / static_cast<int>(sizeof(State));
+  const int lane = static_cast<int>(threadIdx.x) % plan.lanes;
+  const int teams = kThreads / plan.lanes;
+  const int team = static_cast<int>(threadIdx.x) / plan.lanes;
+  const std::int64_t tiles = (o.headdim + teams * kChannels - 1) / (teams * kChannels);
+  const std::int64_t tile = blockIdx.x % tiles;
+  const std::int64_t h = blockIdx.x / tiles % o.heads;
+  const std::int64_t b = blockIdx.x / (tiles * o.heads);
+  const std::int64_t g = h / o.heads_per_group;
+  const std::int64_t row = o.row_of(b);
+  const std::int64_t first = tile * teams * kChannels + team;
+  const auto channel = [&](int i) { return first + std::int64_t{i} * teams; };
+
+  if (row < 0) {
+    for (int i = 0; i < kChannels; ++i)
+      for (std::int64_t t = 0; t < o.tokens; ++t)
+        if (lane == 0 && channel(i) < o.headdim) o.out.store(0.0F, b, t, h, channel(i));
+    return;
+  }
+
+  using Vector = Packed<State, kStates>;
+  auto* const states = static_cast<State*>(o.state.data);
+  const std::int64_t n = std::int64_t{lane} * kStates;
+  Vector loaded[kChannels];
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i)
+    if (channel(i) < o.headdim)
+      loaded[i] = *reinterpret_cast<const Vector*>(states + o.state.offset(row, h, channel(i), n));
+  float s[kChannels][kStates];
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i)
+#pragma unroll
+    for (int j = 0; j < kStates; ++j) s[i][j] = cuda::to_float(loaded[i].v[j]);
+
+  for (std::int64_t t = 0; t < o.tokens; ++t) {
+    float B[kStates];
+    float C[kStates];
+    load_states(o.B, o.B.offset(b, t, g, n), plan.packed_b, B);
+    load_states(o.C, o.C.offset(b, t, g, n), plan.packed_c, C);
+    float step = 0.0F;
+    float decay[kStates];
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      // Lanes beyond the last channel repeat it, so that all take part in the sums.
+      const std::int64_t p = channel(i) < o.headdim ? channel(i) : o.headdim - 1;
+      const float input = o.x.load(b, t, h, p);
+      const bool anew = i == 0 || !plan.one_step;
+      if (anew) step = o.step_of(b, t, h, p);
+      if constexpr (kDecayPerState) {
+        unpack<float>(o.A.data, o.A.offset(h, p, n), decay);
+#pragma unroll
+        for (int j = 0; j < kStates; ++j) decay[j] = exp2f(step * kLog2E * decay[j]);
+      } else if (anew) {
+        const float common = expf(step * o.A.load(h, p, 0));
+#pragma unroll
+        for (int j = 0; j < kStates; ++j) decay[j] = common;
+      }
+      float y = 0.0F;
+#pragma unroll
+      for (int j = 0; j < kStates; ++j) {
+        const float next = decay[j] * s[i][j] + step * input * B[j];
+        y += next * C[j];
+        s[i][j] = cuda::to_float(cuda::from_float<State>(next));
+      }
+      for (int apart = plan.lanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(0xffffffffU, y, apart);
+      if (lane == 0 && channel(i) < o.headdim) o.finish(b, t, h, p, input, y);
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) {
+    if (channel(i) >= o.headdim) continue;
+    Vector stored;
+#pragma unroll
+    for (int j = 0; j < kStates; ++j) stored.v[j] = cuda::from_float<State>(s[i][j]);
+    *reinterpret_cast<Vector*>(states + o.state.offset(row, h, channel(i), n)) = stored;
+  }
+}
+
+// True where spans of `count` elements that start at a multiple of `count` in the last dimension can be
+// read at once.
+bool is_packed(const Tensor& t, int count) {
+  const auto bytes = std::min<std::size_t>(16, static_cast<std::size_t>(count) * size_of(t.dtype()));
+  const auto elements = static_cast<std::int64_t>(bytes / size_of(t.dtype()));
+  if (t.stride(-1) != 1 || reinterpret_cast<std::uintptr_t>(t.raw()) % bytes != 0) return false;
+  for (int i = 0; i + 1 < t.ndim(); ++i)
+    if (t.size(i) > 1 && t.stride(i) % elements != 0) return false;
+  return true;
+}
+
+template <typename State, bool kDecayPerState, int kChannels>
+void launch_vectors(Context& ctx, const Problem& p, const VectorPlan& plan) {
+  const std::int64_t block = std::int64_t{kThreads / plan.lanes} * kChannels;
+  const std::int64_t blocks = (p.headdim + block - 1) / block * p.heads * p.batch();
+  cuda::launch(ctx, "state_update", update_vectors<State, kDecayPerState, kChannels>,
+               dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, Operands(p), plan);
+}
+
+template <typename State>
+void run_vectors(Context& ctx, const Problem& p) {
+  constexpr int kStates = 16 / static_cast<int>(sizeof(State));
+  VectorPlan plan = {.lanes = static_cast<int>(p.d_state) / kStates,
+                           .packed_b = is_packed(p.B, kStates),
+                           .packed_c = is_packed(p.C, kStates)};
+  const bool decay_per_state = p.A.stride(2) != 0;
+  plan.one_step = p.dt.stride(3) == 0 && (!p.dt_bias || p.dt_bias.stride(1) == 0) && p.A.stride(1) == 0;
+  // Few channels spread over as many multiprocessors as there are.
+  const std::int64_t blocks_of_four = p.batch() * p.heads * p.headdim * plan.lanes / (4 * kThreads);
+  const bool four = blocks_of_four >= cuda::limits_of(ctx).multiprocessors;
+  if (decay_per_state)
+    four ? launch_vectors<State, true, 4>(ctx, p, plan) : launch_vectors<State, true, 1>(ctx, p, plan);
+  else
+    four ? launch_vectors<State, false, 4>(ctx, p, plan) : launch_vectors<State, false, 1>(ctx, p, plan);
+}
+
+}  // namespace
+
+bool fits_vectors(const Problem& p) {
+  const auto states = static_cast<std::int64_t>(16 / size_of(p.state.dtype()));
+  const std::int64_t lanes = p.d_state / states;
+  if (p.d_state % states != 0 || lanes < 1 || lanes > kWarp || (lanes & (lanes - 1)) != 0) return false;
+  if (!is_packed(p.state, static_cast<int>(states))) return false;
+  return p.A.stride(2) == 0 || (p.A.dtype() == DType::f32 && is_packed(p.A, static_cast<int>(states)));
+}
+
+void run_cuda(Context& ctx, const Problem& p) {
+  const std::int64_t channels = p.batch() * p.heads * p.headdim;
+  if (channels == 0 || p.tokens == 0) return;
+  if (fits_vectors(p)) {
+    cuda::dispatch_element(p.state.dtype(), "[state_update] state",
+                           [&](auto element) { run_vectors<decltype(element)>(ctx, p); });
+    return;
+  }
+  cuda::launch(ctx, "state_update", walk_channels, dim3(cuda::blocks_for(ctx, channels * kWarp, kThreads)),
+               dim3(kThreads), 0, Operands(p));
+}
+
+}  // namespace krait::update
