@@ -18,6 +18,28 @@ void check(std::string_view op, std::string_view name, const Tensor& t, const Te
           meaning);
 }
 
+void bring_to_device(Context& ctx, std::string_view op, SsdArgs& args) {
+  require_on_device(ctx, op,
+                    {{"x", args.x},
+                     {"dt", args.dt},
+                     {"A", args.A},
+                     {"B", args.B},
+                     {"C", args.C},
+                     {"D", args.D},
+                     {"z", args.z},
+                     {"dt_bias", args.dt_bias},
+                     {"initial_states", args.initial_states},
+                     {"out", args.out},
+                     {"final_states", args.final_states}});
+  if (ctx.on_gpu()) {
+    require(args.path == SsdPath::automatic && !ctx.reference(), "[", op,
+            "] the paths by name are the CPU's, expected SsdPath::automatic on ", name_of(ctx.device()));
+    require(!args.x || args.x.dtype() != DType::f64, "[", op,
+            "] x has dtype f64, expected f32, bf16 or f16 on a GPU");
+  }
+  for (Tensor* t : {&args.seq_idx, &args.cu_seqlens, &args.state_positions}) *t = ctx.to_host(*t);
+}
+
 Dims state_shape_of(const SsdArgs& args) {
   const std::int64_t sequences = args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : args.x.size(0);
   return {sequences, args.x.size(2), args.x.size(3), args.B.size(3)};

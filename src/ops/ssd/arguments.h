@@ -15,6 +15,10 @@ void check_float(std::string_view op, std::string_view name, const Tensor& t, co
 void check(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x, const Dims& shape,
            std::string_view meaning);
 
+// All of `args` is where the context works, and its path is one of that device; index tensors come to the
+// host.
+void bring_to_device(Context& ctx, std::string_view op, SsdArgs& args);
+
 // Checks all inputs of `args` and returns them; D becomes (H, P). Destinations are left to the caller.
 Problem problem_of(std::string_view op, const SsdArgs& args);
 // (B, H, P, N), or (n, H, P, N) with cu_seqlens.

@@ -6,9 +6,11 @@
 #include <utility>
 #include <vector>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "krait/ops/ssd.h"
 #include "ops/ssd/arguments.h"
+#include "ops/ssd/kernels.h"
 
 namespace krait {
 namespace ssd_detail {
@@ -69,10 +71,7 @@ void check_destinations(const SsdBackwardArgs& args) {
 }
 
 BackwardProblem backward_problem_of(const SsdBackwardArgs& args) {
-  // Of the forward's own outputs nothing is needed.
-  SsdArgs inputs = args.forward;
-  inputs.state_positions = {};
-  const Problem forward = problem_of(kOp, inputs);
+  const Problem forward = problem_of(kOp, args.forward);
   const Tensor& x = args.forward.x;
   require(args.dout.defined(), "[", kOp, "] dout must be given");
   check(kOp, "dout", args.dout, x, x.shape(), "as x");
@@ -143,8 +142,24 @@ BackwardCut choose_backward(std::int64_t independent, std::int64_t longest, std:
 
 }  // namespace ssd_detail
 
-void ssd_backward(Context& ctx, const SsdBackwardArgs& args) {
+void ssd_backward(Context& ctx, const SsdBackwardArgs& given) {
   using namespace ssd_detail;
+  // Of the forward's own outputs nothing is needed.
+  SsdBackwardArgs args = given;
+  args.forward.out = args.forward.final_states = args.forward.state_positions = {};
+  bring_to_device(ctx, kOp, args.forward);
+  require_on_device(ctx, kOp,
+                    {{"dout", args.dout},
+                     {"dfinal_states", args.dfinal_states},
+                     {"dx", args.dx},
+                     {"ddt", args.ddt},
+                     {"dB", args.dB},
+                     {"dC", args.dC},
+                     {"dz", args.dz},
+                     {"dinitial_states", args.dinitial_states},
+                     {"dA", args.dA},
+                     {"dD", args.dD},
+                     {"ddt_bias", args.ddt_bias}});
   BackwardProblem p = backward_problem_of(args);
   const SsdArgs& f = args.forward;
   const TokenRuns runs = cut_into_runs(f.x.size(0), f.x.size(1), f.seq_idx, f.cu_seqlens, {}, f.reverse);
@@ -159,10 +174,14 @@ void ssd_backward(Context& ctx, const SsdBackwardArgs& args) {
 
   // The last run of a sequence reads what its first one, on another thread, replaces.
   if (static_cast<std::int64_t>(runs.runs.size()) > runs.sequences &&
-      same_view(p.dfinal_states, p.dinitial_states)) {
-    Tensor copy = ctx.empty(p.dfinal_states.shape(), p.dfinal_states.dtype());
-    copy.copy_from(p.dfinal_states);
-    p.dfinal_states = copy;
+      same_view(p.dfinal_states, p.dinitial_states))
+    p.dfinal_states = ctx.clone(p.dfinal_states);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      run_cuda_backward(ctx, p);
+      ctx.set_backend(kOp, "cuda");
+      return;
+    }
   }
   p.forward.chunk_size = f.chunk_size;
   widen_parameters(ctx, p.forward);

@@ -15,6 +15,11 @@ void check_form(std::string_view op, std::string_view name, const Tensor& t, con
   require(t.shape() == shape, "[", op, "] ", name, " has shape ", t.shape(), ", expected ", shape);
 }
 
+// The conversions are for looking at small problems.
+void check_on_cpu(const Context& ctx, std::string_view op) {
+  require(!ctx.on_gpu(), "[", op, "] is for the CPU, the context is on ", name_of(ctx.device()));
+}
+
 DType widest(const Tensor& a, const Tensor& b, const Tensor& c) {
   const bool wide = a.dtype() == DType::f64 || b.dtype() == DType::f64 || c.dtype() == DType::f64;
   return wide ? DType::f64 : DType::f32;
@@ -41,6 +46,9 @@ std::pair<Tensor, Tensor> ssd_minimal_discrete(Context& ctx, const Tensor& X, co
                                                const Tensor& B, const Tensor& C, std::int64_t block_len,
                                                const Tensor& initial_states) {
   constexpr std::string_view op = "ssd_minimal_discrete";
+  require_on_device(ctx, op, {{"X", X}, {"A", A}, {"B", B}, {"C", C}, {"initial_states", initial_states}});
+  require(!ctx.on_gpu() || !X || X.dtype() != DType::f64, "[", op,
+          "] X has dtype f64, expected f32, bf16 or f16 on a GPU");
   require(X.defined(), "[", op, "] X is missing");
   require(X.ndim() == 4, "[", op, "] X has shape ", X.shape(), ", expected (B, L, H, P)");
   require(B.defined() && B.ndim() == 4, "[", op, "] B must have 4 dimensions, (B, L, H, N)");
@@ -69,6 +77,7 @@ std::pair<Tensor, Tensor> ssd_minimal_discrete(Context& ctx, const Tensor& X, co
 
 DiscreteSsm ssd_discretize(Context& ctx, const Tensor& x, const Tensor& d, const Tensor& A) {
   constexpr std::string_view op = "ssd_discretize";
+  check_on_cpu(ctx, op);
   require(x.defined() && x.ndim() == 4, "[", op, "] x must have 4 dimensions, (B, L, H, P)");
   check_form(op, "x", x, x.shape());
   check_form(op, "d", d, {x.size(0), x.size(1), x.size(2)});
@@ -84,6 +93,7 @@ DiscreteSsm ssd_discretize(Context& ctx, const Tensor& x, const Tensor& d, const
 
 DiscreteSsm ssd_undiscretize(Context& ctx, const Tensor& X, const Tensor& A, const Tensor& d) {
   constexpr std::string_view op = "ssd_undiscretize";
+  check_on_cpu(ctx, op);
   require(X.defined() && X.ndim() == 4, "[", op, "] X must have 4 dimensions, (B, L, H, P)");
   check_form(op, "X", X, X.shape());
   check_form(op, "A", A, {X.size(0), X.size(1), X.size(2)});

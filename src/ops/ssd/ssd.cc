@@ -4,8 +4,10 @@
 #include <cmath>
 #include <string_view>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "ops/ssd/arguments.h"
+#include "ops/ssd/kernels.h"
 #include "ops/ssd/problem.h"
 
 namespace krait {
@@ -69,10 +71,15 @@ SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted
         ctx.empty({rows, wanted.state_positions.size(1), p.heads(), p.headdim(), p.d_state()}, state_dtype);
   // The first run of a sequence reads what its last one, on another thread, may replace.
   if (static_cast<std::int64_t>(runs.runs.size()) > runs.sequences &&
-      same_view(p.final_states, p.initial_states)) {
-    Tensor copy = ctx.empty(p.initial_states.shape(), p.initial_states.dtype());
-    copy.copy_from(p.initial_states);
-    p.initial_states = copy;
+      same_view(p.final_states, p.initial_states))
+    p.initial_states = ctx.clone(p.initial_states);
+
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      run_cuda(ctx, p);
+      ctx.set_backend(op, "cuda");
+      return {p.out, p.final_states, p.states};
+    }
   }
 
   std::int64_t longest = 0;
@@ -119,8 +126,10 @@ SsdChoice choose_ssd(std::int64_t length, std::int64_t headdim, std::int64_t d_s
   return {.path = length < kShortest ? SsdPath::recurrent : SsdPath::chunked, .chunk_size = best};
 }
 
-SsdResult ssd(Context& ctx, const SsdArgs& args) {
+SsdResult ssd(Context& ctx, const SsdArgs& given) {
   using namespace ssd_detail;
+  SsdArgs args = given;
+  bring_to_device(ctx, kOp, args);
   Problem problem = problem_of(kOp, args);
   problem.out = args.out;
   problem.final_states = args.final_states;

@@ -46,12 +46,12 @@ TEST(SsdBackward, ThreadsDoNotChangeABit) {
     const SsdBackwardArgs args = backward_case(rng, full_case(rng, s));
     const SsdBackwardArgs expected = with_own_destinations(args);
     Context one({.threads = 1});
-    ssd_backward(one, expected);
+    run(one, ssd_backward, expected);
     for (const int threads : {2, 3, 7}) {
       SCOPED_TRACE(concat("batch ", s.rows, ", ", threads, " threads"));
       Context ctx({.threads = threads});
       const SsdBackwardArgs found = with_own_destinations(args);
-      ssd_backward(ctx, found);
+      run(ctx, ssd_backward, found);
       expect_same_gradients(found, expected);
     }
   }
@@ -60,38 +60,38 @@ TEST(SsdBackward, ThreadsDoNotChangeABit) {
 TEST(SsdBackward, WhatIsAbsentChangesNothingElse) {
   Context ctx;
   Rng rng(2);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+  for (const SsdPath path : {SsdPath::reference, chunked_path()}) {
     SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
     args.forward.path = path;
     const SsdBackwardArgs all = with_own_destinations(args);
-    ssd_backward(ctx, all);
+    run(ctx, ssd_backward, all);
     for (const NamedGradient& alone : gradients_of_ssd()) {
       SCOPED_TRACE(concat("path ", static_cast<int>(path), ", only ", alone.name));
       SsdBackwardArgs one = args;
       for (const NamedGradient& g : gradients_of_ssd()) one.*g.tensor = {};
       one.*alone.tensor = (args.*alone.tensor).clone();
-      ssd_backward(ctx, one);
+      run(ctx, ssd_backward, one);
       expect_same_gradients(one, all);
     }
     SsdBackwardArgs none = args;
     for (const NamedGradient& g : gradients_of_ssd()) none.*g.tensor = {};
-    ssd_backward(ctx, none);
+    run(ctx, ssd_backward, none);
   }
 }
 
 TEST(SsdBackward, ParameterGradientsAreAddedTo) {
   Context ctx;
   Rng rng(3);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+  for (const SsdPath path : {SsdPath::reference, chunked_path()}) {
     SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
     args.forward.path = path;
     const SsdBackwardArgs once = with_own_destinations(args);
     for (const NamedGradient& g : gradients_of_ssd())
       if (g.added) (once.*g.tensor).fill(0.0);
-    ssd_backward(ctx, once);
+    run(ctx, ssd_backward, once);
     const SsdBackwardArgs before = with_own_destinations(args);
-    ssd_backward(ctx, args);
-    ssd_backward(ctx, args);
+    run(ctx, ssd_backward, args);
+    run(ctx, ssd_backward, args);
     for (const NamedGradient& g : gradients_of_ssd()) {
       if (!g.added) {
         expect_same_bits(args.*g.tensor, once.*g.tensor, g.name);
@@ -110,11 +110,11 @@ TEST(SsdBackward, ParameterGradientsAreAddedTo) {
 TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
   Context ctx;
   Rng rng(4);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+  for (const SsdPath path : {SsdPath::reference, chunked_path()}) {
     SsdBackwardArgs args = backward_case(rng, full_case(rng, kSizes));
     args.forward.path = path;
     const SsdBackwardArgs whole = with_own_destinations(args);
-    ssd_backward(ctx, whole);
+    run(ctx, ssd_backward, whole);
     for (const std::int64_t cut : {0, 1, 16, 40, 75}) {
       SCOPED_TRACE(concat("path ", static_cast<int>(path), " cut at ", cut));
       const auto part_of = [&](std::int64_t begin, std::int64_t end) {
@@ -129,7 +129,7 @@ TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
       SsdBackwardArgs right = part_of(cut, 75);
       SsdArgs first = left.forward;
       first.return_final_states = true;
-      right.forward.initial_states = ssd(ctx, first).final_states;
+      right.forward.initial_states = run(ctx, ssd, first).final_states;
       const Tensor carried = args.dfinal_states.clone();
       left.dfinal_states = left.dinitial_states = right.dfinal_states = right.dinitial_states = carried;
       const SsdBackwardArgs sums = with_own_destinations(args);
@@ -138,8 +138,8 @@ TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
         part->dD = sums.dD;
         part->ddt_bias = sums.ddt_bias;
       }
-      ssd_backward(ctx, right);
-      ssd_backward(ctx, left);
+      run(ctx, ssd_backward, right);
+      run(ctx, ssd_backward, left);
       expect_close(args.dx, whole.dx, 0.0, 1e-5, "dx");
       expect_close(args.ddt, whole.ddt, 0.0, 1e-5, "ddt");
       expect_close(args.dB, whole.dB, 0.0, 1e-5, "dB");
@@ -155,17 +155,17 @@ TEST(SsdBackward, SplitWithStateGradientCarriedIsOnePass) {
 
 TEST(SsdBackward, StateGradientInPlaceWithSeveralRuns) {
   Rng rng(5);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+  for (const SsdPath path : {SsdPath::reference, chunked_path()}) {
     SsdArgs f = full_case(rng, kSizes);
     f.seq_idx = Tensor::zeros({2, 75}, DType::i64);
     for (std::int64_t t = 0; t < 150; ++t) f.seq_idx.data<std::int64_t>()[t] = t % 75 / 10;
     f.path = path;
     SsdBackwardArgs args = backward_case(rng, f);
     Context ctx({.threads = 3});
-    ssd_backward(ctx, args);
+    run(ctx, ssd_backward, args);
     const Tensor apart = args.dinitial_states;
     args.dinitial_states = args.dfinal_states;
-    ssd_backward(ctx, args);
+    run(ctx, ssd_backward, args);
     expect_same_bits(args.dfinal_states, apart, "dinitial_states");
   }
 }
@@ -182,7 +182,7 @@ TEST(SsdBackward, PackedIsSeparate) {
     f.cu_seqlens = Tensor::from(offsets);
     f.initial_states = random_tensor(rng, state_shape(f));
     const SsdBackwardArgs together = backward_case(rng, f);
-    ssd_backward(ctx, together);
+    run(ctx, ssd_backward, together);
     for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
       SCOPED_TRACE(concat("reverse ", reverse, " sequence ", i));
       const auto n = static_cast<std::int64_t>(i);
@@ -194,7 +194,7 @@ TEST(SsdBackward, PackedIsSeparate) {
       a.cu_seqlens = {};
       for (Tensor* t : {&a.initial_states, &alone.dfinal_states, &alone.dinitial_states})
         *t = t->slice(0, n, n + 1);
-      ssd_backward(ctx, alone);
+      run(ctx, ssd_backward, alone);
       const auto same = [&](Tensor SsdBackwardArgs::*t, const char* name) {
         expect_close(alone.*t, (together.*t).slice(1, offsets[i], offsets[i + 1]), 0.0, 1e-6, name);
       };
@@ -212,14 +212,14 @@ TEST(SsdBackward, PackedIsSeparate) {
 TEST(SsdBackward, WithoutTokensOrHeads) {
   Context ctx;
   Rng rng(7);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::chunked}) {
+  for (const SsdPath path : {SsdPath::reference, chunked_path()}) {
     SCOPED_TRACE(concat("path ", static_cast<int>(path)));
     SsdArgs f = plain_case(rng, {.rows = 2, .length = 3, .heads = 2, .headdim = 3, .d_state = 4});
     f.path = path;
     f.seq_idx = Tensor::from<std::int32_t>({-1, -1, -1, -1, -1, -1}, {2, 3});
     const SsdBackwardArgs padding = backward_case(rng, f);
     const Tensor dA = padding.dA.clone();
-    ssd_backward(ctx, padding);
+    run(ctx, ssd_backward, padding);
     expect_same_bits(padding.dinitial_states, padding.dfinal_states, "dinitial_states");
     expect_same_bits(padding.dx, Tensor::zeros({2, 3, 2, 3}), "dx");
     expect_same_bits(padding.ddt, Tensor::zeros({2, 3, 2}), "ddt");
@@ -229,7 +229,7 @@ TEST(SsdBackward, WithoutTokensOrHeads) {
     SsdArgs headless = plain_case(rng, {.rows = 2, .length = 3, .heads = 0, .headdim = 3, .d_state = 4});
     headless.path = path;
     const SsdBackwardArgs none = backward_case(rng, headless);
-    ssd_backward(ctx, none);
+    run(ctx, ssd_backward, none);
     expect_same_bits(none.dB, Tensor::zeros({2, 3, 1, 4}), "dB without heads");
     expect_same_bits(none.dC, Tensor::zeros({2, 3, 1, 4}), "dC without heads");
   }
@@ -242,7 +242,7 @@ TEST(SsdBackward, PathsAsTheForwardTakesThem) {
   const auto backend_of = [&](SsdPath path) {
     SsdBackwardArgs a = args;
     a.forward.path = path;
-    ssd_backward(ctx, a);
+    run(ctx, ssd_backward, a);
     return ctx.backend();
   };
   const std::string chunked = concat("ssd_backward: chunked (", simd_target(), ")");
@@ -288,7 +288,7 @@ TEST(SsdBackward, MessagesNameWhatWasFound) {
   const auto message = [&](const auto& change) {
     SsdBackwardArgs args = good;
     change(args);
-    return message_of([&] { ssd_backward(ctx, args); });
+    return message_of([&] { run(ctx, ssd_backward, args); });
   };
   const auto zeros = [](const Dims& shape, DType dtype = DType::f32) { return Tensor::zeros(shape, dtype); };
   EXPECT_EQ(message([&](SsdBackwardArgs& a) { a.forward.A = zeros({5}); }),

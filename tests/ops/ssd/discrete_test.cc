@@ -10,6 +10,15 @@ namespace {
 
 using namespace testing;
 
+struct DiscreteArgs {
+  Tensor X, A, B, C, initial_states;
+  std::int64_t block_len;
+};
+SsdResult minimal_discrete(Context& ctx, const DiscreteArgs& a) {
+  const auto [Y, final_state] = ssd_minimal_discrete(ctx, a.X, a.A, a.B, a.C, a.block_len, a.initial_states);
+  return {.out = Y, .final_states = final_state};
+}
+
 TEST(SsdMinimalDiscrete, EqualsSsd) {
   Rng rng(1);
   for (const DType dtype : {DType::f64, DType::f32}) {
@@ -25,9 +34,14 @@ TEST(SsdMinimalDiscrete, EqualsSsd) {
           args.return_final_states = true;
           const SsdResult expected = ssd(ctx, args);
           const DiscreteSsm discrete = ssd_discretize(ctx, args.x, args.dt, args.A);
-          const auto [Y, final_state] = ssd_minimal_discrete(
-              ctx, discrete.X.to(dtype), discrete.A.to(dtype), args.B.to(dtype), args.C.to(dtype), block,
-              start ? args.initial_states.unsqueeze(1).to(dtype) : Tensor());
+          const auto [Y, final_state, states] =
+              run(ctx, minimal_discrete,
+                  {.X = discrete.X.to(dtype),
+                   .A = discrete.A.to(dtype),
+                   .B = args.B.to(dtype),
+                   .C = args.C.to(dtype),
+                   .initial_states = start ? args.initial_states.unsqueeze(1).to(dtype) : Tensor(),
+                   .block_len = block});
           const double tolerance = dtype == DType::f64 ? 1e-12 : 2e-5;
           EXPECT_EQ(Y.dtype(), dtype);
           expect_close(Y, expected.out, tolerance, "Y");
@@ -49,9 +63,9 @@ TEST(SsdMinimalDiscrete, ZeroAndPositiveExponents) {
   A.data<float>()[3] = 0.0F;
   const auto exact =
       ssd_minimal_discrete(ctx, X.to(DType::f64), A.to(DType::f64), B.to(DType::f64), C.to(DType::f64), 8);
-  const auto found = ssd_minimal_discrete(ctx, X, A, B, C, 8);
-  expect_close(found.first, exact.first, 1e-5, "Y");
-  expect_close(found.second, exact.second, 1e-5, "final_state");
+  const SsdResult found = run(ctx, minimal_discrete, {.X = X, .A = A, .B = B, .C = C, .block_len = 8});
+  expect_close(found.out, exact.first, 1e-5, "Y");
+  expect_close(found.final_states, exact.second, 1e-5, "final_state");
 }
 
 TEST(SsdConversions, ThereAndBack) {

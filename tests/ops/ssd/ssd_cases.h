@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/context.h"
 #include "krait/ops/ssd.h"
 #include "ops/random_tensors.h"
@@ -20,19 +21,32 @@ inline SsdArgs in_f64(SsdArgs args) {
   return args;
 }
 
-inline void expect_fast(const SsdArgs& args,
-                        std::initializer_list<SsdPath> paths = {SsdPath::recurrent, SsdPath::chunked}) {
+// The paths of the CPU are asked for by name; a GPU has its own.
+inline SsdPath chunked_path() { return on_gpu() ? SsdPath::automatic : SsdPath::chunked; }
+inline std::vector<SsdPath> fast_paths() {
+  if (on_gpu()) return {SsdPath::automatic};
+  return {SsdPath::recurrent, SsdPath::chunked};
+}
+inline std::vector<SsdPath> all_paths() {
+  std::vector<SsdPath> paths = fast_paths();
+  paths.insert(paths.begin(), SsdPath::reference);
+  return paths;
+}
+
+inline void expect_fast(const SsdArgs& args) {
   Context ctx({.threads = 2});
   const SsdResult exact = ssd(ctx, in_f64(args));
   EXPECT_EQ(ctx.backend(), "ssd: reference");
-  for (const SsdPath path : paths) {
-    const char* name = path == SsdPath::recurrent ? "recurrent" : "chunked";
+  for (const SsdPath path : fast_paths()) {
+    const char* name = on_gpu() ? "on a GPU" : path == SsdPath::recurrent ? "recurrent" : "chunked";
     SCOPED_TRACE(concat(name, " chunk ", args.chunk_size));
     SsdArgs fast = args;
     fast.path = path;
     if (args.out) fast.out.fill(7.0);
-    const SsdResult found = ssd(ctx, fast);
-    EXPECT_EQ(ctx.backend(), concat("ssd: ", name, " (", simd_target(), ")"));
+    const SsdResult found = run(ctx, ssd, fast);
+    if (!on_gpu()) {
+      EXPECT_EQ(ctx.backend(), concat("ssd: ", name, " (", simd_target(), ")"));
+    }
     EXPECT_EQ(found.out.dtype(), args.x.dtype());
     // Sums over N and the chunk, in f32, on top of what the output's type rounds.
     constexpr double kSums = 1e-5;

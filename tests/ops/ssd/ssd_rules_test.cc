@@ -1,6 +1,7 @@
 // What ssd promises beyond its numbers: splitting, packing, padding, threads, aliasing, choices, messages.
 #include <gtest/gtest.h>
 
+#include "ops/ssd/kernels.h"
 #include "ops/ssd/problem.h"
 #include "ops/ssd/ssd_cases.h"
 
@@ -20,20 +21,20 @@ SsdArgs part_of(SsdArgs args, std::int64_t begin, std::int64_t end) {
 TEST(Ssd, SplitWithStateCarriedIsOnePass) {
   Context ctx;
   Rng rng(1);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : all_paths()) {
     SsdArgs args = plain_case(rng, kSizes);
     args.initial_states = random_tensor(rng, {2, 4, 12, 20});
     args.return_final_states = true;
     args.path = path;
     args.chunk_size = 16;
-    const SsdResult whole = ssd(ctx, args);
+    const SsdResult whole = run(ctx, ssd, args);
     for (const std::int64_t cut : {0, 1, 16, 40, 75}) {
       SCOPED_TRACE(concat("path ", static_cast<int>(path), " cut at ", cut));
       const Tensor state = args.initial_states.clone();  // carried in place
       SsdArgs carried = args;
       carried.initial_states = carried.final_states = state;
-      const Tensor left = ssd(ctx, part_of(carried, 0, cut)).out;
-      const Tensor right = ssd(ctx, part_of(carried, cut, 75)).out;
+      const Tensor left = run(ctx, ssd, part_of(carried, 0, cut)).out;
+      const Tensor right = run(ctx, ssd, part_of(carried, cut, 75)).out;
       expect_close(left, whole.out.slice(1, 0, cut), 1e-5, "left");
       expect_close(right, whole.out.slice(1, cut, 75), 1e-5, "right");
       expect_close(state, whole.final_states, 1e-5, "final_states");
@@ -46,7 +47,7 @@ TEST(Ssd, PackedIsSeparate) {
   Rng rng(2);
   const std::vector<std::int64_t> offsets = {0, 3, 3, 70, 75};
   for (const bool reverse : {false, true}) {
-    for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+    for (const SsdPath path : fast_paths()) {
       SsdSizes s = kSizes;
       s.rows = 1;
       SsdArgs args = plain_case(rng, s);
@@ -57,13 +58,13 @@ TEST(Ssd, PackedIsSeparate) {
       args.chunk_size = 16;
       SsdArgs packed = args;
       packed.cu_seqlens = Tensor::from(offsets);
-      const SsdResult together = ssd(ctx, packed);
+      const SsdResult together = run(ctx, ssd, packed);
       for (std::size_t i = 0; i + 1 < offsets.size(); ++i) {
         SCOPED_TRACE(concat("path ", static_cast<int>(path), " reverse ", reverse, " sequence ", i));
         const auto n = static_cast<std::int64_t>(i);
         SsdArgs alone = part_of(args, offsets[i], offsets[i + 1]);
         alone.initial_states = args.initial_states.slice(0, n, n + 1);
-        const SsdResult result = ssd(ctx, alone);
+        const SsdResult result = run(ctx, ssd, alone);
         expect_same_bits(together.out.slice(1, offsets[i], offsets[i + 1]), result.out, "out");
         expect_same_bits(together.final_states.slice(0, n, n + 1), result.final_states, "final_states");
       }
@@ -75,7 +76,7 @@ TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
   Context ctx;
   Rng rng(3);
   const SsdSizes s{.rows = 1, .length = 9, .heads = 2, .headdim = 5, .groups = 1, .d_state = 6};
-  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : all_paths()) {
     SCOPED_TRACE(concat("path ", static_cast<int>(path)));
     SsdArgs args = plain_case(rng, s);
     args.D = random_tensor(rng, {2});
@@ -85,7 +86,7 @@ TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
     SsdArgs padded = args;
     padded.seq_idx = Tensor::from<std::int64_t>({-1, 4, 4, -1, 4, 7, 7, 7, -1}, {1, 9});
     padded.state_positions = Tensor::from<std::int64_t>({0, 3, 4, 8}, {1, 4});
-    const SsdResult found = ssd(ctx, padded);
+    const SsdResult found = run(ctx, ssd, padded);
     for (const std::int64_t t : {0, 3, 8})
       expect_same_bits(found.out.select(1, t), Tensor::zeros({1, 2, 5}), concat("padding ", t));
 
@@ -99,10 +100,10 @@ TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
       kept.slice(1, 2, 3).copy_from(t->slice(1, 4, 5));
       *t = kept;
     }
-    const SsdResult left = ssd(ctx, first);
+    const SsdResult left = run(ctx, ssd, first);
     SsdArgs second = part_of(args, 5, 8);
     second.initial_states = {};
-    const SsdResult right = ssd(ctx, second);
+    const SsdResult right = run(ctx, ssd, second);
     expect_close(found.out.slice(1, 1, 3), left.out.slice(1, 0, 2), 1e-6, "tokens 1 and 2");
     expect_close(found.out.slice(1, 4, 5), left.out.slice(1, 2, 3), 1e-6, "token 4");
     expect_close(found.out.slice(1, 5, 8), right.out, 1e-6, "tokens 5 to 7");
@@ -116,16 +117,16 @@ TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
 TEST(Ssd, RowsWithoutTokensKeepTheirState) {
   Context ctx;
   Rng rng(4);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : all_paths()) {
     SsdArgs args = plain_case(rng, {.rows = 1, .length = 2, .heads = 2, .headdim = 3, .d_state = 4});
     args.initial_states = random_tensor(rng, {1, 2, 3, 4});
     args.seq_idx = Tensor::from<std::int32_t>({-1, -1}, {1, 2});
     args.return_final_states = true;
     args.path = path;
-    const SsdResult result = ssd(ctx, args);
+    const SsdResult result = run(ctx, ssd, args);
     expect_same_bits(result.final_states, args.initial_states, "final_states");
     args.initial_states = {};
-    expect_same_bits(ssd(ctx, args).final_states, Tensor::zeros({1, 2, 3, 4}), "without initial_states");
+    expect_same_bits(run(ctx, ssd, args).final_states, Tensor::zeros({1, 2, 3, 4}), "without initial_states");
   }
 }
 
@@ -134,7 +135,7 @@ TEST(Ssd, ReverseIsTheFlippedSequence) {
   Rng rng(5);
   SsdArgs args = plain_case(rng, kSizes);
   args.return_final_states = true;
-  args.path = SsdPath::chunked;
+  args.path = chunked_path();
   SsdArgs flipped = args;
   for (Tensor* t : {&flipped.x, &flipped.dt, &flipped.B, &flipped.C}) {
     const Tensor to = Tensor::empty(t->shape());
@@ -142,8 +143,8 @@ TEST(Ssd, ReverseIsTheFlippedSequence) {
     *t = to;
   }
   args.reverse = true;
-  const SsdResult reversed = ssd(ctx, args);
-  const SsdResult forward = ssd(ctx, flipped);
+  const SsdResult reversed = run(ctx, ssd, args);
+  const SsdResult forward = run(ctx, ssd, flipped);
   expect_same_bits(reversed.final_states, forward.final_states, "final_states");
   for (std::int64_t i = 0; i < 75; ++i)
     expect_same_bits(reversed.out.select(1, i), forward.out.select(1, 74 - i), concat("token ", i));
@@ -151,17 +152,17 @@ TEST(Ssd, ReverseIsTheFlippedSequence) {
 
 TEST(Ssd, ThreadsDoNotChangeABit) {
   Rng rng(6);
-  for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : fast_paths()) {
     SsdArgs args =
         plain_case(rng, {.rows = 2, .length = 90, .heads = 10, .headdim = 20, .groups = 2, .d_state = 24});
     args.return_final_states = true;
     args.path = path;
     Context one({.threads = 1});
-    const SsdResult expected = ssd(one, args);
+    const SsdResult expected = run(one, ssd, args);
     for (const int threads : {2, 3, 7}) {
       SCOPED_TRACE(concat("path ", static_cast<int>(path), ", ", threads, " threads"));
       Context ctx({.threads = threads});
-      const SsdResult found = ssd(ctx, args);
+      const SsdResult found = run(ctx, ssd, args);
       expect_same_bits(found.out, expected.out, "out");
       expect_same_bits(found.final_states, expected.final_states, "final_states");
     }
@@ -170,7 +171,7 @@ TEST(Ssd, ThreadsDoNotChangeABit) {
 
 TEST(Ssd, StateInPlaceWithSeveralRuns) {
   Rng rng(7);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : all_paths()) {
     SsdArgs args = plain_case(rng, kSizes);
     args.initial_states = random_tensor(rng, {2, 4, 12, 20});
     args.seq_idx = Tensor::zeros({2, 75}, DType::i64);
@@ -178,23 +179,61 @@ TEST(Ssd, StateInPlaceWithSeveralRuns) {
     args.return_final_states = true;
     args.path = path;
     Context ctx({.threads = 3});
-    const SsdResult apart = ssd(ctx, args);
+    const SsdResult apart = run(ctx, ssd, args);
     args.final_states = args.initial_states;
-    const SsdResult in_place = ssd(ctx, args);
+    const SsdResult in_place = run(ctx, ssd, args);
     expect_same_bits(in_place.out, apart.out, "out");
     expect_same_bits(args.initial_states, apart.final_states, "final_states");
   }
 }
 
 TEST(Ssd, ContextMayAskForTheReference) {
+  if (on_gpu()) GTEST_SKIP();
   Rng rng(8);
   Context ctx({.reference = true});
   const SsdArgs args = plain_case(rng, kSizes);
-  (void)ssd(ctx, args);
+  (void)run(ctx, ssd, args);
   EXPECT_EQ(ctx.backend(), "ssd: reference");
   ctx.set_reference(false);
-  (void)ssd(ctx, args);
+  (void)run(ctx, ssd, args);
   EXPECT_EQ(ctx.backend(), concat("ssd: chunked (", simd_target(), ")"));
+}
+
+TEST(Ssd, OnAGpuThereAreNoPathsByName) {
+  if (!on_gpu()) GTEST_SKIP();
+  Rng rng(10);
+  Context& gpu = gpu_context();
+  SsdArgs args = plain_case(rng, kSizes);
+  for (Tensor* t : {&args.x, &args.dt, &args.A, &args.B, &args.C}) *t = gpu.to_device(*t);
+  args.path = SsdPath::chunked;
+  const std::string expected =
+      concat("[ssd] the paths by name are the CPU's, expected SsdPath::automatic on ", name_of(gpu.device()));
+  EXPECT_EQ(message_of([&] { (void)ssd(gpu, args); }), expected);
+  args.path = SsdPath::automatic;
+  const Tensor on_device = args.dt;
+  args.dt = Tensor::zeros(args.dt.shape());
+  EXPECT_NE(message_of([&] { (void)ssd(gpu, args); }), "");
+  args.dt = on_device;
+  args.x = gpu.to(args.x, DType::f64);
+  EXPECT_EQ(message_of([&] { (void)ssd(gpu, args); }),
+            "[ssd] x has dtype f64, expected f32, bf16 or f16 on a GPU");
+}
+
+TEST(ChooseWalk, CutsWhatWouldNotFillAGpu) {
+  using ssd_detail::choose_walk;
+  EXPECT_EQ(choose_walk(8, 4096, 80, 64), 4096);  // 1,280 blocks as it is
+  EXPECT_EQ(choose_walk(1, 65536, 80, 64), 16384);
+  EXPECT_EQ(choose_walk(1, 4096, 1, 16), 128);  // never into shorter ones
+  EXPECT_EQ(choose_walk(1, 100, 1, 16), 100);
+  EXPECT_EQ(choose_walk(0, 0, 0, 0), 1);
+}
+
+TEST(ChooseParts, EnoughBlocksAndNoMoreThanHeads) {
+  using ssd_detail::choose_parts;
+  EXPECT_EQ(choose_parts(512, 80), 1);
+  EXPECT_EQ(choose_parts(32, 80), 8);
+  EXPECT_EQ(choose_parts(1, 24), 24);
+  EXPECT_EQ(choose_parts(0, 0), 1);
 }
 
 TEST(ChooseSsd, ShortSequencesAreRecurrent) {
@@ -234,7 +273,7 @@ TEST(Ssd, MessagesNameWhatWasFound) {
   const auto message = [&](const auto& change) {
     SsdArgs args = good;
     change(args);
-    return message_of([&] { (void)ssd(ctx, args); });
+    return message_of([&] { (void)run(ctx, ssd, args); });
   };
   const auto zeros = [](const Dims& shape, DType dtype = DType::f32) { return Tensor::zeros(shape, dtype); };
   EXPECT_EQ(message([&](SsdArgs& a) { a.A = {}; }), "[ssd] x, dt, A, B and C must be given");

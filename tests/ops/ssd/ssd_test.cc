@@ -24,7 +24,7 @@ TEST(Ssd, ReferenceIsTheMatrixForm) {
   args.dt_bias = random_tensor(rng, {4}, DType::f64);
   args.dt_softplus = true;
   args.dt_limit = {0.6F, 0.9F};
-  const SsdResult result = ssd(ctx, args);
+  const SsdResult result = run(ctx, ssd, args);
 
   const Tensor out = Tensor::zeros(args.x.shape(), DType::f64);
   const auto at = [](const Tensor& t, std::initializer_list<std::int64_t> index) -> double& {
@@ -109,6 +109,7 @@ TEST(Ssd, EachOptionAlone) {
 }
 
 TEST(Ssd, EachSimdTarget) {
+  if (on_gpu()) GTEST_SKIP();
   on_each_target([] {
     Rng rng(5);
     for (int i = 0; i < 60; ++i) {
@@ -136,12 +137,12 @@ TEST(Ssd, ChunkSizesAgree) {
       plain_case(rng, {.rows = 1, .length = 300, .heads = 4, .headdim = 16, .groups = 2, .d_state = 16});
   args.A.fill(-0.01);  // long memory: what is carried over chunks matters
   args.return_final_states = true;
-  const SsdResult exact = ssd(ctx, in_f64(args));
-  args.path = SsdPath::chunked;
+  const SsdResult exact = run(ctx, ssd, in_f64(args));
+  args.path = chunked_path();
   for (const std::int64_t chunk : {1, 7, 16, 64, 256, 100000}) {
     SCOPED_TRACE(concat("chunk ", chunk));
     args.chunk_size = chunk;
-    const SsdResult found = ssd(ctx, args);
+    const SsdResult found = run(ctx, ssd, args);
     expect_close(found.out, exact.out, 2e-5, "out");
     expect_close(found.final_states, exact.final_states, 2e-5, "final_states");
   }
@@ -158,10 +159,11 @@ TEST(Ssd, LargeExponentSumsKeepPrecision) {
   // A few steps of strong decay among weak ones.
   for (std::int64_t t = 0; t < 256; t += 5) args.dt.data<float>()[t * 2] = 9.0F;
   args.chunk_size = 256;
-  const SsdResult exact = ssd(ctx, in_f64(args));
-  for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+  const SsdResult exact = run(ctx, ssd, in_f64(args));
+  for (const SsdPath path : fast_paths()) {
     args.path = path;
-    expect_close(ssd(ctx, args).out, exact.out, 3e-6, path == SsdPath::chunked ? "chunked" : "recurrent");
+    expect_close(run(ctx, ssd, args).out, exact.out, 3e-6,
+                 path == SsdPath::chunked ? "chunked" : "recurrent");
   }
 }
 
@@ -178,16 +180,16 @@ TEST(Ssd, UnderflowAndHugeStepsGiveNoNan) {
       args.return_final_states = true;
       args.chunk_size = 8;
       // Each token forgets all others; what is left is as large as its step.
-      const SsdResult exact = ssd(ctx, in_f64(args));
+      const SsdResult exact = run(ctx, ssd, in_f64(args));
       const auto by_step = [&](const Tensor& t) {
         const Tensor wide = t.to(DType::f64).clone();
         for (double& value : wide.span<double>()) value /= step;
         return wide;
       };
-      for (const SsdPath path : {SsdPath::recurrent, SsdPath::chunked}) {
+      for (const SsdPath path : fast_paths()) {
         SCOPED_TRACE(concat("A ", rate, " dt ", step, " path ", static_cast<int>(path)));
         args.path = path;
-        const SsdResult found = ssd(ctx, args);
+        const SsdResult found = run(ctx, ssd, args);
         expect_close(by_step(found.out), by_step(exact.out), 1e-6, "out / dt");
         expect_close(by_step(found.final_states), by_step(exact.final_states), 1e-6, "final_states / dt");
       }
@@ -198,14 +200,14 @@ TEST(Ssd, UnderflowAndHugeStepsGiveNoNan) {
 TEST(Ssd, NanStaysInItsHeadAndIsNotHidden) {
   Context ctx;
   Rng rng(10);
-  for (const SsdPath path : {SsdPath::reference, SsdPath::recurrent, SsdPath::chunked}) {
+  for (const SsdPath path : all_paths()) {
     SCOPED_TRACE(static_cast<int>(path));
     SsdArgs args =
         plain_case(rng, {.rows = 1, .length = 12, .heads = 2, .headdim = 3, .groups = 1, .d_state = 4});
     args.dt_softplus = true;
     args.path = path;
     args.dt.data<float>()[5 * 2] = std::numeric_limits<float>::quiet_NaN();
-    const Tensor out = ssd(ctx, args).out;
+    const Tensor out = run(ctx, ssd, args).out;
     for (std::int64_t t = 0; t < 12; ++t) {
       EXPECT_EQ(std::isnan(out.data<float>()[t * 6]), t >= 5) << "head 0, token " << t;
       EXPECT_FALSE(std::isnan(out.data<float>()[t * 6 + 3])) << "head 1, token " << t;
