@@ -1,6 +1,7 @@
 // linear_backward: the two products of the gradients are those of the forward on transposed views,
 //   dx (rows, in) = dout (rows, out) by W^T, the weight of a layer from `out` to `in`;
 //   dW (out, in) += dout^T by x^T, a layer from `rows` to `in` applied to `out` rows.
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "krait/ops/linear.h"
 #include "ops/linear/kernels.h"
@@ -75,6 +76,16 @@ bool any_f64(const LinearBackwardArgs& args) {
 
 LinearPath path_of(const Context& ctx, const LinearBackwardArgs& args, std::int64_t rows) {
   const bool f64 = any_f64(args);
+  if (ctx.on_gpu()) {
+    require(!f64, "[", kOp, "] f64 runs on the CPU alone, this is ", name_of(ctx.device()));
+    require(args.path == LinearPath::automatic || args.path == LinearPath::cublaslt ||
+                args.path == LinearPath::plain,
+            "[", kOp, "] a path that it does not have on ", name_of(ctx.device()),
+            " was asked for, expected automatic, cublaslt or plain");
+    return args.path == LinearPath::automatic ? LinearPath::cublaslt : args.path;
+  }
+  require(args.path != LinearPath::cublaslt && args.path != LinearPath::plain, "[", kOp,
+          "] the paths cublaslt and plain are those of a GPU, this is ", name_of(ctx.device()));
   if (args.path != LinearPath::automatic) {
     require(args.path != LinearPath::gemv, "[", kOp, "] has no path gemv");
     require(!f64 || args.path == LinearPath::reference, "[", kOp, "] the path ",
@@ -90,8 +101,24 @@ LinearPath path_of(const Context& ctx, const LinearBackwardArgs& args, std::int6
 }
 
 const char* name_of_path(LinearPath path) {
-  return path == LinearPath::reference ? "reference" : path == LinearPath::onednn ? "onednn" : "gemm";
+  switch (path) {
+    case LinearPath::reference: return "reference";
+    case LinearPath::onednn: return "onednn";
+    case LinearPath::cublaslt: return "cublaslt";
+    case LinearPath::plain: return "cuda plain";
+    default: return "gemm";
+  }
 }
+
+void add_column_sums(Context& ctx, LinearPath path, const Tensor& dout, const Tensor& dbias) {
+  if (path == LinearPath::reference) return linear_detail::column_sums_reference(dout, dbias);
+  if constexpr (kWithCuda)
+    if (ctx.on_gpu()) return linear_detail::gpu::column_sums(ctx, dout, dbias);
+  linear_detail::column_sums(ctx, dout, dbias);
+}
+
+// Whether the factors of both products have to be of one dtype, the weight's.
+bool one_dtype(LinearPath path) { return path == LinearPath::onednn || path == LinearPath::cublaslt; }
 
 }  // namespace
 
@@ -103,14 +130,19 @@ LinearPath linear_detail::choose_backward_path(std::int64_t rows, std::int64_t i
 
 void linear_backward(Context& ctx, const LinearBackwardArgs& args) {
   validate(args);
+  require_on_device(ctx, kOp,
+                    {{"x", args.x},
+                     {"weight", args.weight},
+                     {"dout", args.dout},
+                     {"dx", args.dx},
+                     {"dweight", args.dweight},
+                     {"dbias", args.dbias}});
   Tensor dout = linear_detail::as_rows(ctx, args.dout);
   const LinearPath path = path_of(ctx, args, dout.size(0));
-  if (args.dbias && path == LinearPath::reference) linear_detail::column_sums_reference(dout, args.dbias);
-  if (args.dbias && path != LinearPath::reference) linear_detail::column_sums(ctx, dout, args.dbias);
+  if (args.dbias) add_column_sums(ctx, path, dout, args.dbias);
 
-  // oneDNN multiplies operands of one dtype, the weight's.
   Tensor x = args.dweight ? linear_detail::as_rows(ctx, args.x) : Tensor();
-  if (path == LinearPath::onednn && (args.dx || args.dweight)) {
+  if (one_dtype(path) && (args.dx || args.dweight)) {
     const DType stored = args.weight ? args.weight.dtype() : dout.dtype();
     dout = linear_detail::operand(ctx, dout, stored);
     if (x) x = linear_detail::operand(ctx, x, stored);
@@ -119,13 +151,13 @@ void linear_backward(Context& ctx, const LinearBackwardArgs& args) {
     const Dims leading = args.dx.shape();
     const auto rows = linear_detail::rows_view(args.dx);
     const Tensor dx = rows ? *rows : ctx.empty({dout.size(0), args.dx.size(-1)}, args.dx.dtype());
-    if (!rows && args.accumulate_dx) dx.view(leading).copy_from(args.dx);
+    if (!rows && args.accumulate_dx) ctx.copy(args.dx, dx.view(leading));
     linear(ctx, {.x = dout,
                  .weight = args.weight.transpose(0, 1),
                  .out = dx,
                  .accumulate = args.accumulate_dx,
                  .path = path});
-    if (!rows) args.dx.copy_from(dx.view(leading));
+    if (!rows) ctx.copy(dx.view(leading), args.dx);
   }
   if (args.dweight) {
     linear(ctx, {.x = dout.transpose(0, 1),

@@ -57,4 +57,36 @@ struct Grid {
 };
 [[nodiscard]] Grid choose_grid(std::int64_t m, std::int64_t n, std::int64_t k, std::int64_t threads);
 
+// On a GPU: any strides, f32, bf16 and f16 in any mixture, sums in f32.
+namespace gpu {
+
+// Made for few rows: weights are read once for every 16 of them. x is not rounded.
+void gemv(Context& ctx, const Problem& problem);
+// x is rounded to the dtype of the weight. False where the plain kernel computed what cuBLASLt has no kernel
+// for.
+bool cublaslt(Context& ctx, const Problem& problem);
+// One kernel for everything, far from the speed of the others. Nothing is rounded but the result.
+void plain(Context& ctx, const Problem& problem);
+
+void column_sums(Context& ctx, const Tensor& dout, const Tensor& bias);
+
+// How gemv divides the weight. A warp takes kGemvRows rows of it with each `lanes` of its 32 lanes; of the
+// eight warps of a block, `splits` share the same rows and take steps along `in` in turn.
+inline constexpr int kGemvRows = 4;
+inline constexpr int kGemvWarps = 8;
+struct GemvPlan {
+  int lanes = 32;           // 4, 8, 16 or 32
+  int splits = 1;           // 1, 2, 4 or 8
+  std::int64_t steps = 0;   // along `in`, of `lanes` pieces of 16 bytes
+  std::int64_t tile = 0;    // steps whose x is in shared memory at a time
+  std::int64_t groups = 0;  // of rows that a block takes at a time
+
+  [[nodiscard]] int rows_of_warp() const { return kGemvRows * (32 / lanes); }
+  [[nodiscard]] int rows_of_block() const { return kGemvWarps / splits * rows_of_warp(); }
+};
+[[nodiscard]] GemvPlan choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
+                                        int multiprocessors);
+
+}  // namespace gpu
+
 }  // namespace krait::linear_detail

@@ -1,5 +1,6 @@
 #include "krait/ops/linear.h"
 
+#include "core/build.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/linear/kernels.h"
@@ -75,6 +76,10 @@ LinearPath path_of(const Context& ctx, const LinearArgs& args, std::int64_t rows
               "[linear] the path onednn was asked for a weight whose strides are ", weight.strides(),
               "; one of them must be 1");
       return LinearPath::onednn;
+    case LinearPath::cublaslt:
+    case LinearPath::plain:
+      fail(ErrorKind::invalid_argument, "[linear] the paths cublaslt and plain are those of a GPU, this is ",
+           name_of(ctx.device()));
   }
   if (ctx.reference() || f64) return LinearPath::reference;
   LinearPath path = choose_linear_path(rows, weight.size(1), weight.size(0), weight.dtype(), products);
@@ -104,6 +109,37 @@ void run(Context& ctx, const Problem& problem, LinearPath path) {
 #endif
       ctx.set_backend("linear", concat("onednn (", onednn_version(), ")"));
       return;
+    case LinearPath::cublaslt:
+    case LinearPath::plain: return;  // path_of has refused them
+  }
+}
+
+void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] const Problem& p,
+                [[maybe_unused]] LinearPath path) {
+  if constexpr (kWithCuda) {
+    namespace gpu = linear_detail::gpu;
+    if (path == LinearPath::automatic) {
+      path = choose_gpu_linear_path(p.x.size(0), p.weight.size(1), p.weight.size(0), p.weight.dtype());
+      // gemv reads rows of weights, cuBLASLt columns too.
+      const bool by_columns = p.weight.stride(1) != 1 && p.weight.stride(0) == 1;
+      if (path == LinearPath::gemv && by_columns) path = LinearPath::cublaslt;
+    }
+    switch (path) {
+      case LinearPath::gemv:
+        gpu::gemv(ctx, p);
+        ctx.set_backend("linear", "cuda gemv");
+        return;
+      case LinearPath::plain:
+        gpu::plain(ctx, p);
+        ctx.set_backend("linear", "cuda plain");
+        return;
+      case LinearPath::cublaslt:
+        ctx.set_backend("linear", gpu::cublaslt(ctx, p) ? "cublaslt" : "cuda plain");
+        return;
+      default:
+        fail(ErrorKind::invalid_argument, "[linear] a path of the CPU was asked for on ",
+             name_of(ctx.device()), ", expected automatic, gemv, cublaslt or plain");
+    }
   }
 }
 
@@ -124,6 +160,11 @@ LinearPath choose_linear_path(std::int64_t rows, std::int64_t in, std::int64_t o
   return LinearPath::gemm;
 }
 
+LinearPath choose_gpu_linear_path(std::int64_t rows, std::int64_t in, std::int64_t out, DType /*weight*/) {
+  if (in == 0 || out == 0) return LinearPath::plain;
+  return rows <= 16 ? LinearPath::gemv : LinearPath::cublaslt;
+}
+
 std::optional<Tensor> linear_detail::rows_view(const Tensor& t) {
   const int last = t.ndim() - 1;
   std::int64_t rows = 1;
@@ -142,9 +183,7 @@ std::optional<Tensor> linear_detail::rows_view(const Tensor& t) {
 
 Tensor linear_detail::as_rows(Context& ctx, const Tensor& t) {
   if (const auto rows = rows_view(t)) return *rows;
-  const Tensor copy = ctx.empty(t.shape(), t.dtype());
-  copy.copy_from(t);
-  return *rows_view(copy);
+  return *rows_view(ctx.clone(t));
 }
 
 bool linear_detail::without_gaps(const Tensor& t) {
@@ -154,6 +193,10 @@ bool linear_detail::without_gaps(const Tensor& t) {
 Tensor linear_detail::operand(Context& ctx, const Tensor& t, DType dtype) {
   if (t.dtype() == dtype && without_gaps(t)) return t;
   const Tensor copy = ctx.empty(t.shape(), dtype);
+  if (ctx.on_gpu()) {
+    ctx.copy(t, copy);
+    return copy;
+  }
   parallel_for(ctx, t.size(0), 16, [&](std::int64_t begin, std::int64_t end) {
     copy.slice(0, begin, end).copy_from(t.slice(0, begin, end));
   });
@@ -169,6 +212,10 @@ Tensor linear_detail::bias_as_f32(Context& ctx, const Tensor& bias) {
 
 Tensor linear(Context& ctx, const LinearArgs& args) {
   validate(args);
+  require_on_device(ctx, "linear",
+                    {{"x", args.x}, {"weight", args.weight}, {"bias", args.bias}, {"out", args.out}});
+  require(!ctx.on_gpu() || !any_f64(args), "[linear] f64 runs on the CPU alone, this is ",
+          name_of(ctx.device()));
   Tensor out = args.out ? args.out : ctx.empty(shape_of_out(args.x, args.weight.size(0)), args.x.dtype());
   if (out.numel() == 0) return out;
 
@@ -183,11 +230,14 @@ Tensor linear(Context& ctx, const LinearArgs& args) {
     problem.out = *out_rows;
   } else {
     gathered = ctx.empty(out.shape(), out.dtype());
-    if (args.accumulate) gathered.copy_from(out);
+    if (args.accumulate) ctx.copy(out, gathered);
     problem.out = *linear_detail::rows_view(gathered);
   }
-  run(ctx, problem, path_of(ctx, args, problem.x.size(0)));
-  if (gathered) out.copy_from(gathered);
+  if (ctx.on_gpu())
+    run_on_gpu(ctx, problem, args.path);
+  else
+    run(ctx, problem, path_of(ctx, args, problem.x.size(0)));
+  if (gathered) ctx.copy(gathered, out);
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 #include "ops/linear/kernels.h"
@@ -18,6 +19,15 @@ namespace krait {
 namespace {
 
 const std::vector<DType> kStored = {DType::f32, DType::bf16, DType::f16};
+
+// linear, on the GPU where the tests run for one.
+Tensor run_linear(Context& ctx, const LinearArgs& args) { return testing::run(ctx, linear, args); }
+
+// The paths that take any dtypes and sizes.
+std::vector<LinearPath> general_paths() {
+  if (testing::on_gpu()) return {LinearPath::gemv, LinearPath::cublaslt, LinearPath::plain};
+  return {LinearPath::gemv, LinearPath::gemm};
+}
 
 Tensor random_tensor(const Dims& shape, DType dtype, std::uint64_t seed) {
   const Tensor t = Tensor::empty(shape);
@@ -51,7 +61,7 @@ std::string message_of(const std::function<void()>& f) {
 void expect_close(Context& ctx, LinearArgs args, const Tensor& before, const Tensor& got) {
   args.path = LinearPath::reference;
   args.out = (before ? before : got).to(DType::f64).clone();
-  const Tensor want = linear(ctx, args).contiguous();
+  const Tensor want = run_linear(ctx, args).contiguous();
   const Tensor have = got.to(DType::f64).contiguous();
   const double rounding = got.dtype() == DType::bf16 ? 0x1p-8 : got.dtype() == DType::f16 ? 0x1p-10 : 0.0;
   const double sums = 1e-6 * std::sqrt(static_cast<double>(args.weight.size(1)) + 1.0) * 4.0;
@@ -76,25 +86,28 @@ struct Case {
   std::int64_t out;
 };
 
-const std::vector<Case> kCases = {{1, 1, 1},   {1, 7, 5},    {2, 16, 9},  {3, 31, 26},
-                                  {4, 32, 24}, {5, 65, 25},  {7, 100, 1}, {9, 48, 130},
-                                  {17, 3, 33}, {20, 300, 6}, {6, 64, 16}, {1, 768, 51}};
+const std::vector<Case> kCases = {{1, 1, 1},   {1, 7, 5},     {2, 16, 9},     {3, 31, 26},
+                                  {4, 32, 24}, {5, 65, 25},   {7, 100, 1},    {9, 48, 130},
+                                  {17, 3, 33}, {20, 300, 6},  {6, 64, 16},    {1, 768, 51},
+                                  {2, 40, 90}, {1, 2560, 37}, {16, 2080, 38}, {70, 130, 150}};
 
 void check(Context& ctx, const Case& c, LinearPath path, DType x, DType weight, DType out) {
   SCOPED_TRACE(concat("rows ", c.rows, " in ", c.in, " out ", c.out, " path ", static_cast<int>(path), " x ",
                       x, " weight ", weight, " out ", out));
-  LinearArgs args{.x = random_tensor({c.rows, c.in}, x, 1),
+  // cuBLASLt gets x in the dtype of the weight: values that are exact in it.
+  const DType values = path == LinearPath::cublaslt ? weight : x;
+  LinearArgs args{.x = random_tensor({c.rows, c.in}, values, 1).to(x),
                   .weight = random_tensor({c.out, c.in}, weight, 2),
                   .out = Tensor::empty({c.rows, c.out}, out),
                   .path = path};
   args.out.fill(std::numeric_limits<double>::quiet_NaN());
-  expect_close(ctx, args, {}, linear(ctx, args));
+  expect_close(ctx, args, {}, run_linear(ctx, args));
 
   args.bias = random_tensor({c.out}, weight, 3);
   args.accumulate = true;
   args.out = random_tensor({c.rows, c.out}, out, 4);
   const Tensor before = args.out.clone();
-  expect_close(ctx, args, before, linear(ctx, args));
+  expect_close(ctx, args, before, run_linear(ctx, args));
 }
 
 void check_all_dtypes(Context& ctx, LinearPath path) {
@@ -105,17 +118,13 @@ void check_all_dtypes(Context& ctx, LinearPath path) {
     for (const DType out : kStored) check(ctx, {5, 33, 40}, path, x, DType::bf16, out);
 }
 
-TEST(Linear, GemvAgreesWithReference) {
+TEST(Linear, EveryPathAgreesWithTheReference) {
   Context ctx;
-  check_all_dtypes(ctx, LinearPath::gemv);
-}
-
-TEST(Linear, GemmAgreesWithReference) {
-  Context ctx;
-  check_all_dtypes(ctx, LinearPath::gemm);
+  for (const LinearPath path : general_paths()) check_all_dtypes(ctx, path);
 }
 
 TEST(Linear, EverySimdTargetAgreesWithReference) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   const auto targets = hwy::SupportedTargets() & HWY_TARGETS;
   for (auto rest = targets; rest != 0; rest &= rest - 1) {
@@ -137,6 +146,7 @@ TEST(Linear, EverySimdTargetAgreesWithReference) {
 }
 
 TEST(Linear, OnednnAgreesWithReference) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   if (onednn_products() == OnednnProducts::none) GTEST_SKIP() << "this build has no oneDNN";
   Context ctx;
   for (int round = 0; round < 2; ++round) {  // the second takes kept primitives
@@ -146,12 +156,13 @@ TEST(Linear, OnednnAgreesWithReference) {
 }
 
 TEST(Linear, OnednnMultipliesBf16WhereTheProcessorDoes) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   const Tensor weight = random_tensor({5, 33}, DType::bf16, 2);
   const Tensor x = random_tensor({40, 33}, DType::bf16, 1);  // exact in bf16, so that no rounding is added
   const LinearArgs args{.x = x, .weight = weight, .out = Tensor::empty({40, 5}), .path = LinearPath::onednn};
   if (onednn_products() == OnednnProducts::f32_and_bf16) {
-    expect_close(ctx, args, {}, linear(ctx, args));
+    expect_close(ctx, args, {}, run_linear(ctx, args));
   } else {
     EXPECT_NE(message_of([&] { (void)linear(ctx, args); }), "");
   }
@@ -171,9 +182,9 @@ TEST(Linear, WeightsOfEveryBitPatternAreWidened) {
     for (auto rest = targets; rest != 0; rest &= rest - 1) {
       hwy::SetSupportedTargetsForTest(rest & -rest);
       hwy::GetChosenTarget().Update(rest & -rest);
-      for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+      for (const LinearPath path : general_paths()) {
         SCOPED_TRACE(concat(hwy::TargetName(rest & -rest), " ", dtype, " path ", static_cast<int>(path)));
-        const Tensor got = linear(ctx, {.x = one, .weight = weight, .path = path});
+        const Tensor got = run_linear(ctx, {.x = one, .weight = weight, .path = path});
         int wrong = 0;
         for (int i = 0; i < 65536; ++i) {
           const float a = want.data<float>()[i];
@@ -189,6 +200,7 @@ TEST(Linear, WeightsOfEveryBitPatternAreWidened) {
 }
 
 std::vector<LinearPath> f32_paths() {
+  if (testing::on_gpu()) return general_paths();
   std::vector<LinearPath> paths = {LinearPath::reference, LinearPath::gemv, LinearPath::gemm};
   if (onednn_products() != OnednnProducts::none) paths.push_back(LinearPath::onednn);
   return paths;
@@ -222,7 +234,7 @@ TEST(Linear, TakesAnyStridesOfXBiasAndOut) {
                                 .accumulate = accumulate,
                                 .path = path};
           const Tensor before = args.out.clone();
-          const Tensor got = linear(ctx, args);
+          const Tensor got = run_linear(ctx, args);
           EXPECT_EQ(got.raw(), args.out.raw());
           expect_close(ctx, args, before, got);
         }
@@ -235,11 +247,11 @@ TEST(Linear, WritesNothingBetweenStridedElements) {
   Context ctx;
   const Tensor x = random_tensor({6, 20}, DType::f32, 1);
   for (const DType dtype : kStored) {
-    for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+    for (const LinearPath path : general_paths()) {
       const Tensor wide = Tensor::empty({6, 19, 2}, dtype);
       wide.fill(777.0);
-      linear(ctx,
-             {.x = x, .weight = random_tensor({19, 20}, dtype, 2), .out = wide.select(2, 0), .path = path});
+      run_linear(
+          ctx, {.x = x, .weight = random_tensor({19, 20}, dtype, 2), .out = wide.select(2, 0), .path = path});
       const Tensor gaps = wide.select(2, 1).to(DType::f32).clone();
       const float kept = static_cast<float>(dtype == DType::bf16 ? 776.0 : 777.0);
       for (const float value : gaps.span<float>()) EXPECT_EQ(value, kept);
@@ -257,13 +269,18 @@ TEST(Linear, TakesAnyStridesOfTheWeight) {
                                          weight.slice(0, 4, 5).expand({21, 40})};
     for (std::size_t i = 0; i < weights.size(); ++i) {
       SCOPED_TRACE(concat("weight ", i, " ", dtype));
-      LinearArgs args{.x = x, .weight = weights[i], .path = LinearPath::gemm};
-      expect_close(ctx, args, {}, linear(ctx, args));
+      LinearArgs args{.x = x, .weight = weights[i], .path = general_paths()[1]};
+      if (args.path == LinearPath::cublaslt) args.x = x.to(dtype);
+      expect_close(ctx, args, {}, run_linear(ctx, args));
+      if (testing::on_gpu()) {
+        args.path = LinearPath::plain;
+        expect_close(ctx, args, {}, run_linear(ctx, args));
+      }
       args.path = LinearPath::automatic;
-      expect_close(ctx, args, {}, linear(ctx, args));
+      expect_close(ctx, args, {}, run_linear(ctx, args));
       if (weights[i].stride(1) == 1) {
         args.path = LinearPath::gemv;
-        expect_close(ctx, args, {}, linear(ctx, args));
+        expect_close(ctx, args, {}, run_linear(ctx, args));
       }
     }
   }
@@ -279,10 +296,10 @@ TEST(Linear, ReadsNothingBeyondTheWeight) {
         std::vector<unsigned char> exact(source.nbytes() + shift);
         std::memcpy(exact.data() + shift, source.raw(), source.nbytes());
         const Tensor weight = Tensor::wrap(exact.data() + shift, source.shape(), dtype);
-        for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm}) {
+        for (const LinearPath path : general_paths()) {
           SCOPED_TRACE(concat(dtype, " in ", in, " shift ", shift, " path ", static_cast<int>(path)));
-          const LinearArgs args{.x = random_tensor({2, in}, DType::f32, 1), .weight = weight, .path = path};
-          expect_close(ctx, args, {}, linear(ctx, args));
+          const LinearArgs args{.x = random_tensor({2, in}, dtype, 1), .weight = weight, .path = path};
+          expect_close(ctx, args, {}, run_linear(ctx, args));
         }
       }
     }
@@ -295,7 +312,8 @@ TEST(Linear, EmptySizes) {
   for (const LinearPath path : f32_paths()) {
     SCOPED_TRACE(static_cast<int>(path));
     const auto run = [&](const Dims& x, const Dims& weight, const Tensor& b) {
-      return linear(ctx, {.x = Tensor::zeros(x), .weight = Tensor::zeros(weight), .bias = b, .path = path});
+      return run_linear(ctx,
+                        {.x = Tensor::zeros(x), .weight = Tensor::zeros(weight), .bias = b, .path = path});
     };
     EXPECT_EQ(run({2, 0, 3}, {4, 3}, bias).shape(), (Dims{2, 0, 4}));
     EXPECT_EQ(run({2, 3}, {0, 3}, {}).shape(), (Dims{2, 0}));
@@ -307,24 +325,27 @@ TEST(Linear, EmptySizes) {
   }
 }
 
-// The same bits whatever the number of threads, and for a row alone as for a row among others.
+// The same bits whatever the number of threads, run after run, and for a row alone as for a row among others.
 TEST(Linear, RowsAndThreadsDoNotMatter) {
   const Tensor x = random_tensor({11, 515}, DType::f32, 1);
   for (const DType dtype : kStored) {
     const Tensor weight = random_tensor({203, 515}, dtype, 2);
     const Tensor bias = random_tensor({203}, DType::f32, 3);
-    for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm, LinearPath::reference}) {
+    for (const LinearPath path : f32_paths()) {
+      if (path == LinearPath::onednn) continue;
       SCOPED_TRACE(concat(dtype, " path ", static_cast<int>(path)));
       Context one(ContextOptions{.threads = 1});
-      const Tensor want = linear(one, {.x = x, .weight = weight, .bias = bias, .path = path});
+      const Tensor want = run_linear(one, {.x = x, .weight = weight, .bias = bias, .path = path});
       for (const int threads : {2, 3, 7}) {
         Context many(ContextOptions{.threads = threads});
-        const Tensor got = linear(many, {.x = x, .weight = weight, .bias = bias, .path = path});
+        const Tensor got = run_linear(many, {.x = x, .weight = weight, .bias = bias, .path = path});
         EXPECT_EQ(std::memcmp(got.raw(), want.raw(), want.nbytes()), 0) << threads << " threads";
       }
+      // Kernels of a GPU are made for a number of rows.
+      if (testing::on_gpu() && path != LinearPath::plain) continue;
       for (const auto& [begin, end] : {std::pair{0, 1}, {4, 5}, {3, 5}, {2, 5}, {1, 8}, {10, 11}}) {
         const Tensor got =
-            linear(one, {.x = x.slice(0, begin, end), .weight = weight, .bias = bias, .path = path});
+            run_linear(one, {.x = x.slice(0, begin, end), .weight = weight, .bias = bias, .path = path});
         const Tensor part = want.slice(0, begin, end);
         EXPECT_EQ(std::memcmp(got.raw(), part.raw(), part.nbytes()), 0) << "rows " << begin << " to " << end;
       }
@@ -348,14 +369,15 @@ TEST(Linear, ReferenceIsExactInF64) {
 TEST(Linear, OutHasTheDtypeOfX) {
   Context ctx;
   for (const DType dtype : kStored) {
-    const Tensor y =
-        linear(ctx, {.x = random_tensor({3, 8}, dtype, 1), .weight = random_tensor({4, 8}, DType::f32, 2)});
+    const Tensor y = run_linear(
+        ctx, {.x = random_tensor({3, 8}, dtype, 1), .weight = random_tensor({4, 8}, DType::f32, 2)});
     EXPECT_EQ(y.dtype(), dtype);
     EXPECT_EQ(y.shape(), (Dims{3, 4}));
   }
 }
 
 TEST(Linear, ContextAsksForTheReference) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx(ContextOptions{.reference = true});
   const Tensor x = random_tensor({1, 8}, DType::f32, 1);
   const Tensor weight = random_tensor({4, 8}, DType::f32, 2);
@@ -366,6 +388,7 @@ TEST(Linear, ContextAsksForTheReference) {
 }
 
 TEST(Linear, ALoopOfEqualStepsAllocatesNothing) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   const Tensor x = random_tensor({3, 100}, DType::f32, 1);
   const Tensor weight = random_tensor({50, 100}, DType::bf16, 2);
@@ -391,6 +414,39 @@ TEST(Linear, ChoosesItsPath) {
                 bf16_products ? LinearPath::onednn : LinearPath::gemm);
     }
   }
+}
+
+TEST(Linear, ChoosesItsPathOnAGpu) {
+  EXPECT_EQ(choose_gpu_linear_path(1, 768, 3072, DType::bf16), LinearPath::gemv);
+  EXPECT_EQ(choose_gpu_linear_path(16, 768, 50280, DType::f32), LinearPath::gemv);
+  EXPECT_EQ(choose_gpu_linear_path(17, 768, 3072, DType::f16), LinearPath::cublaslt);
+  EXPECT_EQ(choose_gpu_linear_path(3, 0, 5, DType::f32), LinearPath::plain);
+}
+
+// Every row of the weight has its place, every step its tile, and the tiles fit.
+TEST(Linear, DividesWeightsOfFewRowsOnAGpu) {
+  using linear_detail::gpu::choose_gemv_plan;
+  for (const std::int64_t rows : {1, 2, 4, 8, 16})
+    for (const std::int64_t in : {1, 7, 8, 48, 160, 256, 768, 1536, 2560, 5120, 50000})
+      for (const std::int64_t out : {1, 80, 768, 3352, 10576, 50280})
+        for (const DType dtype : kStored) {
+          SCOPED_TRACE(concat(rows, " x ", in, " x ", out, " ", dtype));
+          const auto plan = choose_gemv_plan(rows, in, out, dtype, 132);
+          const std::int64_t piece = dtype == DType::f32 ? 4 : 8;
+          EXPECT_TRUE(plan.lanes == 4 || plan.lanes == 8 || plan.lanes == 16 || plan.lanes == 32);
+          EXPECT_TRUE(plan.splits == 1 || plan.lanes == 32);
+          EXPECT_LE(plan.splits, plan.steps);
+          EXPECT_GE(plan.steps * plan.lanes * piece, in);
+          EXPECT_GE(plan.tile, 1);
+          EXPECT_LE(plan.tile, plan.steps);
+          EXPECT_TRUE(plan.tile == plan.steps || plan.tile % plan.splits == 0);
+          EXPECT_LE(rows * plan.tile * plan.lanes * piece * 4, 96 * 1024);
+          EXPECT_GE(plan.groups * plan.rows_of_block(), out);
+          EXPECT_LT((plan.groups - 1) * plan.rows_of_block(), out);
+        }
+  EXPECT_EQ(choose_gemv_plan(1, 768, 50280, DType::bf16, 132).splits, 1);
+  EXPECT_GT(choose_gemv_plan(1, 5120, 2560, DType::bf16, 132).splits, 1);
+  EXPECT_EQ(choose_gemv_plan(1, 48, 1536, DType::bf16, 132).lanes, 8);
 }
 
 TEST(Linear, DividesProductsAmongThreads) {
@@ -430,6 +486,17 @@ TEST(Linear, SaysWhatIsWrong) {
   for (const LinearPath path : {LinearPath::gemv, LinearPath::gemm, LinearPath::onednn})
     EXPECT_NE(text({.x = x, .weight = Tensor::zeros({3, 7}, DType::f64), .path = path}), "");
   EXPECT_NE(text({.x = x, .weight = Tensor::zeros({3, 7}, DType::f16), .path = LinearPath::onednn}), "");
+  EXPECT_EQ(text({.x = x, .weight = weight, .path = LinearPath::cublaslt}),
+            "[linear] the paths cublaslt and plain are those of a GPU, this is cpu");
+  if (!testing::on_gpu()) return;
+  const auto text_on_gpu = [&](const LinearArgs& args) {
+    return message_of([&] { (void)testing::run(ctx, linear, args); });
+  };
+  EXPECT_EQ(text_on_gpu({.x = x, .weight = weight, .path = LinearPath::gemm}),
+            concat("[linear] a path of the CPU was asked for on ", name_of(testing::test_device()),
+                   ", expected automatic, gemv, cublaslt or plain"));
+  EXPECT_EQ(message_of([&] { (void)linear(testing::gpu_context(), {.x = x, .weight = weight}); }),
+            concat("[linear] x is on cpu, expected ", name_of(testing::test_device())));
 }
 
 }  // namespace

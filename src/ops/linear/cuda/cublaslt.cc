@@ -1,0 +1,292 @@
+// Products by cuBLASLt. It thinks in matrices stored by columns: what is stored by rows here is a transposed
+// matrix there, so out^T (out, rows) = weight x^T is what it is asked for, with no copy of anything whose
+// rows or columns lie without gaps.
+#include <algorithm>
+#include <bit>
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "core/cuda/gpu.h"
+#include "krait/core/error.h"
+#include "ops/linear/cuda/cublaslt_library.h"
+#include "ops/linear/kernels.h"
+
+namespace krait::linear_detail {
+namespace {
+
+constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+// Larger sizes are cut: kernels count tiles in one dimension of a grid, and elements of a row in 32 bits.
+constexpr std::int64_t kLargestSide = std::int64_t{1} << 22;
+constexpr std::int64_t kLargestSum = std::int64_t{1} << 30;
+// A prompt of every length is a shape of its own; what was planned for them is forgotten at this many.
+constexpr std::size_t kMostPlans = 4096;
+
+cudaDataType_t type_of(DType dtype) {
+  return dtype == DType::bf16 ? CUDA_R_16BF : dtype == DType::f16 ? CUDA_R_16F : CUDA_R_32F;
+}
+
+// How a matrix lies in memory.
+struct Layout {
+  bool by_rows = true;
+  std::int64_t stride = 1;  // from a row to the next, or from a column to the next
+
+  auto operator<=>(const Layout&) const = default;
+};
+
+std::optional<Layout> layout_of(const Tensor& t) {
+  const std::int64_t rows = t.size(0);
+  const std::int64_t columns = t.size(1);
+  const auto lines = [](std::int64_t count, std::int64_t length, std::int64_t stride,
+                        std::int64_t step) -> std::optional<std::int64_t> {
+    if (length != 1 && step != 1) return std::nullopt;
+    if (count == 1) return length;
+    return stride >= length ? std::optional(stride) : std::nullopt;
+  };
+  if (const auto stride = lines(rows, columns, t.stride(0), t.stride(1))) return Layout{true, *stride};
+  if (const auto stride = lines(columns, rows, t.stride(1), t.stride(0))) return Layout{false, *stride};
+  return std::nullopt;
+}
+
+struct Matrix {
+  Tensor tensor;
+  Layout layout;
+};
+
+Matrix matrix_of(Context& ctx, const Tensor& t) {
+  if (const auto layout = layout_of(t)) return {t, *layout};
+  const Tensor copy = ctx.clone(t);
+  return {copy, *layout_of(copy)};
+}
+
+// Kernels that load 16 bytes at a time are chosen only where addresses allow it.
+std::uint32_t alignment_of(const void* address) {
+  const auto bits = reinterpret_cast<std::uintptr_t>(address);
+  return bits == 0 ? 256U
+                   : static_cast<std::uint32_t>(std::min(256, 1 << std::min(8, std::countr_zero(bits))));
+}
+
+// All that an algorithm depends on.
+struct Shape {
+  std::int64_t rows = 0;
+  std::int64_t in = 0;
+  std::int64_t out = 0;
+  Layout x;
+  Layout weight;
+  std::int64_t out_stride = 0;
+  DType dtype = DType::f32;      // of x and weight
+  DType out_dtype = DType::f32;  // of out and bias
+  bool bias = false;
+  std::uint32_t alignment[4] = {};  // of weight, x, out and bias
+
+  auto operator<=>(const Shape&) const = default;
+};
+
+// Descriptors and the algorithm for a shape.
+struct Plan {
+  std::shared_ptr<cublasLtMatmulDescOpaque_t> desc;
+  std::shared_ptr<cublasLtMatrixLayoutOpaque_t> weight;
+  std::shared_ptr<cublasLtMatrixLayoutOpaque_t> x;
+  std::shared_ptr<cublasLtMatrixLayoutOpaque_t> out;
+  cublasLtMatmulAlgo_t algorithm{};
+  std::size_t workspace = 0;
+  bool served = false;  // cuBLASLt has a kernel for it
+};
+
+// What a Context keeps: the library, its handle, and a plan for each shape.
+class Products {
+ public:
+  Products() : library_(load_cublaslt()) {
+    cublasLtHandle_t handle = nullptr;
+    check(library_, library_.create(&handle), "a handle");
+    handle_ = std::shared_ptr<cublasLtContext>(handle, library_.destroy);
+  }
+
+  const Plan& plan_of(const Shape& shape) {
+    if (const auto at = plans_.find(shape); at != plans_.end()) return at->second;
+    if (plans_.size() >= kMostPlans) plans_.clear();
+    return plans_.emplace(shape, make_plan(shape)).first->second;
+  }
+
+  [[nodiscard]] const CublasLt& library() const { return library_; }
+  [[nodiscard]] cublasLtHandle_t handle() const { return handle_.get(); }
+
+ private:
+  auto make_layout(cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t stride) const {
+    cublasLtMatrixLayout_t layout = nullptr;
+    check(library_,
+          library_.layout_create(&layout, type, static_cast<std::uint64_t>(rows),
+                                 static_cast<std::uint64_t>(columns), stride),
+          "a layout");
+    return std::shared_ptr<cublasLtMatrixLayoutOpaque_t>(layout, library_.layout_destroy);
+  }
+
+  [[nodiscard]] Plan make_plan(const Shape& s) const {
+    Plan plan;
+    cublasLtMatmulDesc_t desc = nullptr;
+    // f32 is multiplied as f32: none of the modes that round it to tf32 or bf16.
+    check(library_, library_.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
+    plan.desc = std::shared_ptr<cublasLtMatmulDescOpaque_t>(desc, library_.desc_destroy);
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      check(library_, library_.desc_set(desc, attribute, &value, sizeof(value)), "a product");
+    };
+    set(CUBLASLT_MATMUL_DESC_TRANSA, s.weight.by_rows ? CUBLAS_OP_T : CUBLAS_OP_N);
+    set(CUBLASLT_MATMUL_DESC_TRANSB, s.x.by_rows ? CUBLAS_OP_N : CUBLAS_OP_T);
+    if (s.bias) {
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+      // The address stands for its alignment until a product is launched.
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, reinterpret_cast<const void*>(std::uintptr_t{s.alignment[3]}));
+    }
+    const cudaDataType_t type = type_of(s.dtype);
+    plan.weight = s.weight.by_rows ? make_layout(type, s.in, s.out, s.weight.stride)
+                                   : make_layout(type, s.out, s.in, s.weight.stride);
+    plan.x = s.x.by_rows ? make_layout(type, s.in, s.rows, s.x.stride)
+                         : make_layout(type, s.rows, s.in, s.x.stride);
+    plan.out = make_layout(type_of(s.out_dtype), s.out, s.rows, s.out_stride);
+
+    cublasLtMatmulPreference_t raw = nullptr;
+    check(library_, library_.preference_create(&raw), "a preference");
+    const std::shared_ptr<cublasLtMatmulPreferenceOpaque_t> preference(raw, library_.preference_destroy);
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      check(library_, library_.preference_set(raw, attribute, &value, sizeof(value)), "a preference");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{kWorkspaceBytes});
+    // Sums that are divided among blocks meet in the workspace, as f32 and in a fixed order.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE});
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, s.alignment[0]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, s.alignment[1]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, s.alignment[2]);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, s.alignment[2]);
+    cublasLtMatmulHeuristicResult_t result{};
+    int count = 0;
+    const cublasStatus_t status = library_.heuristic(handle(), desc, plan.weight.get(), plan.x.get(),
+                                                     plan.out.get(), plan.out.get(), raw, 1, &result, &count);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED) return plan;
+    check(library_, status, "the choice of a kernel");
+    plan.served = count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+    plan.algorithm = result.algo;
+    plan.workspace = result.workspaceSize;
+    return plan;
+  }
+
+  CublasLt library_;
+  std::shared_ptr<cublasLtContext> handle_;
+  std::map<Shape, Plan> plans_;
+};
+
+Products& products_of(Context& ctx) {
+  static const char key = 0;
+  std::shared_ptr<void>& slot = ctx.attachment(&key);
+  if (!slot) slot = std::make_shared<Products>();
+  return *static_cast<Products*>(slot.get());
+}
+
+// out (rows, out) stored by rows (+)= x weight^T + bias, all sizes within the limits.
+bool multiply(Context& ctx, const Matrix& x, const Matrix& weight, const Tensor& bias, const Matrix& out,
+              bool accumulate) {
+  Products& products = products_of(ctx);
+  const Shape shape{.rows = out.tensor.size(0),
+                    .in = weight.tensor.size(1),
+                    .out = weight.tensor.size(0),
+                    .x = x.layout,
+                    .weight = weight.layout,
+                    .out_stride = out.layout.stride,
+                    .dtype = weight.tensor.dtype(),
+                    .out_dtype = out.tensor.dtype(),
+                    .bias = bias.defined(),
+                    .alignment = {alignment_of(weight.tensor.raw()), alignment_of(x.tensor.raw()),
+                                  alignment_of(out.tensor.raw()), bias ? alignment_of(bias.raw()) : 0}};
+  const Plan& plan = products.plan_of(shape);
+  if (!plan.served) return false;
+  const CublasLt& library = products.library();
+  if (bias) {
+    const void* address = bias.raw();
+    check(library,
+          library.desc_set(plan.desc.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address, sizeof(address)),
+          "the bias");
+  }
+  const Tensor workspace =
+      plan.workspace > 0 ? ctx.empty({static_cast<std::int64_t>(plan.workspace)}, DType::u8) : Tensor();
+  const float one = 1.0F;
+  const float beta = accumulate ? 1.0F : 0.0F;
+  const cuda::DeviceGuard guard(ctx.device().index);
+  check(library,
+        library.matmul(products.handle(), plan.desc.get(), &one, weight.tensor.raw(), plan.weight.get(),
+                       x.tensor.raw(), plan.x.get(), &beta, out.tensor.raw(), plan.out.get(),
+                       out.tensor.raw(), plan.out.get(), &plan.algorithm,
+                       workspace ? workspace.raw() : nullptr, plan.workspace, cuda::stream_of(ctx)),
+        "a product");
+  return true;
+}
+
+Matrix part(const Matrix& m, int dim, std::int64_t begin, std::int64_t end) {
+  return {m.tensor.slice(dim, begin, end), m.layout};
+}
+
+// The same for any sizes, in parts. False where cuBLASLt had no kernel for some of them.
+bool multiply_in_parts(Context& ctx, const Matrix& x, const Matrix& weight, const Tensor& bias,
+                       const Matrix& out, bool accumulate) {
+  const std::int64_t rows = x.tensor.size(0);
+  const std::int64_t columns = weight.tensor.size(0);
+  const std::int64_t in = weight.tensor.size(1);
+  bool served = true;
+  for (std::int64_t r = 0; r < rows; r += kLargestSide)
+    for (std::int64_t c = 0; c < columns; c += kLargestSide)
+      for (std::int64_t i = 0; i < in; i += kLargestSum) {
+        const std::int64_t r_end = std::min(rows, r + kLargestSide);
+        const std::int64_t c_end = std::min(columns, c + kLargestSide);
+        const std::int64_t i_end = std::min(in, i + kLargestSum);
+        const Matrix x_part = part(part(x, 0, r, r_end), 1, i, i_end);
+        const Matrix weight_part = part(part(weight, 0, c, c_end), 1, i, i_end);
+        const Matrix out_part = part(part(out, 0, r, r_end), 1, c, c_end);
+        const Tensor bias_part = bias && i == 0 ? bias.slice(0, c, c_end) : Tensor();
+        const bool add = accumulate || i > 0;
+        if (multiply(ctx, x_part, weight_part, bias_part, out_part, add)) continue;
+        served = false;
+        gpu::plain(ctx, {.x = x_part.tensor,
+                         .weight = weight_part.tensor,
+                         .bias = bias_part,
+                         .out = out_part.tensor,
+                         .accumulate = add});
+      }
+  return served;
+}
+
+}  // namespace
+
+bool gpu::cublaslt(Context& ctx, const Problem& p) {
+  if (p.weight.size(1) == 0) {
+    plain(ctx, p);
+    return false;
+  }
+  const DType dtype = p.weight.dtype();
+  const Tensor x = ctx.to(p.x, dtype);
+  auto out_layout = layout_of(p.out);
+  // A destination stored by columns is one by rows of the product with its factors exchanged.
+  if (out_layout && !out_layout->by_rows && !p.bias &&
+      (p.out.dtype() == DType::f32 || p.out.dtype() == dtype))
+    return multiply_in_parts(ctx, matrix_of(ctx, p.weight), matrix_of(ctx, x), {},
+                             {p.out.transpose(0, 1), {true, out_layout->stride}}, p.accumulate);
+
+  // 16-bit destinations have the dtype of the factors, and the bias that of the destination; all else goes
+  // through f32, so that a result is rounded once.
+  Tensor out = p.out;
+  Tensor bias = p.bias ? ctx.contiguous(p.bias) : Tensor();
+  const bool direct =
+      out_layout && out_layout->by_rows &&
+      (out.dtype() == DType::f32 || (out.dtype() == dtype && (!bias || bias.dtype() == dtype)));
+  if (!direct) {
+    out = ctx.empty(p.out.shape(), DType::f32);
+    if (p.accumulate) ctx.copy(p.out, out);
+  }
+  if (bias) bias = ctx.to(bias, out.dtype());
+  const bool served = multiply_in_parts(ctx, matrix_of(ctx, x), matrix_of(ctx, p.weight), bias,
+                                        {out, *layout_of(out)}, p.accumulate);
+  if (!direct) ctx.copy(out, p.out);
+  return served;
+}
+
+}  // namespace krait::linear_detail

@@ -1,0 +1,348 @@
+// Few rows of x: the time is that of reading the weights, so each is read once, 16 bytes a lane, and widened
+// once for all rows of x. While a warp multiplies what it holds, its next loads are on their way.
+#include <algorithm>
+
+#include "core/cuda/elements.cuh"
+#include "ops/linear/kernels.h"
+
+namespace krait::linear_detail {
+namespace {
+
+using gpu::GemvPlan;
+using gpu::kGemvRows;
+using gpu::kGemvWarps;
+
+constexpr int kThreads = 32 * kGemvWarps;
+
+struct Gemv {
+  const void* weight;
+  std::int64_t weight_stride;
+  std::int64_t in;
+  std::int64_t out_size;
+  int rows;  // of x
+  cuda::AnyView<2> x;
+  bool x_quads;  // four neighbours of x can be loaded at once
+  cuda::AnyView<1> bias;
+  cuda::AnyView<2> out;
+  bool accumulate;
+  int lanes_log2;
+  int splits_log2;
+  std::int64_t steps;
+  std::int64_t tile;
+  std::int64_t groups;
+
+  __device__ void store(std::int64_t column, int row, float sum) const {
+    if (column >= out_size || row >= rows) return;
+    if (bias) sum += bias.load(column);
+    if (accumulate) sum += out.load(row, column);
+    out.store(sum, row, column);
+  }
+};
+
+// 16 bytes that nobody will ask for again.
+__device__ __forceinline__ uint4 load_once(const void* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+#else
+  return *static_cast<const uint4*>(from);
+#endif
+}
+
+template <typename T>
+struct Piece;  // 16 bytes of weights
+template <>
+struct Piece<float> {
+  static constexpr int kCount = 4;
+  __device__ static void widen(const uint4& v, float* to) {
+    to[0] = __uint_as_float(v.x);
+    to[1] = __uint_as_float(v.y);
+    to[2] = __uint_as_float(v.z);
+    to[3] = __uint_as_float(v.w);
+  }
+};
+template <>
+struct Piece<__nv_bfloat16> {
+  static constexpr int kCount = 8;
+  __device__ static void widen(const uint4& v, float* to) {
+    const unsigned pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = __uint_as_float(pairs[i] << 16);
+      to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000U);
+    }
+  }
+};
+template <>
+struct Piece<__half> {
+  static constexpr int kCount = 8;
+  __device__ static void widen(const uint4& v, float* to) {
+    const unsigned pairs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = __half2float(__ushort_as_half(static_cast<unsigned short>(pairs[i] & 0xffffU)));
+      to[2 * i + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(pairs[i] >> 16)));
+    }
+  }
+};
+
+// The piece of a row of weights that begins at element k; zeros beyond the row.
+template <typename Weight>
+__device__ __forceinline__ uint4 load_piece(const Weight* row, std::int64_t k, std::int64_t in) {
+  constexpr int kCount = Piece<Weight>::kCount;
+  if (k + kCount <= in) return load_once(row + k);
+  uint4 v = {0, 0, 0, 0};
+  if (k >= in) return v;
+  using Bits = std::conditional_t<sizeof(Weight) == 2, unsigned short, unsigned>;
+  const Bits* bits = reinterpret_cast<const Bits*>(row);
+  unsigned words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i)
+    if (k + i < in) {
+      if constexpr (sizeof(Weight) == 2)
+        words[i / 2] |= static_cast<unsigned>(bits[k + i]) << (i % 2 * 16);
+      else
+        words[i] = bits[k + i];
+    }
+  v.x = words[0];
+  v.y = words[1];
+  v.z = words[2];
+  v.w = words[3];
+  return v;
+}
+
+// Elements k .. k + 3 of row `row` of x; zeros beyond its end.
+__device__ __forceinline__ float4 load_quad(const Gemv& p, int row, std::int64_t k) {
+  if (row >= p.rows || k >= p.in) return {0.0F, 0.0F, 0.0F, 0.0F};
+  if (p.x_quads && k + 4 <= p.in) {
+    const std::int64_t at = p.x.offset(row, k);
+    if (p.x.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(p.x.data) + at);
+    const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(p.x.data) + at);
+    if (p.x.dtype == DType::bf16)
+      return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000U), __uint_as_float(v.y << 16),
+              __uint_as_float(v.y & 0xffff0000U)};
+    const auto half = [](unsigned bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); };
+    return {half(v.x & 0xffffU), half(v.x >> 16), half(v.y & 0xffffU), half(v.y >> 16)};
+  }
+  const auto element = [&](std::int64_t i) { return i < p.in ? p.x.load(row, i) : 0.0F; };
+  return {element(k), element(k + 1), element(k + 2), element(k + 3)};
+}
+
+// Shared memory: x of a tile as f32, kRows of (steps, quads of a piece, lanes, 4), so that the lanes of a warp
+// read neighbours; then, twice, the sums of all warps where several share rows.
+template <typename Weight, int kRows>
+__global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kRows <= 8 ? 2 : 1) gemv_kernel(Gemv p) {
+  constexpr int kCount = Piece<Weight>::kCount;
+  constexpr int kQuads = kCount / 4;
+  constexpr int kSums = kGemvRows * kRows;
+  extern __shared__ float4 shared[];
+
+  const int lanes_log2 = p.lanes_log2;
+  const int lanes = 1 << lanes_log2;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int at = lane & (lanes - 1);        // among the lanes of a row
+  const int sub_rows = 32 >> lanes_log2;    // rows side by side in a warp
+  const int splits = 1 << p.splits_log2;
+  const int slice = warp & (splits - 1);
+  const int rows_of_warp = kGemvRows * sub_rows;
+  const int rows_of_block = (kGemvWarps >> p.splits_log2) * rows_of_warp;
+  const int first_row = (warp >> p.splits_log2) * rows_of_warp + (lane >> lanes_log2);
+  const int step_size = lanes * kCount;
+  const std::int64_t quads_of_tile = p.tile * (kQuads * lanes);  // of one row of x
+  float* const parts = reinterpret_cast<float*>(shared + kRows * quads_of_tile);
+
+  const Weight* row[kGemvRows];
+  const auto go_to = [&](std::int64_t group) {
+#pragma unroll
+    for (int j = 0; j < kGemvRows; ++j) {
+      // Rows beyond the last one repeat it; their sums are not stored.
+      const std::int64_t r = min(group * rows_of_block + first_row + j * sub_rows, p.out_size - 1);
+      row[j] = static_cast<const Weight*>(p.weight) + r * p.weight_stride + at * kCount;
+    }
+  };
+  uint4 next[kGemvRows];
+  const auto fetch = [&](std::int64_t step) {
+    const std::int64_t k = step * step_size;
+#pragma unroll
+    for (int j = 0; j < kGemvRows; ++j) next[j] = load_piece(row[j], k, p.in - at * kCount);
+  };
+
+  std::int64_t group = blockIdx.x;
+  go_to(group);
+  fetch(slice);
+  bool staged = false;
+  for (int round = 0; group < p.groups; group += gridDim.x, ++round) {
+    float sum[kGemvRows][kRows] = {};
+    for (std::int64_t tile = 0; tile < p.steps; tile += p.tile) {
+      if (!staged || p.tile < p.steps) {
+        if (staged) __syncthreads();  // everyone is done with the tile before
+        const std::int64_t first = tile * (kQuads * lanes);
+        for (int r = 0; r < kRows; ++r)
+          for (int i = static_cast<int>(threadIdx.x); i < quads_of_tile; i += kThreads) {
+            const int step = i >> lanes_log2 >> (kQuads / 2);
+            const int in_step = i & (kQuads * lanes - 1);
+            const int to = (step * kQuads + in_step % kQuads) * lanes + in_step / kQuads;
+            shared[r * quads_of_tile + to] = load_quad(p, r, (first + i) * 4);
+          }
+        staged = true;
+        __syncthreads();
+      }
+      const std::int64_t end = min(tile + p.tile, p.steps);
+      for (std::int64_t step = tile + slice; step < end; step += splits) {
+        uint4 held[kGemvRows];
+#pragma unroll
+        for (int j = 0; j < kGemvRows; ++j) held[j] = next[j];
+        if (step + splits < p.steps) {
+          fetch(step + splits);
+        } else if (group + gridDim.x < p.groups) {
+          go_to(group + gridDim.x);
+          fetch(slice);
+        }
+        float w[kGemvRows][kCount];
+#pragma unroll
+        for (int j = 0; j < kGemvRows; ++j) Piece<Weight>::widen(held[j], w[j]);
+        const float4* from = shared + static_cast<int>(step - tile) * kQuads * lanes + at;
+#pragma unroll
+        for (int q = 0; q < kQuads; ++q)
+#pragma unroll
+          for (int r = 0; r < kRows; ++r) {
+            const float4 x = from[r * quads_of_tile + q * lanes];
+#pragma unroll
+            for (int j = 0; j < kGemvRows; ++j) {
+              sum[j][r] = fmaf(w[j][4 * q], x.x, sum[j][r]);
+              sum[j][r] = fmaf(w[j][4 * q + 1], x.y, sum[j][r]);
+              sum[j][r] = fmaf(w[j][4 * q + 2], x.z, sum[j][r]);
+              sum[j][r] = fmaf(w[j][4 * q + 3], x.w, sum[j][r]);
+            }
+          }
+      }
+    }
+    for (int half = lanes / 2; half > 0; half /= 2)
+#pragma unroll
+      for (int j = 0; j < kGemvRows; ++j)
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) sum[j][r] += __shfl_xor_sync(0xffffffffU, sum[j][r], half);
+
+    const std::int64_t base = group * rows_of_block;
+    if (splits == 1) {
+#pragma unroll
+      for (int j = 0; j < kGemvRows; ++j)
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (at == ((j * kRows + r) & (lanes - 1))) p.store(base + first_row + j * sub_rows, r, sum[j][r]);
+      continue;
+    }
+    // Two buffers in turn: whoever writes this one again has passed the barrier of the other.
+    float* const mine = parts + (round % 2) * (kGemvWarps * kSums);
+#pragma unroll
+    for (int j = 0; j < kGemvRows; ++j)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+        if (lane == (j * kRows + r) % 32) mine[warp * kSums + j * kRows + r] = sum[j][r];
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < (kGemvWarps >> p.splits_log2) * kSums; i += kThreads) {
+      const int team = i / kSums;
+      const int of_team = i % kSums;
+      float total = 0.0F;
+      for (int s = 0; s < splits; ++s) total += mine[((team << p.splits_log2) + s) * kSums + of_team];
+      p.store(base + team * kGemvRows + of_team / kRows, of_team % kRows, total);
+    }
+  }
+}
+
+// Any strides and alignment: a warp a row of weights, element by element.
+__global__ void __launch_bounds__(kThreads) gemv_any_kernel(Gemv p, cuda::AnyView<2> weight) {
+  constexpr int kRows = 4;  // of x at a time
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t warps = std::int64_t{gridDim.x} * kGemvWarps;
+  for (std::int64_t o = std::int64_t{blockIdx.x} * kGemvWarps + threadIdx.x / 32; o < p.out_size; o += warps)
+    for (int first = 0; first < p.rows; first += kRows) {
+      float sum[kRows] = {};
+      for (std::int64_t k = lane; k < p.in; k += 32) {
+        const float w = weight.load(o, k);
+#pragma unroll
+        for (int r = 0; r < kRows; ++r)
+          if (first + r < p.rows) sum[r] = fmaf(w, p.x.load(first + r, k), sum[r]);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        const float total = cuda::warp_sum(sum[r]);
+        if (lane == r) p.store(o, first + r, total);
+      }
+    }
+}
+
+int log2_of(int power) {
+  int log2 = 0;
+  while (1 << log2 < power) ++log2;
+  return log2;
+}
+
+bool multiple_of_16_bytes(const void* address) { return reinterpret_cast<std::uintptr_t>(address) % 16 == 0; }
+
+template <typename Weight, int kRows>
+void launch_rows(Context& ctx, Gemv p) {
+  constexpr int kCount = Piece<Weight>::kCount;
+  const int multiprocessors = cuda::limits_of(ctx).multiprocessors;
+  const GemvPlan plan =
+      gpu::choose_gemv_plan(kRows, p.in, p.out_size, kCount == 4 ? DType::f32 : DType::bf16, multiprocessors);
+  p.lanes_log2 = log2_of(plan.lanes);
+  p.splits_log2 = log2_of(plan.splits);
+  p.steps = plan.steps;
+  p.tile = plan.tile;
+  p.groups = plan.groups;
+  const std::int64_t x_bytes = std::int64_t{kRows} * plan.tile * plan.lanes * 16 * (kCount / 4);
+  const std::size_t shared =
+      static_cast<std::size_t>(x_bytes) + (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
+  const std::int64_t blocks = std::min(plan.groups, std::int64_t{multiprocessors} * (kRows <= 4 ? 4 : 2));
+  cuda::launch(ctx, "linear", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
+               p);
+}
+
+template <typename Weight>
+void launch_weight(Context& ctx, const Gemv& p) {
+  if (p.rows <= 1) return launch_rows<Weight, 1>(ctx, p);
+  if (p.rows <= 2) return launch_rows<Weight, 2>(ctx, p);
+  if (p.rows <= 4) return launch_rows<Weight, 4>(ctx, p);
+  if (p.rows <= 8) return launch_rows<Weight, 8>(ctx, p);
+  launch_rows<Weight, 16>(ctx, p);
+}
+
+}  // namespace
+
+void gpu::gemv(Context& ctx, const Problem& problem) {
+  const Tensor& weight = problem.weight;
+  const auto element = static_cast<std::int64_t>(size_of(weight.dtype()));
+  const bool packed = weight.size(1) > 0 && weight.stride(1) == 1 && multiple_of_16_bytes(weight.raw()) &&
+                      (weight.size(0) == 1 || weight.stride(0) * element % 16 == 0);
+  const Tensor& x = problem.x;
+  const std::int64_t x_quad = 4 * static_cast<std::int64_t>(size_of(x.dtype()));
+  const bool x_quads = x.stride(1) == 1 && multiple_of_16_bytes(x.raw()) &&
+                       x.stride(0) * static_cast<std::int64_t>(size_of(x.dtype())) % x_quad == 0;
+  constexpr std::int64_t kMostRows = 16;
+  for (std::int64_t begin = 0; begin < x.size(0); begin += kMostRows) {
+    const std::int64_t end = std::min(x.size(0), begin + kMostRows);
+    Gemv p{.weight = weight.raw(),
+           .weight_stride = weight.stride(0),
+           .in = weight.size(1),
+           .out_size = weight.size(0),
+           .rows = static_cast<int>(end - begin),
+           .x = cuda::AnyView<2>(x.slice(0, begin, end)),
+           .x_quads = x_quads,
+           .bias = cuda::AnyView<1>(problem.bias),
+           .out = cuda::AnyView<2>(problem.out.slice(0, begin, end)),
+           .accumulate = problem.accumulate};
+    if (packed)
+      cuda::dispatch_element(weight.dtype(), "[linear] weight",
+                             [&](auto tag) { launch_weight<decltype(tag)>(ctx, p); });
+    else
+      cuda::launch(ctx, "linear", &gemv_any_kernel, dim3(cuda::blocks_for(ctx, p.out_size, kGemvWarps)),
+                   dim3(kThreads), 0, p, cuda::AnyView<2>(weight));
+  }
+}
+
+}  // namespace krait::linear_detail
