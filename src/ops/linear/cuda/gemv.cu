@@ -16,7 +16,7 @@ constexpr int kThreads = 32 * kGemvWarps;
 
 struct Gemv {
   const void* weight;
-  std::int64_t weight_stride;
+  std::int64_t weight_stride;  // in elements
   std::int64_t in;
   std::int64_t out_size;
   int rows;  // of x
@@ -27,9 +27,9 @@ struct Gemv {
   bool accumulate;
   int lanes_log2;
   int splits_log2;
-  std::int64_t steps;
-  std::int64_t tile;
-  std::int64_t groups;
+  int steps;
+  int tile;
+  int groups;
 
   __device__ void store(std::int64_t column, int row, float sum) const {
     if (column >= out_size || row >= rows) return;
@@ -52,89 +52,45 @@ __device__ __forceinline__ uint4 load_once(const void* from) {
 #endif
 }
 
+// 16 bytes of weights: their number, and four of them as f32.
 template <typename T>
-struct Piece;  // 16 bytes of weights
-template <>
-struct Piece<float> {
-  static constexpr int kCount = 4;
-  __device__ static void widen(const uint4& v, float* to) {
-    to[0] = __uint_as_float(v.x);
-    to[1] = __uint_as_float(v.y);
-    to[2] = __uint_as_float(v.z);
-    to[3] = __uint_as_float(v.w);
-  }
-};
-template <>
-struct Piece<__nv_bfloat16> {
-  static constexpr int kCount = 8;
-  __device__ static void widen(const uint4& v, float* to) {
-    const unsigned pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to[2 * i] = __uint_as_float(pairs[i] << 16);
-      to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000U);
+struct Piece {
+  static constexpr int kCount = 16 / sizeof(T);
+  __device__ static float4 quad(const uint4& v, int q) {
+    if constexpr (std::is_same_v<T, float>) {
+      return {__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)};
+    } else {
+      const unsigned low = q == 0 ? v.x : v.z;
+      const unsigned high = q == 0 ? v.y : v.w;
+      if constexpr (std::is_same_v<T, __half>) {
+        const auto half = [](unsigned bits) {
+          return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+        };
+        return {half(low & 0xffffU), half(low >> 16), half(high & 0xffffU), half(high >> 16)};
+      } else {
+        return {__uint_as_float(low << 16), __uint_as_float(low & 0xffff0000U), __uint_as_float(high << 16),
+                __uint_as_float(high & 0xffff0000U)};
+      }
     }
   }
 };
-template <>
-struct Piece<__half> {
-  static constexpr int kCount = 8;
-  __device__ static void widen(const uint4& v, float* to) {
-    const unsigned pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      to[2 * i] = __half2float(__ushort_as_half(static_cast<unsigned short>(pairs[i] & 0xffffU)));
-      to[2 * i + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(pairs[i] >> 16)));
-    }
-  }
-};
-
-// The piece of a row of weights that begins at element k; zeros beyond the row.
-template <typename Weight>
-__device__ __forceinline__ uint4 load_piece(const Weight* row, std::int64_t k, std::int64_t in) {
-  constexpr int kCount = Piece<Weight>::kCount;
-  if (k + kCount <= in) return load_once(row + k);
-  uint4 v = {0, 0, 0, 0};
-  if (k >= in) return v;
-  using Bits = std::conditional_t<sizeof(Weight) == 2, unsigned short, unsigned>;
-  const Bits* bits = reinterpret_cast<const Bits*>(row);
-  unsigned words[4] = {0, 0, 0, 0};
-#pragma unroll
-  for (int i = 0; i < kCount; ++i)
-    if (k + i < in) {
-      if constexpr (sizeof(Weight) == 2)
-        words[i / 2] |= static_cast<unsigned>(bits[k + i]) << (i % 2 * 16);
-      else
-        words[i] = bits[k + i];
-    }
-  v.x = words[0];
-  v.y = words[1];
-  v.z = words[2];
-  v.w = words[3];
-  return v;
-}
 
 // Elements k .. k + 3 of row `row` of x; zeros beyond its end.
-__device__ __forceinline__ float4 load_quad(const Gemv& p, int row, std::int64_t k) {
+__device__ __forceinline__ float4 load_quad(const Gemv& p, int row, int k) {
   if (row >= p.rows || k >= p.in) return {0.0F, 0.0F, 0.0F, 0.0F};
-  if (p.x_quads && k + 4 <= p.in) {
-    const std::int64_t at = p.x.offset(row, k);
-    if (p.x.dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(p.x.data) + at);
-    const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(p.x.data) + at);
-    if (p.x.dtype == DType::bf16)
-      return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000U), __uint_as_float(v.y << 16),
-              __uint_as_float(v.y & 0xffff0000U)};
-    const auto half = [](unsigned bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); };
-    return {half(v.x & 0xffffU), half(v.x >> 16), half(v.y & 0xffffU), half(v.y >> 16)};
-  }
-  const auto element = [&](std::int64_t i) { return i < p.in ? p.x.load(row, i) : 0.0F; };
-  return {element(k), element(k + 1), element(k + 2), element(k + 3)};
+  if (!p.x_quads) return {p.x.load(row, k), p.x.load(row, k + 1), p.x.load(row, k + 2), p.x.load(row, k + 3)};
+  const std::int64_t at = row * p.x.stride[0] + k;
+  if (p.x.dtype == DType::f32)
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(p.x.data) + at);
+  const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(p.x.data) + at);
+  const uint4 pair = {v.x, v.y, 0, 0};
+  return p.x.dtype == DType::bf16 ? Piece<__nv_bfloat16>::quad(pair, 0) : Piece<__half>::quad(pair, 0);
 }
 
 // Shared memory: x of a tile as f32, kRows of (steps, quads of a piece, lanes, 4), so that the lanes of a warp
 // read neighbours; then, twice, the sums of all warps where several share rows.
 template <typename Weight, int kRows>
-__global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kRows <= 8 ? 2 : 1) gemv_kernel(Gemv p) {
+__global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv p) {
   constexpr int kCount = Piece<Weight>::kCount;
   constexpr int kQuads = kCount / 4;
   constexpr int kSums = kGemvRows * kRows;
@@ -152,35 +108,39 @@ __global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kR
   const int rows_of_block = (kGemvWarps >> p.splits_log2) * rows_of_warp;
   const int first_row = (warp >> p.splits_log2) * rows_of_warp + (lane >> lanes_log2);
   const int step_size = lanes * kCount;
-  const std::int64_t quads_of_tile = p.tile * (kQuads * lanes);  // of one row of x
+  const int in = static_cast<int>(p.in);
+  const int quads_of_tile = p.tile * kQuads * lanes;  // of one row of x
   float* const parts = reinterpret_cast<float*>(shared + kRows * quads_of_tile);
 
   const Weight* row[kGemvRows];
-  const auto go_to = [&](std::int64_t group) {
+  uint4 next[kGemvRows];
+  int next_group = static_cast<int>(blockIdx.x);
+  int next_step = slice;
+  const auto go_to_next_group = [&] {
 #pragma unroll
     for (int j = 0; j < kGemvRows; ++j) {
       // Rows beyond the last one repeat it; their sums are not stored.
-      const std::int64_t r = min(group * rows_of_block + first_row + j * sub_rows, p.out_size - 1);
+      const std::int64_t r =
+          min(std::int64_t{next_group} * rows_of_block + first_row + j * sub_rows, p.out_size - 1);
       row[j] = static_cast<const Weight*>(p.weight) + r * p.weight_stride + at * kCount;
     }
   };
-  uint4 next[kGemvRows];
-  const auto fetch = [&](std::int64_t step) {
-    const std::int64_t k = step * step_size;
+  const auto fetch = [&] {
+    const int k = next_step * step_size;
+    const bool inside = k + at * kCount < in;
 #pragma unroll
-    for (int j = 0; j < kGemvRows; ++j) next[j] = load_piece(row[j], k, p.in - at * kCount);
+    for (int j = 0; j < kGemvRows; ++j) next[j] = inside ? load_once(row[j] + k) : uint4{0, 0, 0, 0};
   };
-
-  std::int64_t group = blockIdx.x;
-  go_to(group);
-  fetch(slice);
+  go_to_next_group();
+  fetch();
   bool staged = false;
-  for (int round = 0; group < p.groups; group += gridDim.x, ++round) {
+  int round = 0;
+  for (int group = static_cast<int>(blockIdx.x); group < p.groups; group += static_cast<int>(gridDim.x), ++round) {
     float sum[kGemvRows][kRows] = {};
-    for (std::int64_t tile = 0; tile < p.steps; tile += p.tile) {
+    for (int tile = 0; tile < p.steps; tile += p.tile) {
       if (!staged || p.tile < p.steps) {
         if (staged) __syncthreads();  // everyone is done with the tile before
-        const std::int64_t first = tile * (kQuads * lanes);
+        const int first = tile * kQuads * lanes;
         for (int r = 0; r < kRows; ++r)
           for (int i = static_cast<int>(threadIdx.x); i < quads_of_tile; i += kThreads) {
             const int step = i >> lanes_log2 >> (kQuads / 2);
@@ -191,34 +151,36 @@ __global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kR
         staged = true;
         __syncthreads();
       }
-      const std::int64_t end = min(tile + p.tile, p.steps);
-      for (std::int64_t step = tile + slice; step < end; step += splits) {
+      const int end = min(tile + p.tile, p.steps);
+      for (int step = tile + slice; step < end; step += splits) {
         uint4 held[kGemvRows];
 #pragma unroll
         for (int j = 0; j < kGemvRows; ++j) held[j] = next[j];
-        if (step + splits < p.steps) {
-          fetch(step + splits);
-        } else if (group + gridDim.x < p.groups) {
-          go_to(group + gridDim.x);
-          fetch(slice);
+        next_step += splits;
+        if (next_step >= p.steps) {
+          next_step = slice;
+          next_group += static_cast<int>(gridDim.x);
+          go_to_next_group();
         }
-        float w[kGemvRows][kCount];
+        fetch();
+        const float4* from = shared + (step - tile) * kQuads * lanes + at;
 #pragma unroll
-        for (int j = 0; j < kGemvRows; ++j) Piece<Weight>::widen(held[j], w[j]);
-        const float4* from = shared + static_cast<int>(step - tile) * kQuads * lanes + at;
+        for (int q = 0; q < kQuads; ++q) {
+          float4 w[kGemvRows];
 #pragma unroll
-        for (int q = 0; q < kQuads; ++q)
+          for (int j = 0; j < kGemvRows; ++j) w[j] = Piece<Weight>::quad(held[j], q);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             const float4 x = from[r * quads_of_tile + q * lanes];
 #pragma unroll
             for (int j = 0; j < kGemvRows; ++j) {
-              sum[j][r] = fmaf(w[j][4 * q], x.x, sum[j][r]);
-              sum[j][r] = fmaf(w[j][4 * q + 1], x.y, sum[j][r]);
-              sum[j][r] = fmaf(w[j][4 * q + 2], x.z, sum[j][r]);
-              sum[j][r] = fmaf(w[j][4 * q + 3], x.w, sum[j][r]);
+              sum[j][r] = fmaf(w[j].x, x.x, sum[j][r]);
+              sum[j][r] = fmaf(w[j].y, x.y, sum[j][r]);
+              sum[j][r] = fmaf(w[j].z, x.z, sum[j][r]);
+              sum[j][r] = fmaf(w[j].w, x.w, sum[j][r]);
             }
           }
+        }
       }
     }
     for (int half = lanes / 2; half > 0; half /= 2)
@@ -227,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kR
 #pragma unroll
         for (int r = 0; r < kRows; ++r) sum[j][r] += __shfl_xor_sync(0xffffffffU, sum[j][r], half);
 
-    const std::int64_t base = group * rows_of_block;
+    const std::int64_t base = std::int64_t{group} * rows_of_block;
     if (splits == 1) {
 #pragma unroll
       for (int j = 0; j < kGemvRows; ++j)
@@ -254,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, kRows <= 2 ? 4 : kRows <= 4 ? 3 : kR
   }
 }
 
-// Any strides and alignment: a warp a row of weights, element by element.
+// Any strides, sizes and alignment: a warp a row of weights, element by element.
 __global__ void __launch_bounds__(kThreads) gemv_any_kernel(Gemv p, cuda::AnyView<2> weight) {
   constexpr int kRows = 4;  // of x at a time
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -292,13 +254,13 @@ void launch_rows(Context& ctx, Gemv p) {
       gpu::choose_gemv_plan(kRows, p.in, p.out_size, kCount == 4 ? DType::f32 : DType::bf16, multiprocessors);
   p.lanes_log2 = log2_of(plan.lanes);
   p.splits_log2 = log2_of(plan.splits);
-  p.steps = plan.steps;
-  p.tile = plan.tile;
-  p.groups = plan.groups;
+  p.steps = static_cast<int>(plan.steps);
+  p.tile = static_cast<int>(plan.tile);
+  p.groups = static_cast<int>(plan.groups);
   const std::int64_t x_bytes = std::int64_t{kRows} * plan.tile * plan.lanes * 16 * (kCount / 4);
   const std::size_t shared =
       static_cast<std::size_t>(x_bytes) + (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
-  const std::int64_t blocks = std::min(plan.groups, std::int64_t{multiprocessors} * (kRows <= 4 ? 4 : 2));
+  const std::int64_t blocks = std::min(plan.groups, std::int64_t{multiprocessors} * (kRows <= 4 ? 3 : 2));
   cuda::launch(ctx, "linear", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
                p);
 }
@@ -317,8 +279,11 @@ void launch_weight(Context& ctx, const Gemv& p) {
 void gpu::gemv(Context& ctx, const Problem& problem) {
   const Tensor& weight = problem.weight;
   const auto element = static_cast<std::int64_t>(size_of(weight.dtype()));
-  const bool packed = weight.size(1) > 0 && weight.stride(1) == 1 && multiple_of_16_bytes(weight.raw()) &&
-                      (weight.size(0) == 1 || weight.stride(0) * element % 16 == 0);
+  constexpr std::int64_t kMostSize = std::int64_t{1} << 30;  // counted in 32 bits
+  const bool packed = weight.size(1) > 0 && weight.size(1) * element % 16 == 0 && weight.stride(1) == 1 &&
+                      multiple_of_16_bytes(weight.raw()) &&
+                      (weight.size(0) == 1 || weight.stride(0) * element % 16 == 0) &&
+                      weight.size(0) < kMostSize && weight.size(1) < kMostSize;
   const Tensor& x = problem.x;
   const std::int64_t x_quad = 4 * static_cast<std::int64_t>(size_of(x.dtype()));
   const bool x_quads = x.stride(1) == 1 && multiple_of_16_bytes(x.raw()) &&

@@ -15,8 +15,8 @@ gpu::GemvPlan gpu::choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int
   while (plan.lanes > 4 && plan.lanes / 2 >= pieces) plan.lanes /= 2;
   plan.steps = (pieces + plan.lanes - 1) / plan.lanes;
 
-  // x of a tile in shared memory, so that 4 (2 for many rows) blocks fit a multiprocessor.
-  const std::int64_t budget = (rows <= 4 ? 48 : 96) * 1024;
+  // x of a tile in shared memory, so that 3 blocks (2 for many rows) fit a multiprocessor.
+  const std::int64_t budget = (rows <= 4 ? 64 : 96) * 1024;
   const std::int64_t step_bytes = rows * plan.lanes * piece * 4;
   plan.tile = std::min(plan.steps, std::max<std::int64_t>(1, budget / step_bytes));
 
