@@ -49,12 +49,24 @@ void add_common(const Command& command, CommonOptions& options) {
   add_messages(command, options);
 }
 
+namespace {
+
+Device device_of(const CommonOptions& options) {
+  if (options.reference && options.device == "auto") return {};  // the reference paths are the CPU's
+  try {
+    return parse_device(options.device);
+  } catch (const Error& error) {
+    throw UsageError(concat("--device: ", error.what()));
+  }
+}
+
+}  // namespace
+
 ContextOptions context_options(const CommonOptions& options) {
   ContextOptions context;
-  // The reference paths are the CPU's.
-  context.device = options.reference && options.device == "auto" ? Device{} : parse_device(options.device);
-  require(!options.profile || context.device.kind != Device::Kind::cpu,
-          "--profile measures kernels of a GPU, but the device is cpu");
+  context.device = device_of(options);
+  if (options.profile && context.device.kind == Device::Kind::cpu)
+    throw UsageError("--profile measures kernels of a GPU, but the device is cpu");
   context.profile = options.profile;
   context.threads = options.threads;
   context.reference = options.reference;

@@ -23,7 +23,7 @@ TEST(Usage, ErrorsExitWithTwoAndName) {
   expect_refusal({"generate", "--prompt", "a", "--seed", "-1"}, 2, {"--seed", "'-1'"});
   expect_refusal({"generate", "--prompt", "a", "--max-new-tokens", "99999999999999999999"}, 2,
                  {"--max-new-tokens", "'99999999999999999999'"});
-  expect_refusal({"generate", "--prompt", "a", "--device", "cuda"}, 2, {"--device", "'cuda'", "auto|cpu"});
+  expect_refusal({"generate", "--prompt", "a", "--device", "gpu"}, 2, {"--device", "'gpu'", "cuda:N"});
   expect_refusal({"generate", "--prompt", "a", "--dtype", "int4"}, 2,
                  {"--dtype", "'int4'", "auto|f32|bf16|f16"});
   expect_refusal({"generate", "--prompt", "a", "--threads", "-1"}, 2, {"--threads", "'-1'"});
