@@ -37,7 +37,8 @@ Layout merged(const Tensor& to, const Tensor& from) {
   return layout;
 }
 
-__device__ __forceinline__ void place(const Layout& layout, std::int64_t i, std::int64_t& to, std::int64_t& from) {
+__device__ __forceinline__ void place(const Layout& layout, std::int64_t i, std::int64_t& to,
+                                      std::int64_t& from) {
   to = from = 0;
   for (int d = layout.rank - 1; d >= 0; --d) {
     const std::int64_t at = i % layout.size[d];
@@ -60,8 +61,8 @@ __global__ void copy_bits(Layout layout, std::int64_t count, const T* from, T* t
 }
 
 // Between f32, bf16 and f16.
-__global__ void convert_floats(Layout layout, std::int64_t count, const void* from, DType from_dtype, void* to,
-                               DType to_dtype) {
+__global__ void convert_floats(Layout layout, std::int64_t count, const void* from, DType from_dtype,
+                               void* to, DType to_dtype) {
   for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
        i += std::int64_t{gridDim.x} * kThreads) {
     std::int64_t a = 0;
@@ -159,21 +160,21 @@ void convert_on_device(cudaStream_t stream, const Tensor& from, const Tensor& to
         });
       });
     } else {
-      convert_floats<<<grid_of(count), kThreads, 0, stream>>>(layout, count, from.raw(), from.dtype(), to.raw(),
-                                                              to.dtype());
+      convert_floats<<<grid_of(count), kThreads, 0, stream>>>(layout, count, from.raw(), from.dtype(),
+                                                              to.raw(), to.dtype());
     }
     check(cudaGetLastError(), "copy");
     return;
   }
   if (from.dtype() == DType::i32 && to.dtype() == DType::i64) {
-    convert_numbers<<<grid_of(count), kThreads, 0, stream>>>(layout, count, static_cast<const std::int32_t*>(from.raw()),
-                                                             static_cast<std::int64_t*>(to.raw()));
+    convert_numbers<<<grid_of(count), kThreads, 0, stream>>>(
+        layout, count, static_cast<const std::int32_t*>(from.raw()), static_cast<std::int64_t*>(to.raw()));
   } else if (from.dtype() == DType::i64 && to.dtype() == DType::i32) {
-    convert_numbers<<<grid_of(count), kThreads, 0, stream>>>(layout, count, static_cast<const std::int64_t*>(from.raw()),
-                                                             static_cast<std::int32_t*>(to.raw()));
+    convert_numbers<<<grid_of(count), kThreads, 0, stream>>>(
+        layout, count, static_cast<const std::int64_t*>(from.raw()), static_cast<std::int32_t*>(to.raw()));
   } else {
-    fail(ErrorKind::invalid_argument, "copy on a GPU from dtype ", name_of(from.dtype()), " to ", name_of(to.dtype()),
-         " is not supported; convert on the CPU");
+    fail(ErrorKind::invalid_argument, "copy on a GPU from dtype ", name_of(from.dtype()), " to ",
+         name_of(to.dtype()), " is not supported; convert on the CPU");
   }
   check(cudaGetLastError(), "copy");
 }
@@ -217,20 +218,24 @@ void copy_elements(cudaStream_t stream, const Tensor& from, const Tensor& to) {
       return;
     }
     const Scratch scratch(stream, packed.nbytes());
-    check(cudaMemcpyAsync(scratch.data(), packed.raw(), packed.nbytes(), cudaMemcpyHostToDevice, stream), "copy");
+    check(cudaMemcpyAsync(scratch.data(), packed.raw(), packed.nbytes(), cudaMemcpyHostToDevice, stream),
+          "copy");
     convert_on_device(stream, Tensor::wrap(scratch.data(), to.shape(), to.dtype(), {}, to.device()), to);
     check(cudaStreamSynchronize(stream), "copy");
     return;
   }
   // To the host: the device makes it contiguous, the host the rest.
-  const Tensor landed = to.is_contiguous() && to.dtype() == from.dtype() ? to : Tensor::empty(from.shape(), from.dtype());
+  const Tensor landed =
+      to.is_contiguous() && to.dtype() == from.dtype() ? to : Tensor::empty(from.shape(), from.dtype());
   if (from.is_contiguous()) {
     check(cudaMemcpyAsync(landed.raw(), from.raw(), landed.nbytes(), cudaMemcpyDeviceToHost, stream), "copy");
     check(cudaStreamSynchronize(stream), "copy");
   } else {
     const Scratch scratch(stream, from.nbytes());
-    convert_on_device(stream, from, Tensor::wrap(scratch.data(), from.shape(), from.dtype(), {}, from.device()));
-    check(cudaMemcpyAsync(landed.raw(), scratch.data(), landed.nbytes(), cudaMemcpyDeviceToHost, stream), "copy");
+    convert_on_device(stream, from,
+                      Tensor::wrap(scratch.data(), from.shape(), from.dtype(), {}, from.device()));
+    check(cudaMemcpyAsync(landed.raw(), scratch.data(), landed.nbytes(), cudaMemcpyDeviceToHost, stream),
+          "copy");
     check(cudaStreamSynchronize(stream), "copy");
   }
   if (landed.raw() != to.raw()) to.copy_from(landed);
@@ -246,8 +251,8 @@ void fill_elements(cudaStream_t stream, const Tensor& t, double value) {
   one.fill(value);
   by_size(size_of(t.dtype()), [&](auto bits) {
     using T = decltype(bits);
-    fill_kernel<T><<<grid_of(t.numel()), kThreads, 0, stream>>>(merged(t, t), t.numel(), *static_cast<const T*>(one.raw()),
-                                                                static_cast<T*>(t.raw()));
+    fill_kernel<T><<<grid_of(t.numel()), kThreads, 0, stream>>>(
+        merged(t, t), t.numel(), *static_cast<const T*>(one.raw()), static_cast<T*>(t.raw()));
   });
   check(cudaGetLastError(), "fill");
 }

@@ -110,7 +110,8 @@ void dispatch_element(DType dtype, std::string_view what, F&& f) {
     case DType::f16: return f(__half{});
     default: break;
   }
-  fail(ErrorKind::invalid_argument, what, " has dtype ", name_of(dtype), ", expected f32, bf16 or f16 on a GPU");
+  fail(ErrorKind::invalid_argument, what, " has dtype ", name_of(dtype),
+       ", expected f32, bf16 or f16 on a GPU");
 }
 
 __device__ __forceinline__ float sigmoid(float v) { return 1.0F / (1.0F + expf(-v)); }

@@ -263,8 +263,8 @@ template <typename State>
 void run_vectors(Context& ctx, const Problem& p) {
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
   VectorPlan plan = {.lanes = static_cast<int>(p.d_state) / kStates,
-                           .packed_b = is_packed(p.B, kStates),
-                           .packed_c = is_packed(p.C, kStates)};
+                     .packed_b = is_packed(p.B, kStates),
+                     .packed_c = is_packed(p.C, kStates)};
   const bool decay_per_state = p.A.stride(2) != 0;
   plan.one_step = p.dt.stride(3) == 0 && (!p.dt_bias || p.dt_bias.stride(1) == 0) && p.A.stride(1) == 0;
   // Few channels spread over as many multiprocessors as there are.
