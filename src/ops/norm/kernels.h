@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "krait/core/context.h"
 #include "krait/core/tensor.h"
 #include "krait/ops/norm.h"
 
@@ -19,6 +20,9 @@ class Rows {
   [[nodiscard]] DType dtype() const { return dtype_; }
   [[nodiscard]] std::int64_t channel_stride() const { return channel_stride_; }  // in elements
   [[nodiscard]] void* row(std::int64_t index) const;
+  // The leading dimensions, outermost first: sizes, and strides in bytes.
+  [[nodiscard]] const Dims& sizes() const { return sizes_; }
+  [[nodiscard]] const Dims& strides() const { return strides_; }
 
  private:
   std::byte* data_ = nullptr;
@@ -75,5 +79,23 @@ void simd(const Problem& problem, std::int64_t begin, std::int64_t end, float* w
 inline constexpr std::int64_t kBackwardRows = 6;
 void simd(const BackwardProblem& problem, std::int64_t begin, std::int64_t end, float* dweight, float* dbias,
           float* workspace);
+
+// How a GPU walks the groups of rows. A group is the work of some warps, which hold it in registers in
+// vectors of 8 channels; where that does not suit, of a block that reads it channel by channel.
+struct GpuPlan {
+  int vectors = 0;  // that a thread holds; 0: channel by channel
+  int warps = 0;    // of a group
+  int groups = 0;   // that a block works on side by side: more than 1 only where a warp is enough for each
+};
+// By the shape alone: the widest group in vectors is 8 * 32 * most_vectors * kMaxWarps channels.
+inline constexpr int kMaxWarps = 16;
+[[nodiscard]] GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors);
+// Vectors need channels side by side, addresses of whole vectors, and x, z and out of one dtype; with a
+// residual (of that dtype or f32) or a gate, not both. The backward likewise, and no dbias with a gate.
+[[nodiscard]] GpuPlan choose_gpu_plan(const Problem& problem);
+[[nodiscard]] GpuPlan choose_gpu_plan(const BackwardProblem& problem);
+// No operand is f64.
+void cuda(Context& ctx, const Problem& problem, const GpuPlan& plan);
+void cuda(Context& ctx, const BackwardProblem& problem, const GpuPlan& plan);
 
 }  // namespace krait::norm_kernels

@@ -5,8 +5,10 @@
 #include <initializer_list>
 #include <string_view>
 
+#include "core/build.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
+#include "ops/gpu_dtypes.h"
 #include "ops/norm/kernels.h"
 #include "ops/overlap.h"
 
@@ -128,6 +130,11 @@ bool any_f64(std::initializer_list<Tensor> tensors) {
                      [](const Tensor& t) { return t && t.dtype() == DType::f64; });
 }
 
+void require_gpu(std::string_view op, NormPath path, std::initializer_list<NamedTensor> tensors) {
+  require(path == NormPath::automatic, "[", op, "] path is one of the CPU's, expected automatic on a GPU");
+  require_gpu_floats(op, tensors);
+}
+
 bool use_simd(const Context& ctx, std::string_view op, NormPath path, bool wide) {
   if (path == NormPath::simd)
     require(!wide, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
@@ -176,22 +183,49 @@ void run_simd(Context& ctx, Problem problem, const NormArgs& args) {
 
 NormResult run(Context& ctx, NormKind kind, const NormArgs& args, std::string_view op) {
   validate(op, args);
+  require_on_device(ctx, op,
+                    {{"x", args.x},
+                     {"weight", args.weight},
+                     {"bias", args.bias},
+                     {"residual", args.residual},
+                     {"z", args.z},
+                     {"out", args.out},
+                     {"residual_out", args.residual_out}});
   NormResult result;
   result.out = args.out ? args.out : ctx.empty(args.x.shape(), args.x.dtype());
   if (args.residual_out)
     result.residual = args.residual_out;
   else if (args.prenorm)
     result.residual = ctx.empty(args.x.shape(), residual_dtype(args));
-  const bool simd =
-      use_simd(ctx, op, args.path,
-               any_f64({args.x, args.weight, args.bias, args.residual, args.z, result.out, result.residual}));
-  ctx.set_backend(op, simd ? "simd" : "reference");
+  bool simd = false;
+  if (ctx.on_gpu()) {
+    require_gpu(op, args.path,
+                {{"x", args.x},
+                 {"weight", args.weight},
+                 {"bias", args.bias},
+                 {"residual", args.residual},
+                 {"z", args.z},
+                 {"out", result.out},
+                 {"residual_out", result.residual}});
+    ctx.set_backend(op, "cuda");
+  } else {
+    simd = use_simd(
+        ctx, op, args.path,
+        any_f64({args.x, args.weight, args.bias, args.residual, args.z, result.out, result.residual}));
+    ctx.set_backend(op, simd ? "simd" : "reference");
+  }
   if (args.x.numel() == 0) return result;
 
   Problem problem{normalisation_of(kind, args)};
   problem.residual = rows_of(args.residual);
   problem.out = Rows(result.out);
   problem.residual_out = rows_of(result.residual);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      norm_kernels::cuda(ctx, problem, norm_kernels::choose_gpu_plan(problem));
+      return result;
+    }
+  }
   if (simd)
     run_simd(ctx, problem, args);
   else
@@ -269,10 +303,22 @@ NormResult layer_norm(Context& ctx, const NormArgs& args) { return norm(ctx, Nor
 void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
   const std::string_view op = kind == NormKind::rms ? "rms_norm_backward" : "layer_norm_backward";
   validate(op, args);
-  const bool simd = use_simd(ctx, op, args.path,
-                             any_f64({args.x, args.weight, args.bias, args.z, args.dout, args.dresidual,
-                                      args.dx, args.dz, args.dweight, args.dbias}));
-  ctx.set_backend(op, simd ? "simd" : "reference");
+  const std::initializer_list<NamedTensor> tensors{
+      {"x", args.x},        {"weight", args.weight}, {"bias", args.bias},
+      {"z", args.z},        {"dout", args.dout},     {"dresidual", args.dresidual},
+      {"dx", args.dx},      {"dz", args.dz},         {"dweight", args.dweight},
+      {"dbias", args.dbias}};
+  require_on_device(ctx, op, tensors);
+  bool simd = false;
+  if (ctx.on_gpu()) {
+    require_gpu(op, args.path, tensors);
+    ctx.set_backend(op, "cuda");
+  } else {
+    simd = use_simd(ctx, op, args.path,
+                    any_f64({args.x, args.weight, args.bias, args.z, args.dout, args.dresidual, args.dx,
+                             args.dz, args.dweight, args.dbias}));
+    ctx.set_backend(op, simd ? "simd" : "reference");
+  }
   if (args.x.numel() == 0) return;
   if (!args.dx && !args.dz && !args.dweight && !args.dbias) return;
 
@@ -283,6 +329,8 @@ void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
   problem.dz = rows_of(args.dz);
   problem.dweight = rows_of(args.dweight);
   problem.dbias = rows_of(args.dbias);
+  if constexpr (kWithCuda)
+    if (ctx.on_gpu()) return norm_kernels::cuda(ctx, problem, norm_kernels::choose_gpu_plan(problem));
   if (simd)
     run_simd(ctx, problem, args);
   else

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/ops/norm.h"
 #include "ops/finite_difference.h"
 #include "ops/norm/norm_cases.h"
@@ -14,6 +15,19 @@ namespace krait {
 namespace {
 
 using namespace testing;
+
+// The vectorised path: on the CPU, or the device's own.
+NormPath fast() { return testing::on_gpu() ? NormPath::automatic : NormPath::simd; }
+
+void run(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
+  void (*const rms)(Context&, const NormBackwardArgs&) = [](Context& c, const NormBackwardArgs& a) {
+    norm_backward(c, NormKind::rms, a);
+  };
+  void (*const layer)(Context&, const NormBackwardArgs&) = [](Context& c, const NormBackwardArgs& a) {
+    norm_backward(c, NormKind::layer, a);
+  };
+  testing::run(ctx, kind == NormKind::rms ? rms : layer, args);
+}
 
 std::string name_of(NormKind kind, const NormBackwardArgs& args) {
   return concat(kind == NormKind::rms ? "rms " : "layer ", args.x.shape(), " groups of ", args.group_size,
@@ -84,7 +98,7 @@ TEST(NormBackward, ReferenceIsTheGradient) {
             SCOPED_TRACE(name_of(kind, args));
             const Tensor dweight_before = args.dweight.clone();
             const Tensor dbias_before = args.dbias.clone();
-            norm_backward(ctx, kind, args);
+            run(ctx, kind, args);
             EXPECT_NE(ctx.backend().find("norm_backward: reference"), std::string::npos) << ctx.backend();
 
             // Where the forward has no weight or bias, their gradients are those at 1 and 0.
@@ -129,7 +143,7 @@ NormBackwardArgs random_case(Rng& rng) {
   if (args.z && coin(rng, 0.8)) args.dz = tensor();
   if (coin(rng, 0.8)) args.dweight = vector(DType::f32);
   if (coin(rng, 0.8)) args.dbias = vector(DType::f32);
-  args.path = NormPath::simd;
+  args.path = fast();
   return args;
 }
 
@@ -143,8 +157,10 @@ TEST(NormBackward, SimdMatchesTheReference) {
       for (const NormKind kind : kKinds) {
         SCOPED_TRACE(concat("trial ", trial, ": ", name_of(kind, args)));
         const Gradients expected = expected_of(ctx, kind, args);
-        norm_backward(ctx, kind, args);
-        EXPECT_NE(ctx.backend().find("norm_backward: simd"), std::string::npos) << ctx.backend();
+        run(ctx, kind, args);
+        if (!testing::on_gpu()) {
+          EXPECT_NE(ctx.backend().find("norm_backward: simd"), std::string::npos) << ctx.backend();
+        }
         constexpr double kTolerance = 1e-5;
         if (args.dx) expect_close(args.dx, expected.dx, kTolerance + rounding_of(args.dx.dtype()), "dx");
         if (args.dz) expect_close(args.dz, expected.dz, kTolerance + rounding_of(args.dz.dtype()), "dz");
@@ -164,7 +180,7 @@ TEST(NormBackward, ReferenceTakesEveryDtype) {
     args.path = NormPath::reference;
     SCOPED_TRACE(concat("trial ", trial, ": ", name_of(NormKind::layer, args)));
     const Gradients expected = expected_of(ctx, NormKind::layer, args);
-    norm_backward(ctx, NormKind::layer, args);
+    run(ctx, NormKind::layer, args);
     if (args.dx) expect_close(args.dx, expected.dx, rounding_of(args.dx.dtype()), "dx");
     if (args.dz) expect_close(args.dz, expected.dz, rounding_of(args.dz.dtype()), "dz");
     if (args.dweight) expect_close(args.dweight, expected.dweight, 1e-6, "dweight");
@@ -175,7 +191,7 @@ TEST(NormBackward, ReferenceTakesEveryDtype) {
 TEST(NormBackward, InPlace) {
   Rng rng(4);
   Context ctx;
-  for (const NormPath path : {NormPath::reference, NormPath::simd})
+  for (const NormPath path : {NormPath::reference, fast()})
     for (const bool norm_before_gate : {false, true})
       for (int layout = 0; layout < 4; ++layout) {
         SCOPED_TRACE(concat("layout ", layout, " norm_before_gate ", norm_before_gate));
@@ -188,23 +204,23 @@ TEST(NormBackward, InPlace) {
                               .dx = Tensor::empty({4, 3, 37}),
                               .dz = Tensor::empty({4, 3, 37}),
                               .path = path};
-        norm_backward(ctx, NormKind::rms, args);
+        run(ctx, NormKind::rms, args);
         const Tensor dx = args.dx;
         const Tensor dz = args.dz;
-        const auto run = [&](bool dx_is_dout, bool dz_is_z) {
+        const auto place = [&](bool dx_is_dout, bool dz_is_z) {
           NormBackwardArgs placed = args;
           placed.z = laid_out(args.z.clone(), layout);
           placed.dout = laid_out(args.dout.clone(), layout);
           placed.dresidual = laid_out(args.dresidual.clone(), layout);
           placed.dx = dx_is_dout ? placed.dout : placed.dresidual;
           placed.dz = dz_is_z ? placed.z : placed.dout;
-          norm_backward(ctx, NormKind::rms, placed);
+          run(ctx, NormKind::rms, placed);
           expect_same_bits(placed.dx, dx, "dx");
           expect_same_bits(placed.dz, dz, "dz");
         };
-        run(true, true);
-        run(false, true);
-        run(false, false);
+        place(true, true);
+        place(false, true);
+        place(false, false);
       }
 }
 
@@ -212,7 +228,7 @@ TEST(NormBackward, InPlace) {
 TEST(NormBackward, EachDestinationAlone) {
   Rng rng(5);
   Context ctx;
-  for (const NormPath path : {NormPath::reference, NormPath::simd})
+  for (const NormPath path : {NormPath::reference, fast()})
     for (const bool norm_before_gate : {false, true}) {
       SCOPED_TRACE(concat("norm_before_gate ", norm_before_gate));
       const Dims shape{70, 21};
@@ -233,32 +249,32 @@ TEST(NormBackward, EachDestinationAlone) {
       all.dz = Tensor::zeros(shape);
       all.dweight = Tensor::zeros({21});
       all.dbias = Tensor::zeros({21});
-      norm_backward(ctx, NormKind::layer, all);
+      run(ctx, NormKind::layer, all);
       for (const auto& [member, name] : kDestinations) {
         NormBackwardArgs alone = args;
         alone.*member = Tensor::zeros((all.*member).shape());
-        norm_backward(ctx, NormKind::layer, alone);
+        run(ctx, NormKind::layer, alone);
         expect_same_bits(alone.*member, all.*member, name);
       }
-      norm_backward(ctx, NormKind::layer, args);  // nothing is wanted
+      run(ctx, NormKind::layer, args);  // nothing is wanted
     }
 }
 
 TEST(NormBackward, EmptyShapes) {
   Context ctx;
-  for (const NormPath path : {NormPath::reference, NormPath::simd})
+  for (const NormPath path : {NormPath::reference, fast()})
     for (const NormKind kind : kKinds)
       for (const Dims& shape : {Dims{0}, Dims{0, 5}, Dims{3, 0}, Dims{2, 0, 4}}) {
         SCOPED_TRACE(concat(shape));
         const Tensor dweight = Tensor::empty({shape.back()});
         dweight.fill(3.0);
-        norm_backward(ctx, kind,
-                      {.x = Tensor::zeros(shape),
-                       .dout = Tensor::zeros(shape),
-                       .dx = Tensor::zeros(shape),
-                       .dweight = dweight,
-                       .dbias = Tensor::zeros({shape.back()}),
-                       .path = path});
+        run(ctx, kind,
+            {.x = Tensor::zeros(shape),
+             .dout = Tensor::zeros(shape),
+             .dx = Tensor::zeros(shape),
+             .dweight = dweight,
+             .dbias = Tensor::zeros({shape.back()}),
+             .path = path});
         for (const float value : dweight.span<float>()) EXPECT_EQ(value, 3.0F);
       }
 }
@@ -271,23 +287,23 @@ TEST(NormBackward, LargeMean) {
                         .eps = 1e-5,
                         .dout = random_tensor(rng, {5, 300}),
                         .dx = Tensor::empty({5, 300}),
-                        .path = NormPath::simd};
+                        .path = fast()};
   const Gradients expected = expected_of(ctx, NormKind::layer, args);
-  norm_backward(ctx, NormKind::layer, args);
+  run(ctx, NormKind::layer, args);
   // The mean itself is rounded to f32: 2^-12 beside 4096.
   expect_close(args.dx, expected.dx, 1e-3, "dx");
 }
 
 TEST(NormBackward, NanStaysInItsRow) {
   Context ctx;
-  for (const NormPath path : {NormPath::reference, NormPath::simd}) {
+  for (const NormPath path : {NormPath::reference, fast()}) {
     const Tensor x = Tensor::zeros({3, 21});
     const Tensor dout = Tensor::zeros({3, 21});
     const Tensor dx = Tensor::zeros({3, 21});
     x.fill(1.0);
     dout.fill(2.0);
     dout.data<float>()[21 + 20] = NAN;
-    norm_backward(ctx, NormKind::rms, {.x = x, .dout = dout, .dx = dx, .path = path});
+    run(ctx, NormKind::rms, {.x = x, .dout = dout, .dx = dx, .path = path});
     for (std::int64_t i = 0; i < 63; ++i) EXPECT_EQ(std::isnan(dx.data<float>()[i]), i / 21 == 1) << i;
   }
 }
@@ -305,15 +321,15 @@ TEST(NormBackward, ThreadsDoNotChangeBits) {
     for (const int threads : {1, 2, 3, 7}) {
       Context ctx(ContextOptions{.threads = threads});
       const Gradients found{Tensor::empty(shape), Tensor::empty(shape), start.clone(), start.clone()};
-      norm_backward(ctx, NormKind::layer,
-                    {.x = x,
-                     .z = z,
-                     .norm_before_gate = false,
-                     .dout = dout,
-                     .dx = found.dx,
-                     .dz = found.dz,
-                     .dweight = found.dweight,
-                     .dbias = found.dbias});
+      run(ctx, NormKind::layer,
+          {.x = x,
+           .z = z,
+           .norm_before_gate = false,
+           .dout = dout,
+           .dx = found.dx,
+           .dz = found.dz,
+           .dweight = found.dweight,
+           .dbias = found.dbias});
       if (threads == 1) first = found;
       const std::string name = concat(threads, " threads: ");
       expect_same_bits(found.dx, first.dx, name + "dx");
@@ -322,6 +338,56 @@ TEST(NormBackward, ThreadsDoNotChangeBits) {
       expect_same_bits(found.dbias, first.dbias, name + "dbias");
     }
   }
+}
+
+// Shapes of models, in the layouts that they have: what the kernels of a GPU take in vectors.
+TEST(NormBackward, RowsOfModels) {
+  Rng rng(8);
+  Context ctx;
+  struct Case {
+    std::int64_t rows;
+    std::int64_t channels;
+    std::int64_t group_size;
+  };
+  for (const Case& c :
+       {Case{1, 768, 0}, Case{137, 768, 0}, Case{2000, 64, 0}, Case{5, 1536, 0}, Case{9, 4096, 512},
+        Case{3, 5120, 0}, Case{81, 5120, 0}, Case{2, 8192, 0}, Case{2, 8704, 0}, Case{6, 24, 8}})
+    for (const DType dtype : kDtypes)
+      for (const NormKind kind : kKinds)
+        for (const bool gated : {false, true})
+          for (const bool option : {false, true}) {
+            const Dims shape{c.rows, c.channels};
+            const DType stream = gated || !option ? dtype : DType::f32;
+            const auto tensor = [&](DType type) { return random_tensor(rng, shape, type, -2.0, 3.0); };
+            NormBackwardArgs args{.x = tensor(stream),
+                                  .weight = random_tensor(rng, {c.channels}, DType::f32, 0.5, 2.0),
+                                  .eps = 1e-5,
+                                  .group_size = c.group_size,
+                                  .norm_before_gate = option,
+                                  .dout = tensor(dtype),
+                                  .dx = tensor(stream),
+                                  .dweight = random_tensor(rng, {c.channels}),
+                                  .path = fast()};
+            if (gated) {
+              // A column range of the in-projection's output.
+              args.z =
+                  random_tensor(rng, {c.rows, c.channels + 64}, dtype, -3.0, 3.0).slice(1, 8, c.channels + 8);
+              args.dz = Tensor::zeros({c.rows, c.channels + 64}, dtype).slice(1, 8, c.channels + 8);
+            } else {
+              args.dresidual = args.dx;
+              if (kind == NormKind::layer) args.dbias = random_tensor(rng, {c.channels});
+            }
+            SCOPED_TRACE(name_of(kind, args));
+            const Gradients expected = expected_of(ctx, kind, args);
+            run(ctx, kind, args);
+            // Sums of f32 over many rows.
+            const double tolerance = c.rows > 50 ? 3e-5 : 1e-5;
+            expect_close(args.dx, expected.dx, 1e-5 + rounding_of(stream), "dx");
+            if (args.dz) expect_close(args.dz, expected.dz, 1e-5 + rounding_of(dtype), "dz");
+            expect_close(args.dweight, expected.dweight, tolerance, "dweight");
+            if (args.dbias) expect_close(args.dbias, expected.dbias, tolerance, "dbias");
+            if (::testing::Test::HasFailure()) return;
+          }
 }
 
 TEST(NormBackward, NamesWhatIsWrong) {

@@ -1,0 +1,33 @@
+// Copies from global to shared memory that run while the thread goes on: 16 bytes each, both addresses multiples
+// of 16. A thread that reads only what it copied itself needs no barrier.
+#pragma once
+
+#include "core/cuda/gpu.h"
+
+namespace krait::cuda {
+
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
+#else
+  *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+#endif
+}
+
+// Closes a group of copies, which may be empty.
+__device__ __forceinline__ void commit_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#endif
+}
+
+// Waits until no more than `kRunning` of the thread's latest groups are still under way.
+template <int kRunning>
+__device__ __forceinline__ void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kRunning) : "memory");
+#endif
+}
+
+}  // namespace krait::cuda
