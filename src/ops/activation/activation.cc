@@ -3,14 +3,17 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <initializer_list>
 #include <string_view>
 #include <utility>
 
+#include "core/build.h"
 #include "core/convert.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/activation/kernels.h"
+#include "ops/gpu_dtypes.h"
 #include "ops/overlap.h"
 
 namespace krait {
@@ -184,6 +187,18 @@ Tensor checked_out(Context& ctx, std::string_view op, const Tensor& x, const Ten
   return out;
 }
 
+// True where the operator runs on a GPU, which takes these tensors.
+bool runs_on_gpu(Context& ctx, std::string_view op, ActivationPath path,
+                 std::initializer_list<NamedTensor> tensors) {
+  require_on_device(ctx, op, tensors);
+  if (!ctx.on_gpu()) return false;
+  require(path == ActivationPath::automatic, "[", op,
+          "] path is one of the CPU's, expected automatic on a GPU");
+  require_gpu_floats(op, tensors);
+  ctx.set_backend(op, "cuda");
+  return true;
+}
+
 using Two = std::array<double, 2>;
 using Three = std::array<double, 3>;
 
@@ -194,6 +209,13 @@ Tensor gated_silu(Context& ctx, const GatedSiluArgs& args) {
   require_x(op, args.x);
   require_like_x(op, "gate", args.gate, args.x);
   const Tensor out = checked_out(ctx, op, args.x, args.out);
+  const bool gpu = runs_on_gpu(ctx, op, args.path, {{"x", args.x}, {"gate", args.gate}, {"out", out}});
+  if constexpr (kWithCuda) {
+    if (gpu) {
+      activation::cuda_gated_silu(ctx, args.x, args.gate, out);
+      return out;
+    }
+  }
   run(
       ctx, op, args.path, Operands<2, 1>{{args.x, args.gate}, {out}},
       [](const auto& in, const auto& to, std::int64_t n) {
@@ -207,6 +229,13 @@ Tensor gelu(Context& ctx, const GeluArgs& args) {
   constexpr std::string_view op = "gelu";
   require_x(op, args.x);
   const Tensor out = checked_out(ctx, op, args.x, args.out);
+  const bool gpu = runs_on_gpu(ctx, op, args.path, {{"x", args.x}, {"out", out}});
+  if constexpr (kWithCuda) {
+    if (gpu) {
+      activation::cuda_gelu(ctx, args.x, out, args.kind);
+      return out;
+    }
+  }
   const GeluKind kind = args.kind;
   run(
       ctx, op, args.path, Operands<1, 1>{{args.x}, {out}},
@@ -231,6 +260,11 @@ void gated_silu_backward(Context& ctx, const GatedSiluBackwardArgs& args) {
   }
   require_apart(op, "dx", args.dx, "dgate", args.dgate);
   if (!args.dx && !args.dgate) return;
+  const bool gpu = runs_on_gpu(
+      ctx, op, args.path,
+      {{"x", args.x}, {"gate", args.gate}, {"dout", args.dout}, {"dx", args.dx}, {"dgate", args.dgate}});
+  if constexpr (kWithCuda)
+    if (gpu) return activation::cuda_gated_silu_backward(ctx, args);
   run(
       ctx, op, args.path, Operands<3, 2>{{args.x, args.gate, args.dout}, {args.dx, args.dgate}},
       [](const auto& in, const auto& to, std::int64_t n) {
@@ -249,6 +283,9 @@ void gelu_backward(Context& ctx, const GeluBackwardArgs& args) {
   require_like_x(op, "dx", args.dx, args.x);
   require_apart(op, "dx", args.dx, "x", args.x, true);
   require_apart(op, "dx", args.dx, "dout", args.dout, true);
+  const bool gpu = runs_on_gpu(ctx, op, args.path, {{"x", args.x}, {"dout", args.dout}, {"dx", args.dx}});
+  if constexpr (kWithCuda)
+    if (gpu) return activation::cuda_gelu_backward(ctx, args);
   const GeluKind kind = args.kind;
   run(
       ctx, op, args.path, Operands<2, 1>{{args.x, args.dout}, {args.dx}},

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "krait/core/context.h"
 #include "krait/ops/activation.h"
 
 namespace krait::activation {
@@ -30,6 +31,11 @@ struct GatedSiluGradient {
 GatedSiluGradient gated_silu_backward_reference(double x, double gate, double dout);
 double gelu_backward_reference(double x, double dout, GeluKind kind);
 
+// On a GPU: operands of one shape in f32, bf16 or f16 with any strides; absent outputs are not computed.
+void cuda_gated_silu(Context& ctx, const Tensor& x, const Tensor& gate, const Tensor& out);
+void cuda_gated_silu_backward(Context& ctx, const GatedSiluBackwardArgs& args);
+void cuda_gelu(Context& ctx, const Tensor& x, const Tensor& out, GeluKind kind);
+void cuda_gelu_backward(Context& ctx, const GeluBackwardArgs& args);
 // In place; f32, contiguous.
 void cuda_negative_exp(Context& ctx, const Tensor& a);
 void cuda_negative_exp_backward(Context& ctx, const Tensor& a, const Tensor& da, const Tensor& sum);

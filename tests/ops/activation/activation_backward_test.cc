@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "core/on_device.h"
 #include "krait/ops/activation.h"
 #include "ops/finite_difference.h"
 #include "ops/random_tensors.h"
@@ -14,6 +15,9 @@ namespace {
 using namespace testing;
 
 constexpr std::array kKinds{GeluKind::exact, GeluKind::tanh};
+
+// The vectorised path: on the CPU, or the device's own.
+ActivationPath fast() { return testing::on_gpu() ? ActivationPath::automatic : ActivationPath::simd; }
 
 const char* name_of(GeluKind kind) { return kind == GeluKind::exact ? "exact" : "tanh"; }
 
@@ -29,16 +33,19 @@ TEST(ActivationBackward, ReferenceIsTheGradient) {
     const Tensor dout = tensor(1.0);
     const Tensor dx = Tensor::empty(shape, DType::f64);
     const Tensor dgate = Tensor::empty(shape, DType::f64);
-    gated_silu_backward(ctx, {.x = x, .gate = gate, .dout = dout, .dx = dx, .dgate = dgate});
+    testing::run(ctx, gated_silu_backward, {.x = x, .gate = gate, .dout = dout, .dx = dx, .dgate = dgate});
     EXPECT_EQ(ctx.backend(), "gated_silu_backward: reference");
-    const auto gated_loss = [&] { return test::weighted_sum(gated_silu(ctx, {.x = x, .gate = gate}), dout); };
+    const auto gated_loss = [&] {
+      return test::weighted_sum(testing::run(ctx, gated_silu, {.x = x, .gate = gate}), dout);
+    };
     test::expect_gradient(gated_loss, x, dx, "gated_silu, dx");
     test::expect_gradient(gated_loss, gate, dgate, "gated_silu, dgate");
     for (const GeluKind kind : kKinds) {
-      gelu_backward(ctx, {.x = x, .dout = dout, .dx = dx, .kind = kind});
+      testing::run(ctx, gelu_backward, {.x = x, .dout = dout, .dx = dx, .kind = kind});
       EXPECT_EQ(ctx.backend(), "gelu_backward: reference");
-      test::expect_gradient([&] { return test::weighted_sum(gelu(ctx, {.x = x, .kind = kind}), dout); }, x,
-                            dx, name_of(kind));
+      test::expect_gradient(
+          [&] { return test::weighted_sum(testing::run(ctx, gelu, {.x = x, .kind = kind}), dout); }, x, dx,
+          name_of(kind));
     }
   }
 }
@@ -55,28 +62,31 @@ TEST(ActivationBackward, SimdMatchesTheReference) {
           return random_tensor(rng, shape, plain ? DType::f32 : random_dtype(rng), -9.0, 9.0,
                                plain ? 0 : static_cast<int>(pick(rng, 0, 3)));
         };
-        GatedSiluBackwardArgs args{
-            .x = tensor(), .gate = tensor(), .dout = tensor(), .path = ActivationPath::simd};
+        GatedSiluBackwardArgs args{.x = tensor(), .gate = tensor(), .dout = tensor(), .path = fast()};
         if (coin(rng, 0.8)) args.dx = tensor();
         if (coin(rng, 0.8)) args.dgate = tensor();
         SCOPED_TRACE(concat("trial ", trial, " ", shape, " x ", args.x.dtype(), " strides ", args.x.strides(),
                             " gate ", args.gate.dtype(), " dout ", args.dout.dtype()));
         const Tensor dx = Tensor::zeros(shape, DType::f64);
         const Tensor dgate = Tensor::zeros(shape, DType::f64);
-        gated_silu_backward(ctx, {.x = to_f64(args.x),
-                                  .gate = to_f64(args.gate),
-                                  .dout = to_f64(args.dout),
-                                  .dx = dx,
-                                  .dgate = dgate});
-        gated_silu_backward(ctx, args);
+        testing::run(ctx, gated_silu_backward,
+                     {.x = to_f64(args.x),
+                      .gate = to_f64(args.gate),
+                      .dout = to_f64(args.dout),
+                      .dx = dx,
+                      .dgate = dgate});
+        testing::run(ctx, gated_silu_backward, args);
         if (args.dx) expect_close(args.dx, dx, 2e-6 + rounding_of(args.dx.dtype()), "dx");
         if (args.dgate) expect_close(args.dgate, dgate, 2e-6 + rounding_of(args.dgate.dtype()), "dgate");
         for (const GeluKind kind : kKinds) {
           const Tensor found = tensor();
-          gelu_backward(
-              ctx, {.x = args.x, .dout = args.dout, .dx = found, .kind = kind, .path = ActivationPath::simd});
-          EXPECT_EQ(ctx.backend(), "gelu_backward: simd");
-          gelu_backward(ctx, {.x = to_f64(args.x), .dout = to_f64(args.dout), .dx = dx, .kind = kind});
+          testing::run(ctx, gelu_backward,
+                       {.x = args.x, .dout = args.dout, .dx = found, .kind = kind, .path = fast()});
+          if (!on_gpu()) {
+            EXPECT_EQ(ctx.backend(), "gelu_backward: simd");
+          }
+          testing::run(ctx, gelu_backward,
+                       {.x = to_f64(args.x), .dout = to_f64(args.dout), .dx = dx, .kind = kind});
           expect_close(found, dx, 4e-6 + rounding_of(found.dtype()), name_of(kind));
         }
         if (::testing::Test::HasFailure()) return;
@@ -98,12 +108,13 @@ TEST(ActivationBackward, ReferenceTakesEveryDtype) {
                                      .path = ActivationPath::reference};
     const Tensor dx = Tensor::zeros({4, 9}, DType::f64);
     const Tensor dgate = Tensor::zeros({4, 9}, DType::f64);
-    gated_silu_backward(ctx, {.x = to_f64(args.x),
-                              .gate = to_f64(args.gate),
-                              .dout = to_f64(args.dout),
-                              .dx = dx,
-                              .dgate = dgate});
-    gated_silu_backward(ctx, args);
+    testing::run(ctx, gated_silu_backward,
+                 {.x = to_f64(args.x),
+                  .gate = to_f64(args.gate),
+                  .dout = to_f64(args.dout),
+                  .dx = dx,
+                  .dgate = dgate});
+    testing::run(ctx, gated_silu_backward, args);
     expect_close(args.dx, dx, rounding_of(dtype), "dx");
     expect_close(args.dgate, dgate, rounding_of(dtype), "dgate");
   }
@@ -112,7 +123,7 @@ TEST(ActivationBackward, ReferenceTakesEveryDtype) {
 TEST(ActivationBackward, InPlace) {
   Rng rng(4);
   Context ctx;
-  for (const ActivationPath path : {ActivationPath::reference, ActivationPath::simd})
+  for (const ActivationPath path : {ActivationPath::reference, fast()})
     for (const DType dtype : {DType::f32, DType::bf16})
       for (int layout = 0; layout < 4; ++layout) {
         SCOPED_TRACE(concat(dtype, " layout ", layout));
@@ -124,32 +135,64 @@ TEST(ActivationBackward, InPlace) {
                                          .dx = Tensor::empty(shape, dtype),
                                          .dgate = Tensor::empty(shape, dtype),
                                          .path = path};
-        gated_silu_backward(ctx, args);
+        testing::run(ctx, gated_silu_backward, args);
         for (int dx = 0; dx < 3; ++dx)
           for (int dgate = 0; dgate < 3; ++dgate) {
             if (dx == dgate) continue;
             SCOPED_TRACE(concat("dx is input ", dx, ", dgate is input ", dgate));
             const std::array inputs{laid_out(args.x.clone(), layout), laid_out(args.gate.clone(), layout),
                                     laid_out(args.dout.clone(), layout)};
-            gated_silu_backward(ctx, {.x = inputs[0],
-                                      .gate = inputs[1],
-                                      .dout = inputs[2],
-                                      .dx = inputs[static_cast<std::size_t>(dx)],
-                                      .dgate = inputs[static_cast<std::size_t>(dgate)],
-                                      .path = path});
+            testing::run(ctx, gated_silu_backward,
+                         {.x = inputs[0],
+                          .gate = inputs[1],
+                          .dout = inputs[2],
+                          .dx = inputs[static_cast<std::size_t>(dx)],
+                          .dgate = inputs[static_cast<std::size_t>(dgate)],
+                          .path = path});
             expect_same_bits(inputs[static_cast<std::size_t>(dx)], args.dx, "dx");
             expect_same_bits(inputs[static_cast<std::size_t>(dgate)], args.dgate, "dgate");
           }
         for (const GeluKind kind : kKinds) {
-          gelu_backward(ctx, {.x = args.x, .dout = args.dout, .dx = args.dx, .kind = kind, .path = path});
+          testing::run(ctx, gelu_backward,
+                       {.x = args.x, .dout = args.dout, .dx = args.dx, .kind = kind, .path = path});
           const Tensor x = laid_out(args.x.clone(), layout);
-          gelu_backward(ctx, {.x = x, .dout = args.dout, .dx = x, .kind = kind, .path = path});
+          testing::run(ctx, gelu_backward, {.x = x, .dout = args.dout, .dx = x, .kind = kind, .path = path});
           expect_same_bits(x, args.dx, "dx is x");
           const Tensor dout = laid_out(args.dout.clone(), layout);
-          gelu_backward(ctx, {.x = args.x, .dout = dout, .dx = dout, .kind = kind, .path = path});
+          testing::run(ctx, gelu_backward,
+                       {.x = args.x, .dout = dout, .dx = dout, .kind = kind, .path = path});
           expect_same_bits(dout, args.dx, "dx is dout");
         }
       }
+}
+
+// Rows of whole vectors, in one memory and in rows of a wider one.
+TEST(ActivationBackward, RowsOfModels) {
+  Rng rng(9);
+  Context ctx;
+  for (const DType dtype : kDtypes)
+    for (const std::int64_t gap : {0, 64}) {
+      SCOPED_TRACE(concat(dtype, " gap ", gap));
+      const auto tensor = [&] {
+        return random_tensor(rng, {33, 1536 + gap}, dtype, -6.0, 6.0).slice(1, gap / 2, 1536 + gap / 2);
+      };
+      const GatedSiluBackwardArgs args{.x = tensor(),
+                                       .gate = tensor(),
+                                       .dout = tensor(),
+                                       .dx = tensor(),
+                                       .dgate = tensor(),
+                                       .path = fast()};
+      const Tensor dx = Tensor::zeros({33, 1536}, DType::f64);
+      const Tensor dgate = Tensor::zeros({33, 1536}, DType::f64);
+      gated_silu_backward(ctx, {.x = to_f64(args.x),
+                                .gate = to_f64(args.gate),
+                                .dout = to_f64(args.dout),
+                                .dx = dx,
+                                .dgate = dgate});
+      testing::run(ctx, gated_silu_backward, args);
+      expect_close(args.dx, dx, 2e-6 + rounding_of(dtype), "dx");
+      expect_close(args.dgate, dgate, 2e-6 + rounding_of(dtype), "dgate");
+    }
 }
 
 // The gated MLP keeps x and gate side by side in one matrix, and their gradients likewise.
@@ -161,10 +204,10 @@ TEST(ActivationBackward, HalvesOfOneMatrix) {
   const Tensor dout = random_tensor(rng, {2, 5, 33});
   const Tensor x = both.slice(2, 0, 33);
   const Tensor gate = both.slice(2, 33, 66);
-  gated_silu_backward(
-      ctx,
+  testing::run(
+      ctx, gated_silu_backward,
       {.x = x, .gate = gate, .dout = dout, .dx = dboth.slice(2, 0, 33), .dgate = dboth.slice(2, 33, 66)});
-  gated_silu_backward(ctx, {.x = x, .gate = gate, .dout = dout, .dx = x, .dgate = gate});
+  testing::run(ctx, gated_silu_backward, {.x = x, .gate = gate, .dout = dout, .dx = x, .dgate = gate});
   expect_same_bits(both, dboth, "in place");
 }
 
@@ -174,12 +217,13 @@ TEST(ActivationBackward, ExtremesStayFinite) {
   const Tensor ones = Tensor::from<float>({1.0F, 1.0F, 1.0F, 1.0F});
   const Tensor dx = Tensor::empty({4});
   const Tensor dgate = Tensor::empty({4});
-  for (const ActivationPath path : {ActivationPath::reference, ActivationPath::simd}) {
-    gated_silu_backward(ctx, {.x = ones, .gate = g, .dout = ones, .dx = dx, .dgate = dgate, .path = path});
+  for (const ActivationPath path : {ActivationPath::reference, fast()}) {
+    testing::run(ctx, gated_silu_backward,
+                 {.x = ones, .gate = g, .dout = ones, .dx = dx, .dgate = dgate, .path = path});
     expect_close(dx, Tensor::from<float>({0.0F, 200.0F, 0.0F, 1e30F}), 1e-6, "dx");
     expect_close(dgate, Tensor::from<float>({0.0F, 1.0F, 0.0F, 1.0F}), 1e-6, "dgate");
     for (const GeluKind kind : kKinds) {
-      gelu_backward(ctx, {.x = g, .dout = ones, .dx = dx, .kind = kind, .path = path});
+      testing::run(ctx, gelu_backward, {.x = g, .dout = ones, .dx = dx, .kind = kind, .path = path});
       expect_close(dx, Tensor::from<float>({0.0F, 1.0F, 0.0F, 1.0F}), 1e-6, name_of(kind));
     }
   }
@@ -190,9 +234,9 @@ TEST(ActivationBackward, NanStaysNan) {
   const Tensor x = Tensor::from<float>({1.0F, NAN, 1.0F});
   const Tensor dout = Tensor::from<float>({1.0F, 1.0F, 1.0F});
   const Tensor dx = Tensor::empty({3});
-  for (const ActivationPath path : {ActivationPath::reference, ActivationPath::simd})
+  for (const ActivationPath path : {ActivationPath::reference, fast()})
     for (const GeluKind kind : kKinds) {
-      gelu_backward(ctx, {.x = x, .dout = dout, .dx = dx, .kind = kind, .path = path});
+      testing::run(ctx, gelu_backward, {.x = x, .dout = dout, .dx = dx, .kind = kind, .path = path});
       for (int i = 0; i < 3; ++i) EXPECT_EQ(std::isnan(dx.data<float>()[i]), i == 1) << name_of(kind) << i;
     }
 }
@@ -207,8 +251,9 @@ TEST(ActivationBackward, ThreadsDoNotChangeBits) {
   for (const int threads : {1, 2, 3}) {
     Context ctx(ContextOptions{.threads = threads});
     const std::array found{Tensor::empty(shape), Tensor::empty(shape), Tensor::empty(shape)};
-    gated_silu_backward(ctx, {.x = x, .gate = gate, .dout = dout, .dx = found[0], .dgate = found[1]});
-    gelu_backward(ctx, {.x = x, .dout = dout, .dx = found[2]});
+    testing::run(ctx, gated_silu_backward,
+                 {.x = x, .gate = gate, .dout = dout, .dx = found[0], .dgate = found[1]});
+    testing::run(ctx, gelu_backward, {.x = x, .dout = dout, .dx = found[2]});
     if (threads == 1) first = found;
     for (std::size_t i = 0; i < 3; ++i)
       expect_same_bits(found[i], first[i], concat(threads, " threads, output ", i));

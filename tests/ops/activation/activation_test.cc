@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/each_target.h"
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 
@@ -12,6 +13,9 @@ namespace krait {
 namespace {
 
 using testing::on_each_target;
+
+// The vectorised path: on the CPU, or the device's own.
+ActivationPath fast() { return testing::on_gpu() ? ActivationPath::automatic : ActivationPath::simd; }
 
 Tensor random_tensor(Rng& rng, const Dims& shape, DType dtype) {
   Tensor t = Tensor::empty(shape);
@@ -35,15 +39,17 @@ TEST(Activation, SimdMatchesTheReferenceInEachDtype) {
     Context ctx;
     Rng rng(1);
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
-      for (const Dims& shape : {Dims{1}, Dims{7}, Dims{3, 33}, Dims{2, 3, 700}, Dims{0, 4}, Dims{4, 0}}) {
+      for (const Dims& shape :
+           {Dims{1}, Dims{7}, Dims{3, 33}, Dims{2, 3, 700}, Dims{5, 1536}, Dims{0, 4}, Dims{4, 0}}) {
         SCOPED_TRACE(concat(dtype, " ", shape));
         const Tensor x = random_tensor(rng, shape, dtype);
         const Tensor g = random_tensor(rng, shape, dtype);
-        expect_close(gated_silu(ctx, {.x = x, .gate = g, .path = ActivationPath::simd}),
-                     gated_silu(ctx, {.x = x.to(DType::f64), .gate = g.to(DType::f64)}), tolerance_of(dtype));
+        expect_close(testing::run(ctx, gated_silu, {.x = x, .gate = g, .path = fast()}),
+                     testing::run(ctx, gated_silu, {.x = x.to(DType::f64), .gate = g.to(DType::f64)}),
+                     tolerance_of(dtype));
         for (const GeluKind kind : {GeluKind::exact, GeluKind::tanh})
-          expect_close(gelu(ctx, {.x = x, .kind = kind, .path = ActivationPath::simd}),
-                       gelu(ctx, {.x = x.to(DType::f64), .kind = kind}), tolerance_of(dtype));
+          expect_close(testing::run(ctx, gelu, {.x = x, .kind = kind, .path = fast()}),
+                       testing::run(ctx, gelu, {.x = x.to(DType::f64), .kind = kind}), tolerance_of(dtype));
       }
   });
 }
@@ -54,10 +60,11 @@ TEST(Activation, StridesAndInPlace) {
   const Tensor both = random_tensor(rng, {5, 66}, DType::f32);
   const Tensor x = both.slice(1, 0, 33);
   const Tensor g = both.slice(1, 33, 66);
-  const Tensor want = gated_silu(ctx, {.x = x.clone(), .gate = g.clone(), .path = ActivationPath::reference});
-  expect_close(gated_silu(ctx, {.x = x.transpose(0, 1), .gate = g.transpose(0, 1)}), want.transpose(0, 1),
-               1e-6);
-  gated_silu(ctx, {.x = x, .gate = g, .out = x});
+  const Tensor want =
+      testing::run(ctx, gated_silu, {.x = x.clone(), .gate = g.clone(), .path = ActivationPath::reference});
+  expect_close(testing::run(ctx, gated_silu, {.x = x.transpose(0, 1), .gate = g.transpose(0, 1)}),
+               want.transpose(0, 1), 1e-6);
+  testing::run(ctx, gated_silu, {.x = x, .gate = g, .out = x});
   expect_close(x, want, 1e-6);
 }
 
@@ -65,9 +72,11 @@ TEST(Activation, ExtremesStayFinite) {
   Context ctx;
   const Tensor x = Tensor::from<float>({1.0F, 1.0F, 1.0F, 1.0F});
   const Tensor g = Tensor::from<float>({-200.0F, 200.0F, -1e30F, 1e30F});
-  expect_close(gated_silu(ctx, {.x = x, .gate = g}), Tensor::from<float>({0.0F, 200.0F, 0.0F, 1e30F}), 1e-6);
+  expect_close(testing::run(ctx, gated_silu, {.x = x, .gate = g}),
+               Tensor::from<float>({0.0F, 200.0F, 0.0F, 1e30F}), 1e-6);
   for (const GeluKind kind : {GeluKind::exact, GeluKind::tanh})
-    expect_close(gelu(ctx, {.x = g.slice(0, 0, 2), .kind = kind}), Tensor::from<float>({0.0F, 200.0F}), 1e-6);
+    expect_close(testing::run(ctx, gelu, {.x = g.slice(0, 0, 2), .kind = kind}),
+                 Tensor::from<float>({0.0F, 200.0F}), 1e-6);
 }
 
 TEST(Activation, NamesWhatIsWrong) {
@@ -88,8 +97,8 @@ TEST(Activation, ThreadsDoNotChangeBits) {
   const Tensor x = random_tensor(rng, {300, 129}, DType::f32);
   Context one(ContextOptions{.threads = 1});
   Context three(ContextOptions{.threads = 3});
-  const Tensor a = gelu(one, {.x = x});
-  const Tensor b = gelu(three, {.x = x});
+  const Tensor a = testing::run(one, gelu, {.x = x});
+  const Tensor b = testing::run(three, gelu, {.x = x});
   EXPECT_TRUE(std::equal(a.span<float>().begin(), a.span<float>().end(), b.span<float>().begin()));
 }
 
