@@ -4,26 +4,21 @@
 #include <cmath>
 #include <type_traits>
 
+#include "core/build.h"
 #include "core/dispatch.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/dropout/bits.h"
+#include "ops/gpu_dtypes.h"
 
 namespace krait {
 namespace {
 
 using dropout_detail::kElementsPerBlock;
 using dropout_detail::kMaxOverrun;
+using dropout_detail::Rule;
 
 constexpr std::int64_t kStretch = 4096;  // elements whose bits are in the first-level cache at a time
-
-struct Rule {
-  std::uint64_t seed;
-  std::uint64_t stream;
-  std::uint64_t offset;
-  std::uint32_t dropped;  // of 65536
-  double scale;
-};
 
 template <typename T>
 void drop(const Rule& rule, const T* x, T* out, std::int64_t begin, std::int64_t end) {
@@ -57,6 +52,8 @@ Tensor dropout(Context& ctx, const DropoutArgs& args) {
   if (args.out)
     require(args.out.shape() == args.x.shape() && args.out.dtype() == args.x.dtype(), "[dropout] out is ",
             args.out.dtype(), " ", args.out.shape(), ", expected ", args.x.dtype(), " ", args.x.shape());
+  require_on_device(ctx, "dropout", {{"x", args.x}, {"out", args.out}});
+  if (ctx.on_gpu()) require_gpu_floats("dropout", {{"x", args.x}});
   const Tensor out = args.out ? args.out : ctx.empty(args.x.shape(), args.x.dtype());
 
   const double dropped = std::min(std::round(args.probability * 65536.0), 65535.0);
@@ -65,8 +62,16 @@ Tensor dropout(Context& ctx, const DropoutArgs& args) {
                   .offset = args.offset,
                   .dropped = static_cast<std::uint32_t>(dropped),
                   .scale = 1.0 / (1.0 - dropped / 65536.0)};
-  const Tensor from = args.x.contiguous();
+  const Tensor from = ctx.contiguous(args.x);
   const Tensor to = out.is_contiguous() ? out : ctx.empty(out.shape(), out.dtype());
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      dropout_detail::cuda(ctx, rule, from, to);
+      if (!out.is_contiguous()) ctx.copy(to, out);
+      ctx.set_backend("dropout", "cuda");
+      return out;
+    }
+  }
   dispatch_float(from.dtype(), "[dropout] x", [&](auto tag) {
     using T = typename decltype(tag)::type;
     const T* x = from.data<T>();
