@@ -2,8 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
+#include "krait/core/context.h"
 #include "krait/core/dtype.h"
+#include "krait/ops/optimizer.h"
 
 namespace krait::optimizer_detail {
 
@@ -23,5 +26,11 @@ void adamw(const AdamWStep& step, const float* gradient, float* parameter, float
 void average(float decay, const float* parameter, float* average, std::int64_t count);
 // In f64, over lanes in a fixed order.
 double sum_of_squares(const float* x, std::int64_t count);
+
+// On a GPU, all tensors in one launch each. `decay` is for tensors that have it, in place of step.decay.
+void cuda_adamw(Context& ctx, const AdamWStep& step, float decay, std::span<const AdamWTensor> tensors);
+void cuda_update_average(Context& ctx, float decay, std::span<const AveragedTensor> tensors);
+// Waits for the sum.
+double cuda_sum_of_squares(Context& ctx, std::span<const Tensor> tensors);
 
 }  // namespace krait::optimizer_detail

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/build.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/optimizer/kernels.h"
@@ -32,10 +33,13 @@ std::vector<Piece> pieces_of(std::size_t count, const SizeOf& size_of_tensor) {
   return pieces;
 }
 
-void check(const Tensor& t, const Tensor& like, std::string_view op, std::string_view name, std::size_t i) {
+void check(const Context& ctx, const Tensor& t, const Tensor& like, std::string_view op,
+           std::string_view name, std::size_t i) {
   require(t.defined() && t.dtype() == DType::f32 && t.is_contiguous() && t.shape() == like.shape(), "[", op,
           "] ", name, " of tensor ", i, " is ", t.defined() ? concat(t.dtype(), " ", t.shape()) : "absent",
           t.defined() && !t.is_contiguous() ? " with gaps" : "", ", expected contiguous f32 ", like.shape());
+  require(t.device() == ctx.device(), "[", op, "] ", name, " of tensor ", i, " is on ", name_of(t.device()),
+          ", expected ", name_of(ctx.device()));
 }
 
 void check_share(double value, std::string_view op, std::string_view name) {
@@ -62,31 +66,41 @@ void adamw(Context& ctx, const AdamWArgs& args) {
   check_share(args.beta2, kOp, "beta2");
   for (std::size_t i = 0; i < args.tensors.size(); ++i) {
     const AdamWTensor& t = args.tensors[i];
-    check(t.parameter, t.parameter, kOp, "parameter", i);
-    check(t.gradient, t.parameter, kOp, "gradient", i);
-    check(t.m, t.parameter, kOp, "m", i);
-    check(t.v, t.parameter, kOp, "v", i);
+    check(ctx, t.parameter, t.parameter, kOp, "parameter", i);
+    check(ctx, t.gradient, t.parameter, kOp, "gradient", i);
+    check(ctx, t.m, t.parameter, kOp, "m", i);
+    check(ctx, t.v, t.parameter, kOp, "v", i);
     if (t.compute)
       require((t.compute.dtype() == DType::bf16 || t.compute.dtype() == DType::f16) &&
                   t.compute.is_contiguous() && t.compute.shape() == t.parameter.shape(),
               "[adamw] compute of tensor ", i, " is ", t.compute.dtype(), " ", t.compute.shape(),
               ", expected contiguous bf16 or f16 ", t.parameter.shape());
+    require_on_device(ctx, kOp, {{"compute", t.compute}});
   }
   const auto count = static_cast<double>(args.step);
-  detail::AdamWStep step{.beta1 = static_cast<float>(args.beta1),
-                         .beta2 = static_cast<float>(args.beta2),
-                         .rate = static_cast<float>(args.lr / (1.0 - std::pow(args.beta1, count))),
-                         .correction = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, count))),
-                         .eps = static_cast<float>(args.eps),
-                         .decay = 1.0F,
-                         .scale = static_cast<float>(args.gradient_scale)};
+  const detail::AdamWStep step{
+      .beta1 = static_cast<float>(args.beta1),
+      .beta2 = static_cast<float>(args.beta2),
+      .rate = static_cast<float>(args.lr / (1.0 - std::pow(args.beta1, count))),
+      .correction = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(args.beta2, count))),
+      .eps = static_cast<float>(args.eps),
+      .decay = 1.0F,
+      .scale = static_cast<float>(args.gradient_scale)};
+  const auto decay = static_cast<float>(1.0 - args.lr * args.weight_decay);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      detail::cuda_adamw(ctx, step, decay, args.tensors);
+      ctx.set_backend(kOp, "cuda");
+      return;
+    }
+  }
   const auto pieces =
       pieces_of(args.tensors.size(), [&](std::size_t i) { return args.tensors[i].parameter.numel(); });
   parallel_for_dynamic(ctx, static_cast<std::int64_t>(pieces.size()), [&](std::int64_t index) {
     const Piece& piece = pieces[static_cast<std::size_t>(index)];
     const AdamWTensor& t = args.tensors[piece.tensor];
     detail::AdamWStep own = step;
-    if (t.decay) own.decay = static_cast<float>(1.0 - args.lr * args.weight_decay);
+    if (t.decay) own.decay = decay;
     float* parameter = t.parameter.data<float>();
     detail::adamw(own, t.gradient.data<float>() + piece.begin, parameter + piece.begin,
                   t.m.data<float>() + piece.begin, t.v.data<float>() + piece.begin, piece.end - piece.begin);
@@ -96,7 +110,14 @@ void adamw(Context& ctx, const AdamWArgs& args) {
 }
 
 double global_norm(Context& ctx, std::span<const Tensor> tensors) {
-  for (std::size_t i = 0; i < tensors.size(); ++i) check(tensors[i], tensors[i], "global_norm", "element", i);
+  for (std::size_t i = 0; i < tensors.size(); ++i)
+    check(ctx, tensors[i], tensors[i], "global_norm", "element", i);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      ctx.set_backend("global_norm", "cuda");
+      return std::sqrt(detail::cuda_sum_of_squares(ctx, tensors));
+    }
+  }
   const auto pieces = pieces_of(tensors.size(), [&](std::size_t i) { return tensors[i].numel(); });
   std::vector<double> sums(pieces.size());
   parallel_for_dynamic(ctx, static_cast<std::int64_t>(pieces.size()), [&](std::int64_t index) {
@@ -113,8 +134,15 @@ double global_norm(Context& ctx, std::span<const Tensor> tensors) {
 void update_average(Context& ctx, std::span<const AveragedTensor> tensors, double decay) {
   check_share(decay, "update_average", "decay");
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    check(tensors[i].parameter, tensors[i].parameter, "update_average", "parameter", i);
-    check(tensors[i].average, tensors[i].parameter, "update_average", "average", i);
+    check(ctx, tensors[i].parameter, tensors[i].parameter, "update_average", "parameter", i);
+    check(ctx, tensors[i].average, tensors[i].parameter, "update_average", "average", i);
+  }
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      detail::cuda_update_average(ctx, static_cast<float>(decay), tensors);
+      ctx.set_backend("update_average", "cuda");
+      return;
+    }
   }
   const auto pieces = pieces_of(tensors.size(), [&](std::size_t i) { return tensors[i].parameter.numel(); });
   parallel_for_dynamic(ctx, static_cast<std::int64_t>(pieces.size()), [&](std::int64_t index) {
