@@ -1,6 +1,8 @@
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "krait/ops/cross_entropy.h"
 #include "ops/cross_entropy/kernels.h"
+#include "ops/gpu_dtypes.h"
 #include "ops/token_runs.h"
 
 namespace krait {
@@ -8,6 +10,12 @@ namespace krait {
 namespace detail = cross_entropy_detail;
 
 const char* detail::run_backward(Context& ctx, const GradientRows& rows) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      cuda_backward(ctx, rows);
+      return "cuda";
+    }
+  }
   const bool f64 = rows.logits.dtype() == DType::f64 || rows.dlogits.dtype() == DType::f64 ||
                    rows.logsumexp.dtype() == DType::f64;
   if (ctx.reference() || f64) {
@@ -32,15 +40,20 @@ void cross_entropy_backward(Context& ctx, const CrossEntropyBackwardArgs& args) 
           "] dlogits overlaps logits, expected the same view or another memory");
   detail::check_smoothing(args.label_smoothing, kOp);
   const std::int64_t count = args.logits.size(0);
-  const auto targets =
-      detail::checked_targets(args.targets, count, args.logits.size(1), args.ignore_index, kOp);
+  require_on_device(ctx, kOp,
+                    {{"logits", args.logits}, {"logsumexp", args.logsumexp}, {"dlogits", args.dlogits}});
+  if (ctx.on_gpu())
+    require_gpu_floats(kOp,
+                       {{"logits", args.logits}, {"logsumexp", args.logsumexp}, {"dlogits", args.dlogits}});
+  const Tensor targets =
+      detail::checked_targets(ctx, args.targets, count, args.logits.size(1), args.ignore_index, kOp);
 
   const DType dtype = args.logits.dtype() == DType::f64 ? DType::f64 : DType::f32;
   Tensor logsumexp = args.logsumexp;
   if (logsumexp) {
     require(logsumexp.shape() == Dims{count} && is_float(logsumexp.dtype()), "[", kOp, "] logsumexp is ",
             logsumexp.dtype(), " ", logsumexp.shape(), ", expected floats of shape ", Dims{count});
-    logsumexp = logsumexp.to(dtype).contiguous();
+    logsumexp = ctx.contiguous(ctx.to(logsumexp, dtype));
   } else {
     logsumexp = ctx.empty({count}, dtype);
     detail::run(ctx, {.logits = args.logits,

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
-#include <vector>
 
 #include "krait/core/context.h"
 #include "krait/core/tensor.h"
@@ -11,14 +9,17 @@
 
 namespace krait::cross_entropy_detail {
 
-// The targets of `count` tokens, each ignore_index or in [0, vocabulary); throws where one is not.
-std::vector<std::int64_t> checked_targets(const Tensor& targets, std::int64_t count, std::int64_t vocabulary,
-                                          std::int64_t ignore_index, const char* op);
+// The targets of `count` tokens. On the CPU, contiguous i64, each ignore_index or in [0, vocabulary): throws
+// where one is not. On a GPU, as they are: the kernels look at them.
+Tensor checked_targets(Context& ctx, const Tensor& targets, std::int64_t count, std::int64_t vocabulary,
+                       std::int64_t ignore_index, const char* op);
+[[noreturn]] void fail_target(std::int64_t target, std::int64_t place, std::int64_t vocabulary,
+                              std::int64_t ignore_index, const char* op);
 void check_smoothing(double label_smoothing, const char* op);
 
 struct Rows {
-  Tensor logits;                          // (T, V)
-  std::span<const std::int64_t> targets;  // T
+  Tensor logits;   // (T, V)
+  Tensor targets;  // (T) of checked_targets
   std::int64_t ignore_index = -100;
   double label_smoothing = 0.0;
   Tensor losses;     // (T) f32 or f64, contiguous
@@ -34,8 +35,8 @@ void simd(Context& ctx, const Rows& rows);
 
 // The gradient of a loss by its logits: scale (softmax - target), 0 where the target is ignored.
 struct GradientRows {
-  Tensor logits;                          // (T, V)
-  std::span<const std::int64_t> targets;  // T
+  Tensor logits;   // (T, V)
+  Tensor targets;  // (T) of checked_targets
   std::int64_t ignore_index = -100;
   double label_smoothing = 0.0;
   double scale = 1.0;
@@ -46,16 +47,25 @@ const char* run_backward(Context& ctx, const GradientRows& rows);
 void reference_backward(Context& ctx, const GradientRows& rows);
 void simd_backward(Context& ctx, const GradientRows& rows);
 
+// On a GPU, where losses and logsumexp are f32. A target that is not allowed gives a loss and a gradient of
+// NaN. Losses, and where dlogits is given the gradient in the same launch.
+void cuda(Context& ctx, const Rows& rows, const Tensor& dlogits = {}, double scale = 1.0);
+void cuda_backward(Context& ctx, const GradientRows& rows);
+// Waits for mean and count; throws where a target is not allowed.
+void cuda_finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
+                 const char* op, CrossEntropyResult& result);
+
 // mean and count from losses.
-void finish(std::span<const std::int64_t> targets, std::int64_t ignore_index, CrossEntropyResult& result);
+void finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
+            const char* op, CrossEntropyResult& result);
 
 // The loss of one token from what its row of logits gave.
 struct RowSums {
   double logsumexp = 0.0;
   double logits = 0.0;  // their sum; only needed with label smoothing
 };
-[[nodiscard]] inline double loss_of(const RowSums& sums, double target_logit, double smoothing,
-                                    std::int64_t vocabulary) {
+[[nodiscard]] constexpr double loss_of(const RowSums& sums, double target_logit, double smoothing,
+                                       std::int64_t vocabulary) {
   if (smoothing == 0.0) return sums.logsumexp - target_logit;
   const double mean = sums.logits / static_cast<double>(vocabulary);
   return sums.logsumexp - (1.0 - smoothing) * target_logit - smoothing * mean;

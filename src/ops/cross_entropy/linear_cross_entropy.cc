@@ -1,27 +1,26 @@
 // Head and loss over blocks of tokens, so that the logits of a long sequence never exist at once.
 #include <algorithm>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "krait/ops/cross_entropy.h"
 #include "krait/ops/linear.h"
 #include "ops/cross_entropy/kernels.h"
+#include "ops/gpu_dtypes.h"
 
 namespace krait {
 namespace {
 
 // Every block reads the weight twice and its gradient once or more, so there are few: of at most about 64 MiB
-// of f32 logits, and of equal size.
-std::int64_t choose_block(std::int64_t count, std::int64_t vocabulary) {
-  constexpr std::int64_t kLogits = std::int64_t{1} << 24;
+// of f32 logits on the CPU and 512 MiB on a GPU, and of equal size.
+std::int64_t choose_block(const Context& ctx, std::int64_t count, std::int64_t vocabulary) {
+  const std::int64_t logits = std::int64_t{1} << (ctx.on_gpu() ? 27 : 24);
+  const std::int64_t limit = ctx.on_gpu() ? 8192 : 1024;
   const std::int64_t most =
-      std::clamp<std::int64_t>(kLogits / std::max<std::int64_t>(vocabulary, 1), 64, 1024);
+      std::clamp<std::int64_t>(logits / std::max<std::int64_t>(vocabulary, 1), 64, limit);
   const std::int64_t blocks = std::max<std::int64_t>((count + most - 1) / most, 1);
   return (count + blocks - 1) / blocks;
 }
-
-}  // namespace
-
-namespace {
 
 struct Gradients {
   double scale = 1.0;
@@ -40,6 +39,27 @@ void check_gradient(const Tensor& t, const Tensor& like, bool added, const char*
           "] ", name, " has dtype ", t.dtype(), ", expected f32", added ? "" : ", bf16, f16");
 }
 
+// Losses of a block and, where dlogits is given, their gradient: on a GPU in one launch.
+const char* with_gradient(Context& ctx, const cross_entropy_detail::Rows& rows, const Tensor& dlogits,
+                          double scale) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      cross_entropy_detail::cuda(ctx, rows, dlogits, scale);
+      return "cuda";
+    }
+  }
+  const char* path = cross_entropy_detail::run(ctx, rows);
+  if (dlogits)
+    cross_entropy_detail::run_backward(ctx, {.logits = rows.logits,
+                                             .targets = rows.targets,
+                                             .ignore_index = rows.ignore_index,
+                                             .label_smoothing = rows.label_smoothing,
+                                             .scale = scale,
+                                             .logsumexp = rows.logsumexp,
+                                             .dlogits = dlogits});
+  return path;
+}
+
 // Blocks of tokens one after the other; the gradients of a block follow its losses while its logits exist.
 CrossEntropyResult run_blocks(Context& ctx, const LinearCrossEntropyArgs& args, const Gradients& gradients,
                               const char* op) {
@@ -56,41 +76,48 @@ CrossEntropyResult run_blocks(Context& ctx, const LinearCrossEntropyArgs& args, 
   detail::check_smoothing(args.label_smoothing, op);
   const std::int64_t count = args.x.size(0);
   const std::int64_t vocabulary = args.weight.size(0);
-  const auto targets = detail::checked_targets(args.targets, count, vocabulary, args.ignore_index, op);
+  const std::initializer_list<NamedTensor> tensors{
+      {"x", args.x},        {"weight", args.weight},        {"bias", args.bias},
+      {"dx", gradients.dx}, {"dweight", gradients.dweight}, {"dbias", gradients.dbias}};
+  require_on_device(ctx, op, tensors);
+  if (ctx.on_gpu()) require_gpu_floats(op, tensors);
+  const Tensor targets = detail::checked_targets(ctx, args.targets, count, vocabulary, args.ignore_index, op);
 
   const bool f64 = args.x.dtype() == DType::f64 || args.weight.dtype() == DType::f64;
   const DType dtype = f64 ? DType::f64 : DType::f32;
   CrossEntropyResult result{.losses = ctx.empty({count}, dtype), .logsumexp = ctx.empty({count}, dtype)};
-  const std::int64_t block = std::min(args.block > 0 ? args.block : choose_block(count, vocabulary), count);
-  const Tensor logits = ctx.empty({block, vocabulary}, dtype);
+  const std::int64_t block =
+      std::min(args.block > 0 ? args.block : choose_block(ctx, count, vocabulary), count);
+  // Rows on the boundary of a vector.
+  constexpr std::int64_t kVector = 8;
+  const std::int64_t width = ctx.on_gpu() ? (vocabulary + kVector - 1) / kVector * kVector : vocabulary;
+  const Tensor logits = ctx.empty({block, width}, dtype).slice(1, 0, vocabulary);
+  // The products of the gradient are those of bf16 where the head is bf16; elsewhere it takes the logits'
+  // place.
+  const bool rounded = ctx.on_gpu() && gradients.wanted() && args.x.dtype() == DType::bf16 &&
+                       args.weight.dtype() == DType::bf16;
+  const Tensor dlogits = rounded ? ctx.empty({block, width}, DType::bf16).slice(1, 0, vocabulary) : logits;
   const char* path = "simd";
   for (std::int64_t begin = 0; begin < count; begin += block) {
     const std::int64_t end = std::min(begin + block, count);
-    const Tensor part = logits.slice(0, 0, end - begin);
     const Tensor x = args.x.slice(0, begin, end);
-    const auto own =
-        std::span(targets).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
-    linear(ctx, {.x = x, .weight = args.weight, .bias = args.bias, .out = part});
-    path = detail::run(ctx, {.logits = part,
-                             .targets = own,
-                             .ignore_index = args.ignore_index,
-                             .label_smoothing = args.label_smoothing,
-                             .losses = result.losses.slice(0, begin, end),
-                             .logsumexp = result.logsumexp.slice(0, begin, end)});
+    const detail::Rows rows{.logits = logits.slice(0, 0, end - begin),
+                            .targets = targets.slice(0, begin, end),
+                            .ignore_index = args.ignore_index,
+                            .label_smoothing = args.label_smoothing,
+                            .losses = result.losses.slice(0, begin, end),
+                            .logsumexp = result.logsumexp.slice(0, begin, end)};
+    const Tensor gradient = dlogits.slice(0, 0, end - begin);
+    linear(ctx, {.x = x, .weight = args.weight, .bias = args.bias, .out = rows.logits});
+    path = with_gradient(ctx, rows, gradients.wanted() ? gradient : Tensor(), gradients.scale);
     if (!gradients.wanted()) continue;
-    detail::run_backward(ctx, {.logits = part,
-                               .targets = own,
-                               .ignore_index = args.ignore_index,
-                               .label_smoothing = args.label_smoothing,
-                               .scale = gradients.scale,
-                               .logsumexp = result.logsumexp.slice(0, begin, end),
-                               .dlogits = part});
     // The weight's gradient before x's, which may take the place of x.
-    linear_backward(ctx, {.x = x, .dout = part, .dweight = gradients.dweight, .dbias = gradients.dbias});
+    linear_backward(ctx, {.x = x, .dout = gradient, .dweight = gradients.dweight, .dbias = gradients.dbias});
     if (gradients.dx)
-      linear_backward(ctx, {.weight = args.weight, .dout = part, .dx = gradients.dx.slice(0, begin, end)});
+      linear_backward(ctx,
+                      {.weight = args.weight, .dout = gradient, .dx = gradients.dx.slice(0, begin, end)});
   }
-  detail::finish(targets, args.ignore_index, result);
+  detail::finish(ctx, targets, vocabulary, args.ignore_index, op, result);
   ctx.set_backend(op, concat(path, ", blocks of ", block));
   return result;
 }

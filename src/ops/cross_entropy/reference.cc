@@ -34,7 +34,7 @@ void part(const Rows& rows, std::int64_t begin, std::int64_t end) {
   for (std::int64_t t = begin; t < end; ++t) {
     const TLogits* row = rows.logits.data<TLogits>() + t * rows.logits.stride(0);
     const RowSums sums = sums_of(row, stride, vocabulary);
-    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    const std::int64_t target = rows.targets.data<std::int64_t>()[t];
     rows.logsumexp.data<TLoss>()[t] = static_cast<TLoss>(sums.logsumexp);
     rows.losses.data<TLoss>()[t] =
         target == rows.ignore_index
@@ -51,7 +51,7 @@ void gradient_part(const GradientRows& rows, std::int64_t begin, std::int64_t en
   for (std::int64_t t = begin; t < end; ++t) {
     const TLogits* row = rows.logits.data<TLogits>() + t * rows.logits.stride(0);
     TGradient* to = rows.dlogits.data<TGradient>() + t * rows.dlogits.stride(0);
-    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    const std::int64_t target = rows.targets.data<std::int64_t>()[t];
     const double logsumexp = rows.logsumexp.dtype() == DType::f64
                                  ? rows.logsumexp.data<double>()[t]
                                  : static_cast<double>(rows.logsumexp.data<float>()[t]);

@@ -101,7 +101,7 @@ void part(const Rows& rows, std::int64_t begin, std::int64_t end) {
   for (std::int64_t t = begin; t < end; ++t) {
     const T* row = rows.logits.data<T>() + t * rows.logits.stride(0);
     const RowSums sums = sums_of(row, stride, vocabulary, rows.label_smoothing != 0.0);
-    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    const std::int64_t target = rows.targets.data<std::int64_t>()[t];
     rows.logsumexp.data<float>()[t] = static_cast<float>(sums.logsumexp);
     rows.losses.data<float>()[t] =
         target == rows.ignore_index
@@ -139,7 +139,7 @@ void gradient_part(const GradientRows& rows, std::int64_t begin, std::int64_t en
   for (std::int64_t t = begin; t < end; ++t) {
     const TLogits* row = rows.logits.data<TLogits>() + t * rows.logits.stride(0);
     TGradient* to = rows.dlogits.data<TGradient>() + t * rows.dlogits.stride(0);
-    const std::int64_t target = rows.targets[static_cast<std::size_t>(t)];
+    const std::int64_t target = rows.targets.data<std::int64_t>()[t];
     const V shift = hn::Set(d, rows.logsumexp.data<float>()[t]);
     for (std::int64_t at = 0; at < vocabulary; at += kPiece) {
       const std::int64_t n = std::min<std::int64_t>(kPiece, vocabulary - at);
