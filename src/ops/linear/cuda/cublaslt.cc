@@ -213,6 +213,7 @@ bool multiply(Context& ctx, const Matrix& x, const Matrix& weight, const Tensor&
   const float one = 1.0F;
   const float beta = accumulate ? 1.0F : 0.0F;
   const cuda::DeviceGuard guard(ctx.device().index);
+  const cuda::KernelScope scope(ctx, "linear cublaslt");
   check(library,
         library.matmul(products.handle(), plan.desc.get(), &one, weight.tensor.raw(), plan.weight.get(),
                        x.tensor.raw(), plan.x.get(), &beta, out.tensor.raw(), plan.out.get(),

@@ -261,7 +261,7 @@ void launch_rows(Context& ctx, Gemv p) {
   const std::size_t shared =
       static_cast<std::size_t>(x_bytes) + (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
   const std::int64_t blocks = std::min(plan.groups, std::int64_t{multiprocessors} * (kRows <= 4 ? 3 : 2));
-  cuda::launch(ctx, "linear", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
+  cuda::launch(ctx, "linear gemv", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
                p);
 }
 
@@ -305,7 +305,7 @@ void gpu::gemv(Context& ctx, const Problem& problem) {
       cuda::dispatch_element(weight.dtype(), "[linear] weight",
                              [&](auto tag) { launch_weight<decltype(tag)>(ctx, p); });
     else
-      cuda::launch(ctx, "linear", &gemv_any_kernel, dim3(cuda::blocks_for(ctx, p.out_size, kGemvWarps)),
+      cuda::launch(ctx, "linear gemv any", &gemv_any_kernel, dim3(cuda::blocks_for(ctx, p.out_size, kGemvWarps)),
                    dim3(kThreads), 0, p, cuda::AnyView<2>(weight));
   }
 }

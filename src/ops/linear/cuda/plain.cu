@@ -114,7 +114,7 @@ void gpu::plain(Context& ctx, const Problem& problem) {
                   .accumulate = problem.accumulate};
   const auto tiles = [](std::int64_t n) { return (n + kTile - 1) / kTile; };
   const unsigned blocks = cuda::blocks_for(ctx, tiles(p.rows) * tiles(p.columns), 1);
-  cuda::launch(ctx, "linear", &plain_kernel, dim3(blocks), dim3(kThreads), 0, p);
+  cuda::launch(ctx, "linear plain", &plain_kernel, dim3(blocks), dim3(kThreads), 0, p);
 }
 
 void gpu::column_sums(Context& ctx, const Tensor& dout, const Tensor& bias) {
@@ -126,9 +126,9 @@ void gpu::column_sums(Context& ctx, const Tensor& dout, const Tensor& bias) {
   const std::int64_t chunks = (rows + chunk - 1) / chunk;
   const Tensor partials = ctx.empty({chunks, columns});
   const std::int64_t tasks = (columns + kColumns - 1) / kColumns * chunks;
-  cuda::launch(ctx, "linear_backward", &chunk_sums_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)), dim3(kThreads), 0,
+  cuda::launch(ctx, "column sums", &chunk_sums_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)), dim3(kThreads), 0,
                cuda::AnyView<2>(dout), rows, columns, chunk, chunks, partials.data<float>());
-  cuda::launch(ctx, "linear_backward", &add_chunks_kernel, dim3(cuda::blocks_for(ctx, columns, kThreads)),
+  cuda::launch(ctx, "column sums", &add_chunks_kernel, dim3(cuda::blocks_for(ctx, columns, kThreads)),
                dim3(kThreads), 0, partials.data<float>(), chunks, columns, cuda::AnyView<1>(bias));
 }
 
