@@ -1,9 +1,47 @@
 // How a batch is cut for a GPU: pure functions of the shape.
 #include <algorithm>
+#include <cstdint>
 
 #include "ops/ssd/kernels.h"
 
 namespace krait::ssd_detail {
+namespace {
+
+// Rows of the last dimension can be read 16 bytes at a time, 8 elements.
+bool has_vectors(const Tensor& t) {
+  constexpr std::int64_t kVector = 8;
+  const int last = t.ndim() - 1;
+  bool aligned = reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0 && t.stride(last) == 1;
+  for (int i = 0; i < last; ++i) aligned = aligned && (t.size(i) <= 1 || t.stride(i) % kVector == 0);
+  return aligned;
+}
+
+}  // namespace
+
+bool suits_tensor_cores(const Problem& p) {
+  constexpr std::int64_t kShortest = 16;
+  const DType dtype = p.x.dtype();
+  if ((dtype != DType::bf16 && dtype != DType::f16) || p.B.dtype() != dtype || p.C.dtype() != dtype)
+    return false;
+  if (p.discrete || !p.runs->requests.empty()) return false;
+  if (p.headdim() == 0 || p.headdim() % 64 != 0) return false;
+  if (p.d_state() == 0 || p.d_state() % 16 != 0 || p.d_state() > 128) return false;
+  std::int64_t longest = 0;
+  for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
+  if (longest < kShortest) return false;
+  return has_vectors(p.x) && has_vectors(p.B) && has_vectors(p.C) && (!p.out || has_vectors(p.out));
+}
+
+std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
+                            std::int64_t headdim) {
+  // Blocks that keep a GPU busy; below kShortest the passes over states cost more than they gain.
+  constexpr std::int64_t kBlocks = 512;
+  constexpr std::int64_t kShortest = 256;
+  const auto whole_chunks = [](std::int64_t tokens) { return (tokens + kChunk - 1) / kChunk * kChunk; };
+  const std::int64_t blocks = std::max<std::int64_t>(runs * heads * ((headdim + 63) / 64), 1);
+  const std::int64_t pieces = (kBlocks + blocks - 1) / blocks;
+  return whole_chunks(std::max({(longest + pieces - 1) / pieces, std::min(kShortest, longest), kChunk}));
+}
 
 std::int64_t choose_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads, std::int64_t headdim) {
   // Blocks that keep a GPU busy, and the shortest piece whose passes over states cost less than they gain.

@@ -14,8 +14,17 @@ namespace krait::ssd_detail {
 void run_cuda(Context& ctx, const Problem& problem);
 void run_cuda_backward(Context& ctx, const BackwardProblem& problem);
 
-// Tokens of a piece that one block walks, pieces of a run side by side: all of the longest run where there is
-// work enough without cutting.
+// Whether the kernels for tensor cores take a problem: x, B, C and out of one 16-bit dtype whose rows are
+// vectors of 16 bytes, headdim a multiple of 64, d_state one of 16 up to 128, and no states asked for on the
+// way.
+[[nodiscard]] bool suits_tensor_cores(const Problem& problem);
+// Tokens of a piece of a run that one of their blocks walks: whole chunks of kChunk.
+inline constexpr std::int64_t kChunk = 64;
+[[nodiscard]] std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
+                                          std::int64_t headdim);
+
+// Tokens of a piece that one block of the plain kernels walks, pieces of a run side by side: all of the
+// longest run where there is work enough without cutting.
 [[nodiscard]] std::int64_t choose_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                                        std::int64_t headdim);
 // Blocks of heads of one group whose sums for dB and dC are kept apart. By the shape alone: the order of

@@ -228,6 +228,41 @@ TEST(ChooseWalk, CutsWhatWouldNotFillAGpu) {
   EXPECT_EQ(choose_walk(0, 0, 0, 0), 1);
 }
 
+TEST(ChooseChunked, WholeChunks) {
+  using ssd_detail::choose_chunked;
+  EXPECT_EQ(choose_chunked(8, 4096, 80, 64), 4096);
+  EXPECT_EQ(choose_chunked(1, 2048, 80, 64), 320);
+  EXPECT_EQ(choose_chunked(1, 65536, 80, 64), 9408);
+  EXPECT_EQ(choose_chunked(1, 4096, 1, 64), 256);
+  EXPECT_EQ(choose_chunked(1, 70, 1, 64), 128);
+  EXPECT_EQ(choose_chunked(0, 0, 0, 0), 64);
+}
+
+TEST(SuitsTensorCores, SixteenBitRowsOfWholeVectors) {
+  Rng rng(12);
+  const TokenRuns runs = cut_into_runs(2, 40, {}, {}, {}, false);
+  const TokenRuns with_states =
+      cut_into_runs(2, 40, {}, {}, Tensor::from<std::int64_t>({3, 4}, {2, 1}), false);
+  const auto suits = [&](const auto& change) {
+    SsdArgs a = plain_case(
+        rng, {.rows = 2, .length = 40, .heads = 2, .headdim = 64, .groups = 1, .d_state = 128}, DType::bf16);
+    ssd_detail::Problem p{.x = a.x, .dt = a.dt, .A = a.A, .B = a.B, .C = a.C, .runs = &runs};
+    change(p);
+    return ssd_detail::suits_tensor_cores(p);
+  };
+  using ssd_detail::Problem;
+  EXPECT_TRUE(suits([](Problem&) {}));
+  EXPECT_TRUE(suits([](Problem& p) { p.B = p.C = p.B.slice(3, 16, 64); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.x = p.x.to(DType::f32); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.C = p.C.to(DType::f16); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.x = p.x.slice(3, 0, 32); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.B = p.C = p.B.slice(3, 1, 65); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.B = p.C = p.B.slice(3, 0, 40); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.out = p.x.transpose(2, 3).contiguous().transpose(2, 3); }));
+  EXPECT_FALSE(suits([](Problem& p) { p.discrete = true; }));
+  EXPECT_FALSE(suits([&](Problem& p) { p.runs = &with_states; }));
+}
+
 TEST(ChooseParts, EnoughBlocksAndNoMoreThanHeads) {
   using ssd_detail::choose_parts;
   EXPECT_EQ(choose_parts(512, 80), 1);

@@ -48,11 +48,9 @@ struct Step {
   float slope = 0.0F;
 };
 
-__device__ __forceinline__ Step step_of(const Inputs& in, std::int64_t row, std::int64_t position,
-                                        std::int64_t head) {
-  const float dt = in.dt.load(row, position, head);
+__device__ __forceinline__ Step step_from(const Inputs& in, float dt, float bias, float rate) {
   if (in.discrete) return {1.0F, dt, 1.0F};
-  const float raw = in.dt_bias ? dt + in.dt_bias.load(head) : dt;
+  const float raw = dt + bias;
   float d = raw;
   float slope = 1.0F;
   if (in.dt_softplus) {
@@ -64,7 +62,19 @@ __device__ __forceinline__ Step step_of(const Inputs& in, std::int64_t row, std:
     d = d < in.low ? in.low : in.high;
     slope = 0.0F;
   }
-  return {d, d * in.A.load(head), slope};
+  return {d, d * rate, slope};
+}
+
+__device__ __forceinline__ float bias_of(const Inputs& in, std::int64_t head) {
+  return in.dt_bias ? in.dt_bias.load(head) : 0.0F;
+}
+__device__ __forceinline__ float rate_of(const Inputs& in, std::int64_t head) {
+  return in.A ? in.A.load(head) : 0.0F;
+}
+
+__device__ __forceinline__ Step step_of(const Inputs& in, std::int64_t row, std::int64_t position,
+                                        std::int64_t head) {
+  return step_from(in, in.dt.load(row, position, head), bias_of(in, head), rate_of(in, head));
 }
 
 // Kernels of the passes over segments (passes.cu).
@@ -91,5 +101,10 @@ void walk_gradient_ends(Context& ctx, const Inputs& in, const Segments& segments
 // The outputs and states. `starts`: the state before each segment, absent where no run is cut.
 void walk_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
                   const Problem& p);
+
+// The same as walk_ends and walk_outputs on tensor cores, for what suits_tensor_cores.
+void chunked_ends(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& ends);
+void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
+                     const Problem& p);
 
 }  // namespace krait::ssd_detail

@@ -1,0 +1,137 @@
+// Tiles of 16-bit elements in shared memory, and products of them on tensor cores (mma.sync m16n8k16 with
+// sums in f32, from compute capability 8.0 on). Below that the kernels that use them are not launched.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/cuda/gpu.h"
+
+namespace krait::ssd_detail {
+
+// Where a vector of 8 elements of a row of kColumns (64 or more) lies, in bytes from the tile's begin.
+// Vectors are exchanged within a row so that the same vector of 8 rows that follow one another falls into
+// different banks.
+template <int kColumns>
+__device__ __forceinline__ unsigned tile_offset(int row, int vector) {
+  static_assert(kColumns % 64 == 0);
+  return static_cast<unsigned>(row * kColumns * 2 + ((vector ^ (row & 7)) * 16));
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// Two elements in a register; `low` comes first in memory.
+template <typename T>
+__device__ __forceinline__ unsigned pack(float low, float high) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 v = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&v);
+  } else {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const unsigned*>(&v);
+  }
+}
+template <typename T>
+__device__ __forceinline__ float2 unpack(unsigned v) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half22float2(*reinterpret_cast<const __half2*>(&v));
+  else
+    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v));
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
+// 16 bytes from global to shared memory without a register; zeros where `inside` is false.
+__device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
+// All copies that the thread has begun are there.
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
+
+// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8. A lane receives two neighbours
+// of row lane / 4 of each (kTransposed: of column lane / 4).
+template <bool kTransposed>
+__device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned address) {
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// c (16 x 8) += a (16 x 16) b (16 x 8). Of c a lane has row lane / 4, columns 2 (lane % 4) and the next, then
+// the same 8 rows below.
+template <typename T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0,
+                                             unsigned b1) {
+  if constexpr (std::is_same_v<T, __half>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ float exp2_fast(float v) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+
+#else
+
+__device__ __forceinline__ void copy_async(unsigned, const void*, bool) {}
+__device__ __forceinline__ void wait_for_copies() {}
+template <bool kTransposed>
+__device__ __forceinline__ void load_matrices(unsigned (&)[4], unsigned) {}
+template <typename T>
+__device__ __forceinline__ void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
+__device__ __forceinline__ float exp2_fast(float v) { return exp2f(v); }
+
+#endif
+
+// Operands of multiply_add from a tile of kColumns columns in shared memory, by its address.
+
+// a = rows [row, row + 16) of the tile, columns [8 vector, 8 vector + 16).
+template <int kColumns>
+__device__ __forceinline__ void load_a(unsigned (&a)[4], unsigned tile, int row, int vector) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices<false>(a, tile + tile_offset<kColumns>(row + lane % 16, vector + lane / 16));
+}
+// a = the transpose of rows [row, row + 16) (the depth), columns [8 vector, 8 vector + 16).
+template <int kColumns>
+__device__ __forceinline__ void load_a_transposed(unsigned (&a)[4], unsigned tile, int row, int vector) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices<true>(a, tile + tile_offset<kColumns>(row + lane % 8 + lane / 16 * 8, vector + lane / 8 % 2));
+}
+// Two b, b[0..1] and b[2..3]: rows [row, row + 16) (the depth), columns [8 vector, 8 vector + 8) and the
+// next 8.
+template <int kColumns>
+__device__ __forceinline__ void load_b(unsigned (&b)[4], unsigned tile, int row, int vector) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices<true>(b, tile + tile_offset<kColumns>(row + lane % 16, vector + lane / 16));
+}
+// Two b from the tile's transpose: its columns [8 vector, 8 vector + 16) are the depth, its rows [row, row +
+// 8) and the next 8 the columns.
+template <int kColumns>
+__device__ __forceinline__ void load_b_transposed(unsigned (&b)[4], unsigned tile, int row, int vector) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  load_matrices<false>(b,
+                       tile + tile_offset<kColumns>(row + lane % 8 + lane / 16 * 8, vector + lane / 8 % 2));
+}
+
+}  // namespace krait::ssd_detail
