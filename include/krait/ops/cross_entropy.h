@@ -22,7 +22,9 @@ struct CrossEntropyResult {
   std::int64_t count = 0;  // of those targets
 };
 
-// Sums are in f64. Throws where a target is neither ignore_index nor in [0, V).
+// Sums are in f64. Throws where a target is neither ignore_index nor in [0, V). On a GPU targets are there too, and
+// the host does not read them: the call ends by waiting for mean and count, and throws then. Until it does, the
+// loss of a target that is not allowed is NaN.
 CrossEntropyResult cross_entropy(Context& ctx, const CrossEntropyArgs& args);
 
 struct LinearCrossEntropyArgs {
@@ -32,7 +34,7 @@ struct LinearCrossEntropyArgs {
   Tensor targets;  // (T)
   std::int64_t ignore_index = -100;
   double label_smoothing = 0.0;
-  std::int64_t block = 0;  // tokens whose logits exist at a time; 0: chosen from V
+  std::int64_t block = 0;  // tokens whose logits exist at a time; 0: chosen from V and the device
 };
 
 // Head and loss fused over blocks of tokens: no more than `block` rows of logits exist at a time.
@@ -48,6 +50,7 @@ struct CrossEntropyBackwardArgs {
   Tensor dlogits;      // (T, V), written: scale (softmax - target), 0 where ignored; may be logits itself
 };
 
+// On a GPU the call waits for nothing, and the gradient of a token whose target is not allowed is NaN.
 void cross_entropy_backward(Context& ctx, const CrossEntropyBackwardArgs& args);
 
 struct LinearCrossEntropyBackwardArgs {
@@ -59,7 +62,9 @@ struct LinearCrossEntropyBackwardArgs {
 };
 
 // Losses and gradients in one pass: a block of logits is computed once, turned into its gradient in place
-// and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns.
+// and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns. On a
+// GPU with x and weight in bf16, the gradient of the logits is rounded to bf16 for those products, and where a
+// target is not allowed NaN has been added to the gradients when the call throws.
 CrossEntropyResult linear_cross_entropy_backward(Context& ctx, const LinearCrossEntropyBackwardArgs& args);
 
 }  // namespace krait

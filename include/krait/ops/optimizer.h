@@ -1,5 +1,6 @@
 // AdamW (Loshchilov and Hutter 2019, algorithm 2), the norm that clipping needs, and the moving average of
-// weights; each one loop over all parameters at once.
+// weights; each one loop over all parameters at once, and on a GPU one launch (a table of the tensors is sent
+// there at the first call, and again when they are others).
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,7 @@ struct AdamWArgs {
 void adamw(Context& ctx, const AdamWArgs& args);
 
 // sqrt of the sum of squares over all tensors (f32), summed in f64 in an order that does not depend on the
-// number of threads. Not finite where any element is not.
+// number of threads. Not finite where any element is not. On a GPU the call waits for the sum.
 double global_norm(Context& ctx, std::span<const Tensor> tensors);
 
 // average = decay average + (1 - decay) parameter, for pairs of f32 tensors of one shape, contiguous.
