@@ -6,6 +6,7 @@
 #include <initializer_list>
 #include <string_view>
 
+#include "core/build.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/attention/kernels.h"
@@ -35,6 +36,35 @@ BackwardPlan make_backward_plan(const Problem& p) {
   if (p.heads_kv > 0)
     plan.splits =
         std::clamp<std::int64_t>(plan.row_blocks / kBlocksOfTask, 1, (kTasks + p.heads_kv - 1) / p.heads_kv);
+  return plan;
+}
+
+gpu::GpuPlan gpu::make_gpu_plan(const Problem& p) {
+  const std::int64_t rows = p.queries * p.group;
+  const auto packed = [](const Operand& o) {
+    const auto element = static_cast<std::int64_t>(size_of(o.dtype));
+    return o.channel_stride == 1 && reinterpret_cast<std::uintptr_t>(o.data) % 16 == 0 &&
+           o.position_stride * element % 16 == 0 && o.head_stride * element % 16 == 0;
+  };
+  GpuPlan plan{.packed_keys = packed(p.k), .packed_values = packed(p.v)};
+  // q of a block stays in shared memory, and 256 threads hold 8 channels each.
+  if (rows <= 2 * kFewRows && p.head_dim <= 2048 && p.head_dim_v > 0 && p.head_dim_v <= 2048) {
+    plan.rows_of_block = rows == 1 ? 1 : kFewRows;
+    plan.channels_of_block = p.head_dim_v;
+  }
+  plan.row_blocks = (rows + plan.rows_of_block - 1) / plan.rows_of_block;
+  plan.channel_blocks =
+      std::max<std::int64_t>(1, (p.head_dim_v + plan.channels_of_block - 1) / plan.channels_of_block);
+  // Enough tasks for a few on each multiprocessor, from parts of the keys that are worth a task.
+  constexpr std::int64_t kTasks = 512;
+  constexpr std::int64_t kLeastKeys = 256;
+  constexpr std::int64_t kStep = 128;
+  const std::int64_t blocks = plan.row_blocks * plan.channel_blocks * p.heads_kv;
+  if (blocks > 0)
+    plan.splits = std::clamp<std::int64_t>(p.keys / kLeastKeys, 1, (kTasks + blocks - 1) / blocks);
+  const std::int64_t keys_of_split = (p.keys + plan.splits - 1) / plan.splits;
+  plan.keys_of_split = std::max<std::int64_t>(1, (keys_of_split + kStep - 1) / kStep) * kStep;
+  plan.splits = std::max<std::int64_t>(1, (p.keys + plan.keys_of_split - 1) / plan.keys_of_split);
   return plan;
 }
 
@@ -97,6 +127,15 @@ bool use_simd(const Context& ctx, std::string_view op, AttentionPath path,
   if (path == AttentionPath::simd)
     require(!any_wide, "[", op, "] the simd path has no f64, expected f32, bf16 or f16");
   return path == AttentionPath::simd || (path == AttentionPath::automatic && !ctx.reference() && !any_wide);
+}
+
+void require_gpu_path(const Context& ctx, std::string_view op, AttentionPath path,
+                      std::initializer_list<Tensor> tensors) {
+  require(path == AttentionPath::automatic, "[", op, "] a path of the CPU was asked for on ",
+          name_of(ctx.device()), ", expected automatic");
+  for (const Tensor& t : tensors)
+    require(!t || t.dtype() != DType::f64, "[", op, "] f64 runs on the CPU alone, this is ",
+            name_of(ctx.device()));
 }
 
 Operand operand(const Tensor& t) {
@@ -179,10 +218,20 @@ Tensor attention(Context& ctx, const AttentionArgs& args) {
   const Dims out_shape{q.size(0), q.size(1), args.v.size(2)};
   if (args.out) require_shape(kOp, "out", args.out, out_shape);
   if (args.logsumexp) require_logsumexp(kOp, args.logsumexp, q);
+  require_on_device(
+      ctx, kOp, {{"q", q}, {"k", args.k}, {"v", args.v}, {"out", args.out}, {"logsumexp", args.logsumexp}});
   const Tensor out = args.out ? args.out : ctx.empty(out_shape, q.dtype());
+  const bool nothing = q.size(0) * q.size(1) == 0 || (out.numel() == 0 && !args.logsumexp);
+  if constexpr (kWithCuda)
+    if (ctx.on_gpu()) {
+      require_gpu_path(ctx, kOp, args.path, {q, args.k, args.v, out, args.logsumexp});
+      ctx.set_backend(kOp, "cuda");
+      if (!nothing) attention_kernels::gpu::forward(ctx, make_problem(args, out));
+      return out;
+    }
   const bool simd = use_simd(ctx, kOp, args.path, {q, args.k, args.v, out, args.logsumexp});
   ctx.set_backend(kOp, simd ? "simd" : "reference");
-  if (q.size(0) * q.size(1) == 0 || (out.numel() == 0 && !args.logsumexp)) return out;
+  if (nothing) return out;
   const Problem problem = make_problem(args, out);
   if (simd)
     run_simd(ctx, problem);
@@ -201,14 +250,34 @@ void attention_backward(Context& ctx, const AttentionBackwardArgs& args) {
   if (args.dq) require_shape(kOp, "dq", args.dq, args.q.shape());
   if (args.dk) require_shape(kOp, "dk", args.dk, args.k.shape());
   if (args.dv) require_shape(kOp, "dv", args.dv, args.v.shape());
+  require_on_device(ctx, kOp,
+                    {{"q", args.q},
+                     {"k", args.k},
+                     {"v", args.v},
+                     {"out", args.out},
+                     {"logsumexp", args.logsumexp},
+                     {"dout", args.dout},
+                     {"dq", args.dq},
+                     {"dk", args.dk},
+                     {"dv", args.dv}});
+  const bool nothing = !args.dq && !args.dk && !args.dv;
+  const Gradients gradients{
+      .dout = operand(args.dout), .dq = operand(args.dq), .dk = operand(args.dk), .dv = operand(args.dv)};
+  if constexpr (kWithCuda)
+    if (ctx.on_gpu()) {
+      require_gpu_path(
+          ctx, kOp, args.path,
+          {args.q, args.k, args.v, args.out, args.logsumexp, args.dout, args.dq, args.dk, args.dv});
+      ctx.set_backend(kOp, "cuda");
+      if (!nothing) attention_kernels::gpu::backward(ctx, make_problem(args, args.out), gradients);
+      return;
+    }
   const bool simd =
       use_simd(ctx, kOp, args.path,
                {args.q, args.k, args.v, args.out, args.logsumexp, args.dout, args.dq, args.dk, args.dv});
   ctx.set_backend(kOp, simd ? "simd" : "reference");
-  if (!args.dq && !args.dk && !args.dv) return;
+  if (nothing) return;
   const Problem problem = make_problem(args, args.out);
-  const Gradients gradients{
-      .dout = operand(args.dout), .dq = operand(args.dq), .dk = operand(args.dk), .dv = operand(args.dv)};
   if (simd)
     run_simd_backward(ctx, problem, gradients);
   else

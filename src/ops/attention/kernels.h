@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "krait/core/context.h"
 #include "krait/core/dtype.h"
 
 namespace krait::attention_kernels {
@@ -108,5 +109,32 @@ void run_backward_task(const Problem& problem, const Gradients& gradients, const
 // Block `block` of the keys of all heads, 0 <= block < heads_kv * key_blocks.
 void finish_keys(const Problem& problem, const Gradients& gradients, const BackwardPlan& plan,
                  std::int64_t block, float* sums);
+
+// On a GPU: f32, bf16 and f16 in any mixture, any strides and widths.
+namespace gpu {
+
+void forward(Context& ctx, const Problem& problem);
+void backward(Context& ctx, const Problem& problem, const Gradients& gradients);
+
+// How the forward is divided. Up to 16 rows, and widths that fit, go to blocks of 1 or kFewRows rows with all
+// channels; else blocks are tiles of 64 rows and 64 channels of the values. Nothing depends on the device.
+inline constexpr int kFewRows = 8;
+struct GpuPlan {
+  std::int64_t rows_of_block = 64;
+  std::int64_t channels_of_block = 64;
+  std::int64_t row_blocks = 0;
+  std::int64_t channel_blocks = 1;
+  std::int64_t splits = 1;         // parts of the keys, joined in order
+  std::int64_t keys_of_split = 0;  // a multiple of 128
+  bool packed_keys = false;        // 16 bytes of k, of v, can be loaded at once
+  bool packed_values = false;
+
+  [[nodiscard]] std::int64_t tasks(std::int64_t heads_kv) const {
+    return row_blocks * channel_blocks * heads_kv * splits;
+  }
+};
+[[nodiscard]] GpuPlan make_gpu_plan(const Problem& problem);
+
+}  // namespace gpu
 
 }  // namespace krait::attention_kernels

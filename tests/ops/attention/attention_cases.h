@@ -5,11 +5,15 @@
 #include <string>
 #include <utility>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/ops/attention.h"
 #include "ops/random_tensors.h"
 
 namespace krait::testing {
+
+// The path to test beside the reference: that of the device.
+inline AttentionPath fast_path() { return on_gpu() ? AttentionPath::automatic : AttentionPath::simd; }
 
 struct Shape {
   std::int64_t queries;

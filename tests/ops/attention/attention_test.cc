@@ -26,28 +26,28 @@ Tensor exact(Context& ctx, const AttentionArgs& args) {
   wide.v = args.v.to(DType::f64);
   wide.out = Tensor();
   wide.path = AttentionPath::reference;
-  return attention(ctx, wide);
+  return testing::run(ctx, attention, wide);
 }
 
 void check(Context& ctx, Rng& rng, const Shape& s, DType dtype, int layout) {
   SCOPED_TRACE(concat(name_of(s), " ", dtype, " layout ", layout));
   AttentionArgs args = random_args(rng, s, dtype, layout);
-  args.path = AttentionPath::simd;
+  args.path = fast_path();
   const Tensor expected = exact(ctx, args);
-  expect_close(attention(ctx, args), expected, 2e-5 + rounding_of(dtype), "out");
+  expect_close(testing::run(ctx, attention, args), expected, 2e-5 + rounding_of(dtype), "out");
 }
 
 TEST(Attention, DefinitionByHand) {
   Context ctx;
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     // One query head over two keys: weights softmax(ln 3 * (1, 0)) = (3/4, 1/4).
     const Tensor q = Tensor::from<float>({std::log(3.0F)}, {1, 1, 1});
     const Tensor k = Tensor::from<float>({1.0F, 0.0F}, {2, 1, 1});
     const Tensor v = Tensor::from<float>({4.0F, 8.0F, 8.0F, 0.0F}, {2, 1, 2});
-    const Tensor out = attention(ctx, {.q = q, .k = k, .v = v, .path = path});
+    const Tensor out = testing::run(ctx, attention, {.q = q, .k = k, .v = v, .path = path});
     expect_close(out, Tensor::from<float>({5.0F, 6.0F}, {1, 1, 2}), 1e-6, "out");
     // Twice the scale squares the ratio: (9/10, 1/10).
-    const Tensor sharp = attention(ctx, {.q = q, .k = k, .v = v, .scale = 2.0, .path = path});
+    const Tensor sharp = testing::run(ctx, attention, {.q = q, .k = k, .v = v, .scale = 2.0, .path = path});
     expect_close(sharp, Tensor::from<float>({4.4F, 7.2F}, {1, 1, 2}), 1e-6, "sharp");
   }
 }
@@ -83,11 +83,11 @@ TEST(Attention, CausalQueriesAreTheLastPositions) {
   Rng rng(23);
   Context ctx;
   const AttentionArgs all = random_args(rng, {70, 70, 2, 2, 16, 16, true}, DType::f32);
-  const Tensor whole = attention(ctx, all);
+  const Tensor whole = testing::run(ctx, attention, all);
   for (const std::int64_t begin : {0, 1, 33, 69}) {
     AttentionArgs tail = all;
     tail.q = all.q.slice(0, begin, 70);
-    expect_close(attention(ctx, tail), whole.slice(0, begin, 70), 2e-6, concat("from ", begin));
+    expect_close(testing::run(ctx, attention, tail), whole.slice(0, begin, 70), 2e-6, concat("from ", begin));
   }
   // The first query sees the first key only.
   for (int h = 0; h < 4; ++h)
@@ -100,10 +100,10 @@ TEST(Attention, MasksTheFuture) {
   Context ctx;
   for (const std::int64_t group : {1, 3}) {
     AttentionArgs args = random_args(rng, {50, 50, 1, group, 8, 8, true}, DType::f32);
-    const Tensor before = attention(ctx, args).clone();
+    const Tensor before = testing::run(ctx, attention, args).clone();
     args.k.select(0, 30).fill(1000.0);
     args.v.select(0, 30).fill(1000.0);
-    const Tensor after = attention(ctx, args);
+    const Tensor after = testing::run(ctx, attention, args);
     expect_same_bits(after.slice(0, 0, 30), before.slice(0, 0, 30), "before the change");
     EXPECT_NE(after.data<float>()[30 * group * 8], before.data<float>()[30 * group * 8]);
   }
@@ -116,22 +116,23 @@ TEST(Attention, LargeScores) {
   for (const std::int64_t queries : {1, 20}) {
     AttentionArgs args = random_args(rng, {queries, 700, 1, 1, 16, 16, false}, DType::f32);
     args.scale = 300.0;
-    args.path = AttentionPath::simd;
-    const Tensor out = attention(ctx, args);
+    args.path = fast_path();
+    const Tensor out = testing::run(ctx, attention, args);
     for (const float value : out.span<float>()) ASSERT_LE(std::abs(value), 1.0F);
     args.scale = -1e-3;
-    expect_close(attention(ctx, args), exact(ctx, args), 2e-5, "negative scale");
+    expect_close(testing::run(ctx, attention, args), exact(ctx, args), 2e-5, "negative scale");
   }
 }
 
 TEST(Attention, EmptyShapes) {
   Context ctx;
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     const auto run = [&](const Dims& q, const Dims& k, const Dims& v, bool causal) {
       const Tensor ones = Tensor::zeros(q);
       ones.fill(1.0);
-      return attention(
-          ctx, {.q = ones, .k = Tensor::zeros(k), .v = Tensor::zeros(v), .causal = causal, .path = path});
+      return testing::run(
+          ctx, attention,
+          {.q = ones, .k = Tensor::zeros(k), .v = Tensor::zeros(v), .causal = causal, .path = path});
     };
     for (const std::int64_t queries : {1, 20}) {
       const Tensor out = run({queries, 2, 4}, {0, 1, 4}, {0, 1, 3}, false);
@@ -146,8 +147,8 @@ TEST(Attention, EmptyShapes) {
   // Without channels all scores are 0: the mean of the values.
   const Tensor v = Tensor::from<float>({1.0F, 2.0F, 6.0F}, {3, 1, 1});
   for (const std::int64_t queries : {1, 12}) {
-    const Tensor out =
-        attention(ctx, {.q = Tensor::zeros({queries, 1, 0}), .k = Tensor::zeros({3, 1, 0}), .v = v});
+    const Tensor out = testing::run(
+        ctx, attention, {.q = Tensor::zeros({queries, 1, 0}), .k = Tensor::zeros({3, 1, 0}), .v = v});
     for (const float value : out.span<float>()) EXPECT_FLOAT_EQ(value, 3.0F);
   }
 }
@@ -156,10 +157,10 @@ TEST(Attention, DestinationAndDtypes) {
   Rng rng(26);
   Context ctx;
   AttentionArgs args = random_args(rng, {20, 30, 2, 1, 8, 8, true}, DType::f32);
-  const Tensor expected = attention(ctx, args);
+  const Tensor expected = testing::run(ctx, attention, args);
   const Tensor wider = Tensor::zeros({20, 2, 12}, DType::bf16);
   args.out = wider.slice(2, 2, 10);
-  EXPECT_EQ(attention(ctx, args).raw(), args.out.raw());
+  EXPECT_EQ(testing::run(ctx, attention, args).raw(), args.out.raw());
   expect_close(args.out, expected, rounding_of(DType::bf16), "out");
   EXPECT_EQ(static_cast<float>(wider.data<bf16>()[1]), 0.0F);
   EXPECT_EQ(static_cast<float>(wider.data<bf16>()[10]), 0.0F);
@@ -167,7 +168,7 @@ TEST(Attention, DestinationAndDtypes) {
   args.out = Tensor();
   args.k = args.k.to(DType::f16);
   args.v = args.v.to(DType::f16);
-  const Tensor mixed = attention(ctx, args);
+  const Tensor mixed = testing::run(ctx, attention, args);
   EXPECT_EQ(mixed.dtype(), DType::f32);
   expect_close(mixed, exact(ctx, args), 2e-5, "mixed");
 }
@@ -180,7 +181,7 @@ TEST(Attention, ThreadsDoNotChangeBits) {
     Tensor first;
     for (const int threads : {1, 2, 3, 8}) {
       Context ctx(ContextOptions{.threads = threads});
-      const Tensor out = attention(ctx, args);
+      const Tensor out = testing::run(ctx, attention, args);
       if (!first) first = out;
       expect_same_bits(out, first, concat(threads, " threads, Lq ", s.queries));
     }
@@ -199,6 +200,36 @@ TEST(Attention, Plan) {
   EXPECT_EQ(splits(1, 1 << 20, 64), 1);
   EXPECT_EQ(splits(4096, 4096, 12), 1);
   EXPECT_EQ(make_plan(Problem{.queries = 169, .keys = 169, .heads_kv = 1, .group = 1}).row_blocks, 2);
+}
+
+// What a block of a GPU takes: one row, eight, or a tile of 64; and parts of the keys for a machine of its
+// size.
+TEST(Attention, PlanOfAGpu) {
+  using attention_kernels::Problem;
+  const auto plan = [](std::int64_t queries, std::int64_t keys, std::int64_t heads_kv, std::int64_t group,
+                       std::int64_t width = 64) {
+    return attention_kernels::gpu::make_gpu_plan(Problem{.queries = queries,
+                                                         .keys = keys,
+                                                         .heads_kv = heads_kv,
+                                                         .group = group,
+                                                         .head_dim = width,
+                                                         .head_dim_v = width});
+  };
+  EXPECT_EQ(plan(1, 100, 12, 1).rows_of_block, 1);
+  EXPECT_EQ(plan(1, 100, 12, 2).rows_of_block, 8);
+  EXPECT_EQ(plan(17, 100, 12, 1).rows_of_block, 64);
+  EXPECT_EQ(plan(1, 100, 12, 1, 2049).rows_of_block, 64);
+  EXPECT_EQ(plan(64, 100, 12, 1, 80).channel_blocks, 2);
+  EXPECT_EQ(plan(64, 100, 12, 1, 0).channel_blocks, 1);
+  EXPECT_EQ(plan(1, 255, 12, 1).splits, 1);
+  EXPECT_EQ(plan(1, 32768, 12, 1).splits, 43);
+  EXPECT_EQ(plan(4096, 4096, 12, 1).splits, 1);
+  for (const std::int64_t keys : {0, 1, 127, 1000, 4099, 100000}) {
+    const auto p = plan(1, keys, 2, 1);
+    EXPECT_EQ(p.keys_of_split % 128, 0);
+    EXPECT_GE(p.splits * p.keys_of_split, keys);
+    EXPECT_LT((p.splits - 1) * p.keys_of_split, std::max<std::int64_t>(keys, 1));
+  }
 }
 
 TEST(Attention, NamesWhatIsWrong) {

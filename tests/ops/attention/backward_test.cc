@@ -41,13 +41,14 @@ AttentionBackwardArgs random_args(Rng& rng, const Shape& s, DType dtype, int lay
       .dk = destination({s.keys, s.heads_kv, s.head_dim}, dtype, layout),
       .dv = destination({s.keys, s.heads_kv, s.head_dim_v}, dtype, layout)};
   Context ctx;
-  attention(ctx, {.q = args.q,
-                  .k = args.k,
-                  .v = args.v,
-                  .causal = args.causal,
-                  .scale = args.scale,
-                  .out = args.out,
-                  .logsumexp = args.logsumexp});
+  testing::run(ctx, attention,
+               {.q = args.q,
+                .k = args.k,
+                .v = args.v,
+                .causal = args.causal,
+                .scale = args.scale,
+                .out = args.out,
+                .logsumexp = args.logsumexp});
   return args;
 }
 
@@ -77,10 +78,10 @@ void expect_close_to_largest(const Tensor& found, const Tensor& expected, double
 void check(Context& ctx, Rng& rng, const Shape& s, DType dtype, int layout, double scale = 0.0) {
   SCOPED_TRACE(concat(name_of(s), " ", dtype, " layout ", layout, " scale ", scale));
   AttentionBackwardArgs args = random_args(rng, s, dtype, layout, scale);
-  args.path = AttentionPath::simd;
-  attention_backward(ctx, args);
+  args.path = fast_path();
+  testing::run(ctx, attention_backward, args);
   const AttentionBackwardArgs exact = widened(args);
-  attention_backward(ctx, exact);
+  testing::run(ctx, attention_backward, exact);
   const double tolerance = 1e-5 + rounding_of(dtype);
   expect_close_to_largest(args.dq, exact.dq, tolerance, "dq");
   expect_close_to_largest(args.dk, exact.dk, tolerance, "dk");
@@ -89,18 +90,18 @@ void check(Context& ctx, Rng& rng, const Shape& s, DType dtype, int layout, doub
 
 TEST(AttentionLogsumexp, ByHand) {
   Context ctx;
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     const Tensor q = Tensor::from<float>({std::log(3.0F)}, {1, 1, 1});
     const Tensor k = Tensor::from<float>({1.0F, 0.0F}, {2, 1, 1});
     for (const std::int64_t head_dim_v : {2, 0}) {
       const Tensor sums = destination({1, 1}, DType::f32);
-      attention(ctx,
-                {.q = q, .k = k, .v = Tensor::zeros({2, 1, head_dim_v}), .logsumexp = sums, .path = path});
+      testing::run(ctx, attention,
+                   {.q = q, .k = k, .v = Tensor::zeros({2, 1, head_dim_v}), .logsumexp = sums, .path = path});
       EXPECT_NEAR(sums.data<float>()[0], std::log(4.0), 1e-6) << "head_dim_v " << head_dim_v;
     }
     const Tensor none = destination({1, 1}, DType::f32);
     const Tensor no_keys = Tensor::zeros({0, 1, 1});
-    attention(ctx, {.q = q, .k = no_keys, .v = no_keys, .logsumexp = none, .path = path});
+    testing::run(ctx, attention, {.q = q, .k = no_keys, .v = no_keys, .logsumexp = none, .path = path});
     EXPECT_EQ(none.data<float>()[0], -std::numeric_limits<float>::infinity());
   }
 }
@@ -117,11 +118,12 @@ TEST(AttentionLogsumexp, SimdMatchesTheReference) {
         SCOPED_TRACE(concat(name_of(s), " layout ", layout));
         const AttentionBackwardArgs args = random_args(rng, s, DType::f32, layout);
         const Tensor expected = destination(args.logsumexp.shape(), DType::f64);
-        attention(ctx, {.q = args.q.to(DType::f64),
-                        .k = args.k.to(DType::f64),
-                        .v = args.v.to(DType::f64),
-                        .causal = s.causal,
-                        .logsumexp = expected});
+        testing::run(ctx, attention,
+                     {.q = args.q.to(DType::f64),
+                      .k = args.k.to(DType::f64),
+                      .v = args.v.to(DType::f64),
+                      .causal = s.causal,
+                      .logsumexp = expected});
         expect_close(args.logsumexp, expected, 2e-6, "logsumexp");
       }
   });
@@ -136,11 +138,11 @@ TEST(AttentionBackward, ReferenceAgainstDifferences) {
     for (const double scale : {0.0, -0.7}) {
       SCOPED_TRACE(concat(name_of(s), " scale ", scale));
       const AttentionBackwardArgs args = random_args(rng, s, DType::f64, 0, scale);
-      attention_backward(ctx, args);
+      testing::run(ctx, attention_backward, args);
       const auto loss = [&] {
         return weighted_sum(
-            attention(ctx,
-                      {.q = args.q, .k = args.k, .v = args.v, .causal = args.causal, .scale = args.scale}),
+            testing::run(ctx, attention,
+                         {.q = args.q, .k = args.k, .v = args.v, .causal = args.causal, .scale = args.scale}),
             args.dout);
       };
       expect_gradient(loss, args.q, args.dq, "dq");
@@ -198,11 +200,11 @@ TEST(AttentionBackward, MasksTheFuture) {
   Context ctx;
   for (const std::int64_t group : {1, 3}) {
     const AttentionBackwardArgs args = random_args(rng, {50, 60, 1, group, 8, 8, true}, DType::f32);
-    attention_backward(ctx, args);
+    testing::run(ctx, attention_backward, args);
     const Tensor dk = args.dk.clone();
     const Tensor dv = args.dv.clone();
     args.dout.slice(0, 0, 20).fill(1000.0);  // queries 0 .. 19 see keys up to 29
-    attention_backward(ctx, args);
+    testing::run(ctx, attention_backward, args);
     expect_same_bits(args.dk.slice(0, 30, 60), dk.slice(0, 30, 60), "dk after the change");
     expect_same_bits(args.dv.slice(0, 30, 60), dv.slice(0, 30, 60), "dv after the change");
     EXPECT_NE(args.dk.data<float>()[29 * 8], dk.data<float>()[29 * 8]);
@@ -213,17 +215,17 @@ TEST(AttentionBackward, MasksTheFuture) {
 TEST(AttentionBackward, ComputesWhatIsAskedFor) {
   Rng rng(46);
   Context ctx;
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     AttentionBackwardArgs all = random_args(rng, {30, 140, 2, 2, 8, 12, true}, DType::f32);
     all.path = path;
-    attention_backward(ctx, all);
+    testing::run(ctx, attention_backward, all);
     for (int wanted = 0; wanted < 8; ++wanted) {
       SCOPED_TRACE(concat("path ", static_cast<int>(path), " wanted ", wanted));
       AttentionBackwardArgs some = all;
       some.dq = (wanted & 1) != 0 ? destination(all.dq.shape(), DType::f32) : Tensor();
       some.dk = (wanted & 2) != 0 ? destination(all.dk.shape(), DType::f32) : Tensor();
       some.dv = (wanted & 4) != 0 ? destination(all.dv.shape(), DType::f32) : Tensor();
-      attention_backward(ctx, some);
+      testing::run(ctx, attention_backward, some);
       if (some.dq) expect_same_bits(some.dq, all.dq, "dq");
       if (some.dk) expect_same_bits(some.dk, all.dk, "dk");
       if (some.dv) expect_same_bits(some.dv, all.dv, "dv");
@@ -241,9 +243,9 @@ TEST(AttentionBackward, DestinationsAndDtypes) {
   args.dq = joined.slice(0, 10, 30).slice(1, 0, 4).slice(2, 1, 9);
   args.dk = joined.slice(1, 4, 6).slice(2, 1, 9);
   args.dv = joined.slice(1, 6, 8).slice(2, 1, 9);
-  attention_backward(ctx, args);
+  testing::run(ctx, attention_backward, args);
   const AttentionBackwardArgs exact = widened(args);
-  attention_backward(ctx, exact);
+  testing::run(ctx, attention_backward, exact);
   expect_close(args.dq, exact.dq, 1e-5, "dq");
   expect_close(args.dk, exact.dk, 1e-5, "dk");
   expect_close(args.dv, exact.dv, 1e-5, "dv");
@@ -260,10 +262,10 @@ TEST(AttentionBackward, DestinationsAndDtypes) {
 TEST(AttentionBackward, LargeScores) {
   Rng rng(48);
   Context ctx;
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     AttentionBackwardArgs args = random_args(rng, {20, 300, 1, 1, 16, 16, false}, DType::f32, 0, 300.0);
     args.path = path;
-    attention_backward(ctx, args);
+    testing::run(ctx, attention_backward, args);
     for (const Tensor& t : {args.dq, args.dk, args.dv})
       for (const float x : t.span<float>()) ASSERT_TRUE(std::isfinite(x));
     double sum = 0.0;  // each query gives its dout to the values, whole
@@ -280,23 +282,23 @@ TEST(AttentionBackward, EmptyShapes) {
   const auto expect_zeros = [](const Tensor& t, const char* name) {
     for (const float x : t.span<float>()) ASSERT_EQ(x, 0.0F) << name;
   };
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd})
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()})
     for (const Shape& s :
          {Shape{0, 5, 2, 2, 4, 3, true}, Shape{0, 0, 1, 1, 4, 3, true}, Shape{6, 0, 1, 2, 4, 3, false},
           Shape{3, 5, 0, 1, 4, 3, false}, Shape{3, 5, 2, 0, 4, 3, false}, Shape{3, 5, 1, 1, 4, 0, false}}) {
       SCOPED_TRACE(concat(name_of(s), " path ", static_cast<int>(path)));
       AttentionBackwardArgs args = random_args(rng, s, DType::f32);
       args.path = path;
-      attention_backward(ctx, args);
+      testing::run(ctx, attention_backward, args);
       expect_zeros(args.dq, "dq");
       expect_zeros(args.dk, "dk");
       expect_zeros(args.dv, "dv");
     }
   // Without channels all weights are equal.
-  for (const AttentionPath path : {AttentionPath::reference, AttentionPath::simd}) {
+  for (const AttentionPath path : {AttentionPath::reference, fast_path()}) {
     AttentionBackwardArgs args = random_args(rng, {2, 4, 1, 1, 0, 1, false}, DType::f32);
     args.path = path;
-    attention_backward(ctx, args);
+    testing::run(ctx, attention_backward, args);
     const float mean = (args.dout.data<float>()[0] + args.dout.data<float>()[1]) / 4.0F;
     for (const float x : args.dv.span<float>()) EXPECT_NEAR(x, mean, 1e-6);
   }
@@ -312,7 +314,7 @@ TEST(AttentionBackward, ThreadsDoNotChangeBits) {
     for (const int threads : {1, 3, 8}) {
       SCOPED_TRACE(concat(name_of(s), " threads ", threads));
       Context ctx(ContextOptions{.threads = threads});
-      attention_backward(ctx, args);
+      testing::run(ctx, attention_backward, args);
       if (threads == 1) {
         dq = args.dq.clone();
         dk = args.dk.clone();

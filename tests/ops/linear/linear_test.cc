@@ -103,10 +103,13 @@ void check(Context& ctx, const Case& c, LinearPath path, DType x, DType weight, 
   args.out.fill(std::numeric_limits<double>::quiet_NaN());
   expect_close(ctx, args, {}, run_linear(ctx, args));
 
-  args.bias = random_tensor({c.out}, weight, 3);
   args.accumulate = true;
   args.out = random_tensor({c.rows, c.out}, out, 4);
   const Tensor before = args.out.clone();
+  expect_close(ctx, args, before, run_linear(ctx, args));
+
+  args.bias = random_tensor({c.out}, weight, 3);
+  args.out.copy_from(before);
   expect_close(ctx, args, before, run_linear(ctx, args));
 }
 

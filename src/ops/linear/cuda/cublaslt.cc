@@ -272,18 +272,17 @@ bool gpu::cublaslt(Context& ctx, const Problem& p) {
     return multiply_in_parts(ctx, matrix_of(ctx, p.weight), matrix_of(ctx, x), {},
                              {p.out.transpose(0, 1), {true, out_layout->stride}}, p.accumulate);
 
-  // 16-bit destinations have the dtype of the factors, and the bias that of the destination; all else goes
-  // through f32, so that a result is rounded once.
+  // A 16-bit destination of another dtype than the factors goes through f32; so does one with a bias, which
+  // cuBLASLt adds to what it has rounded already. A result is rounded once.
   Tensor out = p.out;
   Tensor bias = p.bias ? ctx.contiguous(p.bias) : Tensor();
-  const bool direct =
-      out_layout && out_layout->by_rows &&
-      (out.dtype() == DType::f32 || (out.dtype() == dtype && (!bias || bias.dtype() == dtype)));
+  const bool direct = out_layout && out_layout->by_rows &&
+                      (out.dtype() == DType::f32 || (out.dtype() == dtype && !bias));
   if (!direct) {
     out = ctx.empty(p.out.shape(), DType::f32);
     if (p.accumulate) ctx.copy(p.out, out);
   }
-  if (bias) bias = ctx.to(bias, out.dtype());
+  if (bias) bias = ctx.to(bias, DType::f32);
   const bool served = multiply_in_parts(ctx, matrix_of(ctx, x), matrix_of(ctx, p.weight), bias,
                                         {out, *layout_of(out)}, p.accumulate);
   if (!direct) ctx.copy(out, p.out);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kTile = 64;   // of rows and of columns of out, for a block of 16 x 16 threads with 4 x 4 each
 constexpr int kDepth = 16;  // of `in` at a time
+constexpr int kSum = 256;   // terms that are added up before their sum joins the others
 constexpr int kThreads = 256;
 
 struct Product {
@@ -33,6 +34,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(Product p) {
     const std::int64_t row = tile / tiles_across * kTile;
     const std::int64_t column = tile % tiles_across * kTile;
     float sum[4][4] = {};
+    float part[4][4] = {};
     for (std::int64_t k = 0; k < p.in; k += kDepth) {
       for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += kThreads) {
         const int line = i / kDepth;
@@ -49,8 +51,16 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(Product p) {
         for (int i = 0; i < 4; ++i)
 #pragma unroll
           for (int j = 0; j < 4; ++j)
-            sum[i][j] = fmaf(x_tile[depth][ty + 16 * i], weight_tile[depth][tx + 16 * j], sum[i][j]);
+            part[i][j] = fmaf(x_tile[depth][ty + 16 * i], weight_tile[depth][tx + 16 * j], part[i][j]);
       __syncthreads();
+      if ((k + kDepth) % kSum != 0 && k + kDepth < p.in) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          sum[i][j] += part[i][j];
+          part[i][j] = 0.0F;
+        }
     }
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j) {
