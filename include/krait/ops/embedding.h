@@ -14,6 +14,7 @@ struct EmbeddingArgs {
 };
 
 // Returns weight[ids], (..., d). Throws where an id is outside [0, vocabulary), naming id and position.
+// On a GPU ids are not read on the host: an id outside of the table gives a row of zeros there.
 Tensor embedding(Context& ctx, const EmbeddingArgs& args);
 
 struct EmbeddingBackwardArgs {
@@ -22,7 +23,8 @@ struct EmbeddingBackwardArgs {
   Tensor dweight;  // (vocabulary, d) f32 (f64 beside a dout of f64), added to
 };
 
-// dweight[ids] += dout, repeated ids in the order of their positions.
+// dweight[ids] += dout, repeated ids in the order of their positions. On a GPU an id outside of the table adds
+// nothing; on the CPU it is an error.
 void embedding_backward(Context& ctx, const EmbeddingBackwardArgs& args);
 
 }  // namespace krait

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "ops/embedding/kernels.h"
 
@@ -41,10 +42,30 @@ std::vector<std::int64_t> checked_ids(const Tensor& ids, std::int64_t vocabulary
   return {values.begin(), values.end()};
 }
 
+Tensor on_gpu(Context& ctx, const EmbeddingArgs& args) {
+  const Dims shape = shape_of_out(args);
+  const Tensor out = args.out ? args.out : ctx.empty(shape, args.out_dtype);
+  for (const DType dtype : {args.weight.dtype(), out.dtype()})
+    require(dtype != DType::f64, "[embedding] weight and out have dtypes ", args.weight.dtype(), " and ",
+            out.dtype(), ", expected f32, bf16 or f16 on a GPU");
+  ctx.set_backend("embedding", "cuda");
+  if (out.numel() == 0) return out;
+  const bool direct = out.is_contiguous();
+  const Tensor target = direct ? out : ctx.empty(shape, out.dtype());
+  const Tensor ids = ctx.contiguous(args.ids).view({args.ids.numel()});
+  embedding_detail::gather_cuda(ctx, args.weight, ids, target.view({ids.size(0), shape.back()}));
+  if (!direct) ctx.copy(target, out);
+  return out;
+}
+
 }  // namespace
 
 Tensor embedding(Context& ctx, const EmbeddingArgs& args) {
+  require_on_device(ctx, "embedding", {{"ids", args.ids}, {"weight", args.weight}, {"out", args.out}});
   validate(args);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) return on_gpu(ctx, args);
+  }
   const std::vector<std::int64_t> ids = checked_ids(args.ids, args.weight.size(0));
   const Dims shape = shape_of_out(args);
   const Tensor out = args.out ? args.out : ctx.empty(shape, args.out_dtype);

@@ -8,11 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
 
 namespace krait {
 namespace {
+
+using testing::on_gpu;
+using testing::run;
 
 const std::vector<DType> kFloats = {DType::f32, DType::f64, DType::bf16, DType::f16};
 
@@ -51,7 +55,8 @@ TEST(Embedding, CopiesRowsOfEveryDtype) {
       for (const std::int64_t d : {1, 3, 8, 31, 64, 130}) {
         SCOPED_TRACE(concat(from, " to ", to, " d ", d));
         const Tensor weight = random_tensor({11, d}, from);
-        const Tensor out = embedding(ctx, {.ids = Tensor::from(kIds), .weight = weight, .out_dtype = to});
+        const Tensor out =
+            run(ctx, embedding, {.ids = Tensor::from(kIds), .weight = weight, .out_dtype = to});
         ASSERT_EQ(out.shape(), (Dims{6, d}));
         ASSERT_EQ(out.dtype(), to);
         expect_rows(out, weight, kIds);
@@ -61,6 +66,7 @@ TEST(Embedding, CopiesRowsOfEveryDtype) {
 }
 
 TEST(Embedding, EverySimdTarget) {
+  if (on_gpu()) GTEST_SKIP() << "targets of the CPU";
   Context ctx;
   const auto targets = hwy::SupportedTargets() & HWY_TARGETS;
   for (auto rest = targets; rest != 0; rest &= rest - 1) {
@@ -70,8 +76,8 @@ TEST(Embedding, EverySimdTarget) {
     for (const DType from : {DType::f32, DType::bf16, DType::f16}) {
       for (const DType to : {DType::f32, DType::bf16, DType::f16}) {
         const Tensor weight = random_tensor({11, 45}, from);
-        expect_rows(embedding(ctx, {.ids = Tensor::from(kIds), .weight = weight, .out_dtype = to}), weight,
-                    kIds);
+        expect_rows(run(ctx, embedding, {.ids = Tensor::from(kIds), .weight = weight, .out_dtype = to}),
+                    weight, kIds);
       }
     }
   }
@@ -92,7 +98,7 @@ TEST(Embedding, ConvertsEveryBitPattern) {
       for (int i = 0; i < 65536; ++i)
         static_cast<std::uint16_t*>(weight.raw())[i] = static_cast<std::uint16_t>(i);
       const Tensor zero = Tensor::from(std::vector<std::int64_t>{0});
-      const Tensor wide = embedding(ctx, {.ids = zero, .weight = weight});
+      const Tensor wide = run(ctx, embedding, {.ids = zero, .weight = weight});
       const Tensor want = weight.to(DType::f32);
       int wrong = 0;
       for (int i = 0; i < 65536; ++i) {
@@ -110,7 +116,7 @@ TEST(Embedding, ConvertsEveryBitPattern) {
           std::memcpy(between.data<float>() + 3 * i + j, &bits, 4);
         }
       }
-      const Tensor narrow = embedding(ctx, {.ids = zero, .weight = between, .out_dtype = dtype});
+      const Tensor narrow = run(ctx, embedding, {.ids = zero, .weight = between, .out_dtype = dtype});
       const Tensor rounded = between.to(dtype);
       wrong = 0;
       for (int i = 0; i < 3 * 65536; ++i) {
@@ -130,33 +136,48 @@ TEST(Embedding, TakesAnyShapeAndStrides) {
   Context ctx;
   const Tensor weight = random_tensor({11, 20}, DType::bf16);
   const Tensor ids = Tensor::from(std::vector<std::int32_t>{3, 0, 10, 3, 7, 1}, {2, 3});
-  expect_rows(embedding(ctx, {.ids = ids, .weight = weight}), weight, kIds);
-  expect_rows(embedding(ctx, {.ids = ids.transpose(0, 1), .weight = weight}), weight, {3, 3, 0, 7, 10, 1});
+  expect_rows(run(ctx, embedding, {.ids = ids, .weight = weight}), weight, kIds);
+  expect_rows(run(ctx, embedding, {.ids = ids.transpose(0, 1), .weight = weight}), weight,
+              {3, 3, 0, 7, 10, 1});
   const Tensor turned = weight.transpose(0, 1).clone().transpose(0, 1);
-  expect_rows(embedding(ctx, {.ids = ids, .weight = turned}), weight, kIds);
+  expect_rows(run(ctx, embedding, {.ids = ids, .weight = turned}), weight, kIds);
   const Tensor part = weight.slice(1, 3, 16);
-  expect_rows(embedding(ctx, {.ids = ids, .weight = part}), part, kIds);
+  expect_rows(run(ctx, embedding, {.ids = ids, .weight = part}), part, kIds);
 
   const Tensor out = Tensor::empty({2, 20, 3}).transpose(1, 2);
-  EXPECT_EQ(embedding(ctx, {.ids = ids, .weight = weight, .out = out}).raw(), out.raw());
+  EXPECT_EQ(run(ctx, embedding, {.ids = ids, .weight = weight, .out = out}).raw(), out.raw());
   expect_rows(out, weight, kIds);
 }
 
 TEST(Embedding, EmptyAndSingle) {
   Context ctx;
   const Tensor weight = random_tensor({11, 20}, DType::f32);
-  EXPECT_EQ(embedding(ctx, {.ids = Tensor::zeros({2, 0}, DType::i64), .weight = weight}).shape(),
+  EXPECT_EQ(run(ctx, embedding, {.ids = Tensor::zeros({2, 0}, DType::i64), .weight = weight}).shape(),
             (Dims{2, 0, 20}));
-  EXPECT_EQ(embedding(ctx, {.ids = Tensor::zeros({2}, DType::i64), .weight = Tensor::zeros({3, 0})}).shape(),
-            (Dims{2, 0}));
-  EXPECT_EQ(embedding(ctx, {.ids = Tensor::zeros({}, DType::i64), .weight = weight}).shape(), (Dims{20}));
+  EXPECT_EQ(
+      run(ctx, embedding, {.ids = Tensor::zeros({2}, DType::i64), .weight = Tensor::zeros({3, 0})}).shape(),
+      (Dims{2, 0}));
+  EXPECT_EQ(run(ctx, embedding, {.ids = Tensor::zeros({}, DType::i64), .weight = weight}).shape(),
+            (Dims{20}));
 }
 
 TEST(Embedding, ReferenceIsTheSame) {
   Context ctx(ContextOptions{.reference = true});
   const Tensor weight = random_tensor({11, 20}, DType::f16);
-  expect_rows(embedding(ctx, {.ids = Tensor::from(kIds), .weight = weight}), weight, kIds);
+  expect_rows(run(ctx, embedding, {.ids = Tensor::from(kIds), .weight = weight}), weight, kIds);
   EXPECT_EQ(ctx.backend(), "embedding: reference");
+}
+
+// What the host cannot look at without waiting for the GPU gives zeros there.
+TEST(Embedding, IdsOutsideAreHarmlessOnAGpu) {
+  if (!on_gpu()) GTEST_SKIP() << "an error on the CPU";
+  Context ctx;
+  const Tensor weight = random_tensor({5, 8}, DType::f32);
+  const Tensor out =
+      run(ctx, embedding, {.ids = Tensor::from(std::vector<std::int64_t>{5, 2, -1}), .weight = weight});
+  for (const std::int64_t row : {0, 2})
+    for (std::int64_t c = 0; c < 8; ++c) EXPECT_EQ(out.data<float>()[row * 8 + c], 0.0F);
+  expect_rows(out.slice(0, 1, 2), weight, {2});
 }
 
 TEST(Embedding, SaysWhatIsWrong) {
