@@ -21,7 +21,8 @@ struct RotaryArgs {
   RotaryPath path = RotaryPath::automatic;
 };
 
-// Angles are computed and reduced in f64: large positions lose nothing.
+// Angles are computed and reduced in f64: large positions lose nothing. On a GPU positions are on the device
+// and are not read on the host: one of 2^32 or more is no error there, and its angle loses digits.
 void rotary_embedding(Context& ctx, const RotaryArgs& args);
 
 }  // namespace krait

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "krait/core/context.h"
 #include "krait/core/dtype.h"
 
 namespace krait::rotary_kernels {
@@ -29,5 +30,9 @@ void reference(const Problem& problem);
 // Tokens [begin, end); dtype is not f64. `workspace` has workspace_floats(pairs) floats, aligned to 64 bytes.
 void simd(const Problem& problem, std::int64_t begin, std::int64_t end, float* workspace);
 [[nodiscard]] std::int64_t workspace_floats(std::int64_t pairs);
+
+// On a GPU, where positions stay on the device. x (T, H, head_dim) f32, bf16 or f16.
+void turn_cuda(Context& ctx, const Tensor& x, const Tensor& positions, const std::vector<double>& frequencies,
+               bool interleaved, bool inverse);
 
 }  // namespace krait::rotary_kernels

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/build.h"
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/rotary/kernels.h"
@@ -60,7 +61,20 @@ bool use_simd(const Context& ctx, const RotaryArgs& args) {
 }  // namespace
 
 void rotary_embedding(Context& ctx, const RotaryArgs& args) {
+  require_on_device(ctx, "rotary", {{"x", args.x}, {"positions", args.positions}});
   validate(args);
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      require(args.path == RotaryPath::automatic,
+              "[rotary] the paths reference and simd are the CPU's, expected automatic on a GPU");
+      require(args.x.dtype() != DType::f64, "[rotary] x has dtype f64, expected f32, bf16 or f16 on a GPU");
+      ctx.set_backend("rotary", "cuda");
+      if (args.x.numel() > 0 && args.dim > 0)
+        rotary_kernels::turn_cuda(ctx, args.x, args.positions, frequencies(args.dim, args.base),
+                                  args.interleaved, args.inverse);
+      return;
+    }
+  }
   const bool simd = use_simd(ctx, args);
   const Tensor& x = args.x;
   const Problem problem{.x = x.raw(),

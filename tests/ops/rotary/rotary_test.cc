@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "ops/finite_difference.h"
 #include "ops/random_tensors.h"
@@ -15,15 +16,18 @@ namespace {
 
 using namespace testing;
 
+// The path under test: on a GPU there is one.
+RotaryPath fast_path() { return on_gpu() ? RotaryPath::automatic : RotaryPath::simd; }
+
 TEST(Rotary, DefinitionByHand) {
   Context ctx;
   const double low = 3.0 * 0.1;  // position 3, the second of two pairs, base 100
   const std::array<float, 4> sine{std::sin(3.0F), std::sin(static_cast<float>(low))};
   const std::array<float, 4> cosine{std::cos(3.0F), std::cos(static_cast<float>(low))};
-  for (const RotaryPath path : {RotaryPath::reference, RotaryPath::simd}) {
+  for (const RotaryPath path : {RotaryPath::reference, fast_path()}) {
     const Tensor positions = Tensor::from<std::int64_t>({3});
     const Tensor halves = Tensor::from<float>({1.0F, 2.0F, 3.0F, 4.0F, 9.0F}, {1, 1, 5});
-    rotary_embedding(ctx, {.x = halves, .positions = positions, .dim = 4, .base = 100.0, .path = path});
+    run(ctx, rotary_embedding, {.x = halves, .positions = positions, .dim = 4, .base = 100.0, .path = path});
     expect_close(
         halves,
         Tensor::from<float>({1.0F * cosine[0] - 3.0F * sine[0], 2.0F * cosine[1] - 4.0F * sine[1],
@@ -31,8 +35,7 @@ TEST(Rotary, DefinitionByHand) {
                             {1, 1, 5}),
         1e-6, "halves");
     const Tensor pairs = Tensor::from<float>({1.0F, 2.0F, 3.0F, 4.0F, 9.0F}, {1, 1, 5});
-    rotary_embedding(
-        ctx,
+    run(ctx, rotary_embedding,
         {.x = pairs, .positions = positions, .dim = 4, .base = 100.0, .interleaved = true, .path = path});
     expect_close(
         pairs,
@@ -66,9 +69,9 @@ TEST(Rotary, SimdMatchesTheReference) {
                           layout, " interleaved ", args.interleaved));
       RotaryArgs exact = args;
       exact.x = args.x.to(DType::f64).clone();
-      rotary_embedding(ctx, exact);
-      args.path = RotaryPath::simd;
-      rotary_embedding(ctx, args);
+      run(ctx, rotary_embedding, exact);
+      args.path = fast_path();
+      run(ctx, rotary_embedding, args);
       expect_close(args.x, exact.x, 1e-6 + rounding_of(dtype), "x");
       if (::testing::Test::HasFailure()) return;
     }
@@ -80,7 +83,7 @@ TEST(Rotary, FarPositions) {
   Context ctx;
   for (const std::int32_t position : {1'000'000, 16'777'217, -999'983}) {
     const Tensor x = Tensor::from<float>({1.0F, 0.0F}, {1, 1, 2});
-    rotary_embedding(ctx, {.x = x, .positions = Tensor::from<std::int32_t>({position}), .dim = 2});
+    run(ctx, rotary_embedding, {.x = x, .positions = Tensor::from<std::int32_t>({position}), .dim = 2});
     EXPECT_NEAR(x.data<float>()[0], std::cos(static_cast<double>(position)), 3e-7) << position;
     EXPECT_NEAR(x.data<float>()[1], std::sin(static_cast<double>(position)), 3e-7) << position;
   }
@@ -94,9 +97,9 @@ TEST(Rotary, InverseTurnsBack) {
   const Tensor positions = Tensor::from<std::int64_t>({0, 1, 77, 4096, 123456});
   for (const bool interleaved : {false, true}) {
     RotaryArgs args{.x = x, .positions = positions, .dim = 16, .interleaved = interleaved};
-    rotary_embedding(ctx, args);
+    run(ctx, rotary_embedding, args);
     args.inverse = true;
-    rotary_embedding(ctx, args);
+    run(ctx, rotary_embedding, args);
     expect_close(x, before, 1e-6, "x");
   }
 }
@@ -115,13 +118,13 @@ TEST(Rotary, InverseIsTheGradient) {
         RotaryArgs args{.positions = positions, .dim = dim, .interleaved = interleaved, .inverse = inverse};
         const auto loss = [&] {
           args.x = x.clone();
-          rotary_embedding(ctx, args);
+          run(ctx, rotary_embedding, args);
           return test::weighted_sum(args.x, dout);
         };
         RotaryArgs backward = args;
         backward.x = dout.clone();
         backward.inverse = !inverse;
-        rotary_embedding(ctx, backward);
+        run(ctx, rotary_embedding, backward);
         test::expect_gradient(loss, x, backward.x, "dx");
       }
 }
@@ -135,8 +138,8 @@ TEST(Rotary, ProductsDependOnDistance) {
   const auto product = [&](std::int64_t at_q, std::int64_t at_k) {
     const Tensor a = q.clone();
     const Tensor b = k.clone();
-    rotary_embedding(ctx, {.x = a, .positions = Tensor::from<std::int64_t>({at_q}), .dim = 32});
-    rotary_embedding(ctx, {.x = b, .positions = Tensor::from<std::int64_t>({at_k}), .dim = 32});
+    run(ctx, rotary_embedding, {.x = a, .positions = Tensor::from<std::int64_t>({at_q}), .dim = 32});
+    run(ctx, rotary_embedding, {.x = b, .positions = Tensor::from<std::int64_t>({at_k}), .dim = 32});
     double sum = 0.0;
     for (int i = 0; i < 32; ++i) sum += static_cast<double>(a.data<float>()[i] * b.data<float>()[i]);
     return sum;
@@ -154,7 +157,7 @@ TEST(Rotary, ThreadsDoNotChangeBits) {
   for (const int threads : {1, 2, 5}) {
     Context ctx(ContextOptions{.threads = threads});
     const Tensor turned = x.clone();
-    rotary_embedding(ctx, {.x = turned, .positions = Tensor::from(positions), .dim = 64});
+    run(ctx, rotary_embedding, {.x = turned, .positions = Tensor::from(positions), .dim = 64});
     if (!first) first = turned;
     expect_same_bits(turned, first, concat(threads, " threads"));
   }
@@ -162,15 +165,13 @@ TEST(Rotary, ThreadsDoNotChangeBits) {
 
 TEST(Rotary, EmptyShapes) {
   Context ctx;
-  for (const RotaryPath path : {RotaryPath::reference, RotaryPath::simd}) {
-    rotary_embedding(
-        ctx,
+  for (const RotaryPath path : {RotaryPath::reference, fast_path()}) {
+    run(ctx, rotary_embedding,
         {.x = Tensor::zeros({0, 2, 4}), .positions = Tensor::zeros({0}, DType::i64), .dim = 4, .path = path});
-    rotary_embedding(
-        ctx,
+    run(ctx, rotary_embedding,
         {.x = Tensor::zeros({2, 0, 4}), .positions = Tensor::zeros({2}, DType::i64), .dim = 4, .path = path});
-    rotary_embedding(
-        ctx, {.x = Tensor::zeros({2, 2, 0}), .positions = Tensor::zeros({2}, DType::i64), .path = path});
+    run(ctx, rotary_embedding,
+        {.x = Tensor::zeros({2, 2, 0}), .positions = Tensor::zeros({2}, DType::i64), .path = path});
   }
 }
 
