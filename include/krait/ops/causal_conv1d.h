@@ -19,6 +19,7 @@ struct CausalConv1dArgs {
   Tensor bias;            // (D), optional
   Tensor initial_states;  // (B, D, K-1), optional; (n, D, K-1) with cu_seqlens. Belongs to the sequence that
                           // the row starts with.
+  // These three may be on the host or on the context's device.
   Tensor seq_idx;  // (B, L) i32 or i64, optional: taps of another sequence are 0. Where it is -1 the output
                    // is 0 and the windows of later tokens are as if the token were not there.
   Tensor cu_seqlens;  // (n+1) i32 or i64, optional, B = 1: sequence i is [cu_seqlens[i], cu_seqlens[i+1])
@@ -56,7 +57,10 @@ struct CausalConv1dUpdateArgs {
   ConvPath path = ConvPath::automatic;
 };
 
-// One (or T) tokens on top of a state; returns x's shape and dtype.
+// One (or T) tokens on top of a state; returns x's shape and dtype. On a GPU the index tensors are on the
+// device and are not read on the host, so that a step can be recorded: an index beyond the rows of conv_state
+// or a negative cache_seqlens is a padding slot there too, and what two batch rows make of one state is not
+// defined. On the CPU all three are errors.
 Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args);
 
 // The last S inputs of each packed sequence, zero padded on the left: x (T, D), cu_seqlens (n+1) -> (n, D,

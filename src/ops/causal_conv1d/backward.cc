@@ -1,3 +1,4 @@
+#include "core/build.h"
 #include "krait/ops/causal_conv1d.h"
 #include "ops/causal_conv1d/conv.h"
 #include "ops/overlap.h"
@@ -28,8 +29,21 @@ void require_sum(std::string_view name, const Tensor& t, const Tensor& x, const 
 void causal_conv1d_backward(Context& ctx, const CausalConv1dBackwardArgs& args) {
   using namespace conv_detail;
   const Tensor& x = args.x;
+  require_on_device(ctx, kOp,
+                    {{"x", x},
+                     {"weight", args.weight},
+                     {"bias", args.bias},
+                     {"initial_states", args.initial_states},
+                     {"dout", args.dout},
+                     {"dfinal_states", args.dfinal_states},
+                     {"dx", args.dx},
+                     {"dweight", args.dweight},
+                     {"dbias", args.dbias},
+                     {"dinitial_states", args.dinitial_states}});
+  const Tensor seq_idx = ctx.to_host(args.seq_idx);
+  const Tensor cu_seqlens = ctx.to_host(args.cu_seqlens);
   const Dims state_shape =
-      validate_inputs(kOp, x, args.weight, args.bias, args.initial_states, args.seq_idx, args.cu_seqlens, {});
+      validate_inputs(kOp, x, args.weight, args.bias, args.initial_states, seq_idx, cu_seqlens, {});
   require(args.dout.defined(), "[causal_conv1d_backward] dout is missing");
   require_gradient("dout", args.dout, x, x.shape(), "that of x");
   require_gradient("dfinal_states", args.dfinal_states, x, state_shape, "that of the final states");
@@ -48,10 +62,12 @@ void causal_conv1d_backward(Context& ctx, const CausalConv1dBackwardArgs& args) 
   require_apart(kOp, "dinitial_states", args.dinitial_states, "dx", args.dx);
   require_apart(kOp, "dweight", args.dweight, "dbias", args.dbias);
   const bool reference = takes_reference(kOp, ctx, args.path, x);
-  ctx.set_backend(kOp, reference ? "reference" : concat("simd (", simd_target(), ")"));
+  ctx.set_backend(kOp, ctx.on_gpu() ? "cuda"
+                       : reference  ? "reference"
+                                    : concat("simd (", simd_target(), ")"));
   if (!args.dx && !args.dinitial_states && !args.dweight && !args.dbias) return;
 
-  const TokenRuns runs = cut_into_runs(x.size(0), x.size(2), args.seq_idx, args.cu_seqlens, {}, false);
+  const TokenRuns runs = cut_into_runs(x.size(0), x.size(2), seq_idx, cu_seqlens, {}, false);
   const Backward backward{.x = x,
                           .weight = args.weight,
                           .bias = args.bias,
@@ -64,6 +80,9 @@ void causal_conv1d_backward(Context& ctx, const CausalConv1dBackwardArgs& args) 
                           .dweight = args.dweight,
                           .dbias = args.dbias,
                           .dinitial_states = args.dinitial_states};
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) return backward_cuda(ctx, backward, !seq_idx && !cu_seqlens);
+  }
   if (reference)
     backward_reference(ctx, backward);
   else

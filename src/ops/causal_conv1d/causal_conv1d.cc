@@ -1,5 +1,6 @@
 #include "krait/ops/causal_conv1d.h"
 
+#include "core/build.h"
 #include "core/dispatch.h"
 #include "ops/causal_conv1d/conv.h"
 
@@ -45,10 +46,39 @@ Dims validate_inputs(std::string_view op, const Tensor& x, const Tensor& weight,
 }
 
 bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, const Tensor& x) {
+  if (ctx.on_gpu()) {
+    require(path == ConvPath::automatic, "[", op, "] the path ",
+            path == ConvPath::simd ? "simd" : "reference", " is one of the CPU, expected automatic on a GPU");
+    require(x.dtype() != DType::f64, "[", op, "] x has dtype f64, expected f32, bf16 or f16 on a GPU");
+    return false;
+  }
   require(path != ConvPath::simd || x.dtype() != DType::f64, "[", op,
           "] the path simd takes f32, bf16 or f16, x has dtype f64");
   if (path == ConvPath::automatic) return ctx.reference() || x.dtype() == DType::f64;
   return path == ConvPath::reference;
+}
+
+ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tensors) {
+  if (kernel < 2 || kernel > 4) return ConvKernel::plain;
+  const DType dtype = tensors.begin()->dtype();
+  const std::int64_t vector = rows_vector(size_of(dtype));
+  for (const Tensor& t : tensors) {
+    if (!t) continue;
+    const auto steps_by_vectors = [&](int dim) { return t.size(dim) <= 1 || t.stride(dim) % vector == 0; };
+    if (t.dtype() != dtype || t.stride(1) != 1 || t.size(1) % vector != 0 || !steps_by_vectors(0) ||
+        !steps_by_vectors(2) || reinterpret_cast<std::uintptr_t>(t.raw()) % 16 != 0)
+      return ConvKernel::plain;
+  }
+  return ConvKernel::rows;
+}
+
+std::int64_t choose_tokens(std::int64_t tokens, std::int64_t channels, int vector, std::int64_t most) {
+  constexpr std::int64_t kWarpsWanted = 8192;
+  constexpr std::int64_t kLeast = 16;
+  const std::int64_t warps = (channels + 32 * vector - 1) / (32 * vector);  // of one piece
+  std::int64_t count = most;
+  while (count > kLeast && tokens / count * warps < kWarpsWanted) count /= 2;
+  return count;
 }
 
 namespace {
@@ -85,8 +115,18 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
   using namespace conv_detail;
   constexpr std::string_view op = "causal_conv1d";
   const Tensor& x = args.x;
-  const Dims state_shape = validate_inputs(op, x, args.weight, args.bias, args.initial_states, args.seq_idx,
-                                           args.cu_seqlens, args.state_positions);
+  require_on_device(ctx, op,
+                    {{"x", x},
+                     {"weight", args.weight},
+                     {"bias", args.bias},
+                     {"initial_states", args.initial_states},
+                     {"out", args.out},
+                     {"final_states", args.final_states}});
+  const Tensor seq_idx = ctx.to_host(args.seq_idx);
+  const Tensor cu_seqlens = ctx.to_host(args.cu_seqlens);
+  const Tensor state_positions = ctx.to_host(args.state_positions);
+  const Dims state_shape = validate_inputs(op, x, args.weight, args.bias, args.initial_states, seq_idx,
+                                           cu_seqlens, state_positions);
   const std::int64_t rows = x.size(0);
   const std::int64_t channels = x.size(1);
   const std::int64_t length = x.size(2);
@@ -112,8 +152,7 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
   }
   const bool reference = takes_reference(op, ctx, args.path, x);
 
-  const TokenRuns runs =
-      cut_into_runs(rows, length, args.seq_idx, args.cu_seqlens, args.state_positions, false);
+  const TokenRuns runs = cut_into_runs(rows, length, seq_idx, cu_seqlens, state_positions, false);
   CausalConv1dResult result;
   result.out = args.out ? args.out : empty_like(ctx, x);
   const Forward forward{.x = x,
@@ -123,6 +162,18 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
                         .out = result.out,
                         .activation = args.activation,
                         .runs = &runs};
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      if (state_positions)
+        result.states = ctx.empty({rows, state_positions.size(1), channels, width}, x.dtype());
+      if (args.return_final_states || args.final_states)
+        result.final_states = args.final_states ? args.final_states : ctx.empty(state_shape, x.dtype());
+      const bool whole_rows = !seq_idx && !cu_seqlens && !state_positions;
+      forward_cuda(ctx, forward, whole_rows, result.states, result.final_states);
+      ctx.set_backend(op, "cuda");
+      return result;
+    }
+  }
   if (reference)
     forward_reference(ctx, forward);
   else
@@ -130,8 +181,8 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
   for (const auto& [row, position] : runs.padding) result.out.select(0, row).select(1, position).fill(0.0);
 
   // After the outputs, which read initial_states, and before the final states, which may replace them.
-  if (args.state_positions) {
-    result.states = ctx.empty({rows, args.state_positions.size(1), channels, width}, x.dtype());
+  if (state_positions) {
+    result.states = ctx.empty({rows, state_positions.size(1), channels, width}, x.dtype());
     for (const StateRequest& wanted : runs.requests)
       write_window(runs, runs.runs[static_cast<std::size_t>(wanted.run)], wanted.count, x,
                    args.initial_states, result.states.select(0, wanted.row).select(0, wanted.slot));
@@ -154,16 +205,17 @@ Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& 
   require(x.ndim() == 2, "[", op, "] x has shape ", x.shape(), ", expected (T, D)");
   require(is_float(x.dtype()), "[", op, "] x has dtype ", x.dtype(), ", expected f32, f64, bf16 or f16");
   require(state_len >= 0, "[", op, "] state_len is ", state_len, ", expected 0 or more");
-  validate_sequences(op, 1, x.size(0), {}, cu_seqlens, {});
+  require_on_device(ctx, op, {{"x", x}});
+  const Tensor offsets = ctx.to_host(cu_seqlens);
+  validate_sequences(op, 1, x.size(0), {}, offsets, {});
 
-  const std::int64_t sequences = cu_seqlens.size(0) - 1;
+  const std::int64_t sequences = offsets.size(0) - 1;
   Tensor states = ctx.zeros({sequences, x.size(1), state_len}, x.dtype());
   for (std::int64_t s = 0; s < sequences; ++s) {
-    const std::int64_t end = index_at(cu_seqlens, s + 1);
-    const std::int64_t kept = std::min(state_len, end - index_at(cu_seqlens, s));
-    states.select(0, s)
-        .slice(1, state_len - kept, state_len)
-        .copy_from(x.slice(0, end - kept, end).transpose(0, 1));
+    const std::int64_t end = index_at(offsets, s + 1);
+    const std::int64_t kept = std::min(state_len, end - index_at(offsets, s));
+    ctx.copy(x.slice(0, end - kept, end).transpose(0, 1),
+             states.select(0, s).slice(1, state_len - kept, state_len));
   }
   ctx.set_backend(op, "copy");
   return states;

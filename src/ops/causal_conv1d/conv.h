@@ -1,7 +1,9 @@
 // The paths of causal_conv1d and its update. All take what the entry points have validated.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <string_view>
 #include <vector>
 
@@ -63,6 +65,38 @@ struct Update {
 void update_reference(Context& ctx, const Update& update);
 void update_simd(Context& ctx, const Update& update);
 
+// On a GPU. `whole_rows`: the runs are the rows, there are no index tensors. States that are asked for are
+// written too: (B, M, D, K-1) at the runs' requests, and final ones, (sequences, D, K-1).
+void forward_cuda(Context& ctx, const Forward& forward, bool whole_rows, const Tensor& states,
+                  const Tensor& final_states);
+void backward_cuda(Context& ctx, const Backward& backward, bool whole_rows);
+
+// An update whose index tensors stay on the device.
+struct StepArgs {
+  Tensor x;           // (B, D, T)
+  Tensor conv_state;  // (R, D, S)
+  Tensor weight;      // (D, K)
+  Tensor bias;        // (D) or absent
+  Tensor out;         // (B, D, T)
+  Activation activation = Activation::none;
+  Tensor cache_seqlens;       // (B) or absent, as the other two
+  Tensor conv_state_indices;  // (B)
+  Tensor seq_idx;             // (B)
+};
+void update_cuda(Context& ctx, const StepArgs& args);
+
+// The kernels of a GPU: `rows` is for channels side by side, 2 to 4 taps and one dtype, `plain` for all else.
+enum class ConvKernel : std::uint8_t { plain, rows };
+// `tensors`: those of shape (B, D, L), absent ones among them.
+ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tensors);
+// Channels of a lane in `rows`: 16 bytes in the forward pass; fewer in the backward, which keeps more of each
+// in registers.
+constexpr int rows_vector(std::size_t element_bytes) { return static_cast<int>(16 / element_bytes); }
+inline constexpr int kBackwardVector = 4;
+// Tokens that a warp of `rows` walks: as many as leave enough warps to hide the memory's latency, at most
+// `most`, as each walk reads the K - 1 tokens before it again.
+std::int64_t choose_tokens(std::int64_t tokens, std::int64_t channels, int vector, std::int64_t most);
+
 // The shape and dtype rules that forward and update share: weight (D, K) and bias (D). Returns K.
 std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias);
 // The rules that forward and backward share, each tensor but x and weight optional. Returns the shape of the
@@ -72,7 +106,7 @@ Dims validate_inputs(std::string_view op, const Tensor& x, const Tensor& weight,
                      const Tensor& state_positions);
 // A floating tensor; f64 only beside an x of f64.
 void require_float(std::string_view op, std::string_view name, const Tensor& t, const Tensor& x);
-// Whether the reference runs; throws where `path` cannot take x's dtype.
+// Whether the reference runs; throws where `path`, or the device, cannot take x's dtype.
 bool takes_reference(std::string_view op, const Context& ctx, ConvPath path, const Tensor& x);
 
 // Taps as the SIMD kernels read them: weight (K, D) and bias (D), f32, contiguous.

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/build.h"
 #include "ops/causal_conv1d/conv.h"
 
 namespace krait {
@@ -53,6 +54,15 @@ Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args) {
   using namespace conv_detail;
   const Tensor& x = args.x;
   require(x.defined(), "[causal_conv1d_update] x is missing");
+  require_on_device(ctx, kOp,
+                    {{"x", x},
+                     {"conv_state", args.conv_state},
+                     {"weight", args.weight},
+                     {"bias", args.bias},
+                     {"cache_seqlens", args.cache_seqlens},
+                     {"conv_state_indices", args.conv_state_indices},
+                     {"seq_idx", args.seq_idx},
+                     {"out", args.out}});
   require_float(kOp, "x", x, x);
   require(x.ndim() == 2 || x.ndim() == 3, "[causal_conv1d_update] x has shape ", x.shape(),
           ", expected (B, D) or (B, D, T)");
@@ -78,10 +88,24 @@ Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args) {
     require(!may_overlap(args.out, state), "[causal_conv1d_update] out overlaps conv_state");
   }
   const bool reference = takes_reference(kOp, ctx, args.path, x);
-  const std::vector<Slot> slots = slots_of(args);
-
   const Tensor out = args.out ? args.out : ctx.empty(x.shape(), x.dtype());
   const bool single = x.ndim() == 2;
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      update_cuda(ctx, {.x = single ? x.unsqueeze(2) : x,
+                        .conv_state = state,
+                        .weight = args.weight,
+                        .bias = args.bias,
+                        .out = single ? out.unsqueeze(2) : out,
+                        .activation = args.activation,
+                        .cache_seqlens = args.cache_seqlens,
+                        .conv_state_indices = args.conv_state_indices,
+                        .seq_idx = args.seq_idx});
+      ctx.set_backend(kOp, "cuda");
+      return out;
+    }
+  }
+  const std::vector<Slot> slots = slots_of(args);
   const Update update{.x = single ? x.unsqueeze(2) : x,
                       .conv_state = state,
                       .weight = args.weight,

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/context.h"
 #include "krait/ops/causal_conv1d.h"
 #include "ops/finite_difference.h"
@@ -14,6 +15,9 @@ namespace krait {
 namespace {
 
 using namespace testing;
+
+// The path under test: on a GPU there is one.
+ConvPath fast_path() { return on_gpu() ? ConvPath::automatic : ConvPath::simd; }
 
 Tensor wide(const Tensor& t) { return t ? t.to(DType::f64).clone() : Tensor(); }
 
@@ -69,7 +73,7 @@ TEST(CausalConv1dBackward, ReferenceIsTheGradient) {
     SCOPED_TRACE(concat("trial ", trial, ": ", name_of(args)));
     const Tensor dweight_before = args.dweight.clone();
     const Tensor dbias_before = args.dbias.clone();
-    causal_conv1d_backward(ctx, args);
+    run(ctx, causal_conv1d_backward, args);
     EXPECT_EQ(ctx.backend(), "causal_conv1d_backward: reference");
 
     // Absent bias and initial states are zeros, and have gradients.
@@ -77,7 +81,7 @@ TEST(CausalConv1dBackward, ReferenceIsTheGradient) {
     if (!varied.bias) varied.bias = Tensor::zeros({channels}, DType::f64);
     if (!varied.initial_states) varied.initial_states = Tensor::zeros(state_shape, DType::f64);
     const auto loss = [&] {
-      const CausalConv1dResult result = causal_conv1d(ctx, varied);
+      const CausalConv1dResult result = run(ctx, causal_conv1d, varied);
       return test::weighted_sum(result.out, args.dout) +
              (args.dfinal_states ? test::weighted_sum(result.final_states, args.dfinal_states) : 0.0) +
              test::weighted_sum(varied.weight, dweight_before) +
@@ -99,11 +103,13 @@ void expect_fast(const CausalConv1dBackwardArgs& args) {
                     &exact.dfinal_states, &exact.dx, &exact.dweight, &exact.dbias, &exact.dinitial_states})
     *t = wide(*t);
   exact.path = ConvPath::reference;
-  causal_conv1d_backward(ctx, exact);
+  run(ctx, causal_conv1d_backward, exact);
   CausalConv1dBackwardArgs fast = args;
-  fast.path = ConvPath::simd;
-  causal_conv1d_backward(ctx, fast);
-  EXPECT_EQ(ctx.backend(), concat("causal_conv1d_backward: simd (", simd_target(), ")"));
+  fast.path = fast_path();
+  run(ctx, causal_conv1d_backward, fast);
+  if (!on_gpu()) {
+    EXPECT_EQ(ctx.backend(), concat("causal_conv1d_backward: simd (", simd_target(), ")"));
+  }
   const auto compare = [](const Tensor& found, const Tensor& expected, const char* name) {
     if (found) expect_close(found, expected, 4e-6 + rounding_of(found.dtype()), name);
   };
@@ -174,6 +180,55 @@ TEST(CausalConv1dBackward, FastPathOverSizesAndLayouts) {
         }
 }
 
+// Rows of a wider matrix in one dtype, cut into pieces on a GPU; dx in memory of its own and in dout's place.
+TEST(CausalConv1dBackward, ChannelLastInPieces) {
+  Rng rng(12);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const std::int64_t kernel : {2, 3, 4})
+      for (const std::int64_t channels : {8, 128, 264})
+        for (const std::int64_t length : {1, 3, 16, 18, 131})
+          for (const bool in_place : {false, true}) {
+            SCOPED_TRACE(concat("K ", kernel, " D ", channels, " L ", length, " ", dtype,
+                                in_place ? " in place" : ""));
+            const auto rows = [&] {
+              return random_tensor(rng, {2, length, channels + 16}, dtype)
+                  .slice(2, 8, channels + 8)
+                  .transpose(1, 2);
+            };
+            const Dims state_shape{2, channels, kernel - 1};
+            CausalConv1dBackwardArgs args{.x = rows(),
+                                          .weight = random_tensor(rng, {channels, kernel}),
+                                          .bias = random_tensor(rng, {channels}, dtype),
+                                          .initial_states = random_tensor(rng, state_shape, dtype),
+                                          .activation = Activation::silu,
+                                          .dout = rows(),
+                                          .dfinal_states = random_tensor(rng, state_shape, dtype),
+                                          .dx = rows(),
+                                          .dweight = random_tensor(rng, {channels, kernel}),
+                                          .dbias = random_tensor(rng, {channels}),
+                                          .dinitial_states = random_tensor(rng, state_shape)};
+            if (length == 18) {
+              args.seq_idx = random_ids(rng, 2, length);
+              args.activation = Activation::none;
+            }
+            if (in_place) {
+              Context ctx;
+              CausalConv1dBackwardArgs placed = args;
+              placed.dx = placed.dout = args.dout.clone().transpose(1, 2).clone().transpose(1, 2);
+              placed.dweight = args.dweight.clone();
+              placed.dbias = {};
+              placed.dinitial_states = {};
+              run(ctx, causal_conv1d_backward, args);
+              run(ctx, causal_conv1d_backward, placed);
+              expect_same_bits(placed.dx, args.dx, "dx");
+              expect_same_bits(placed.dweight, args.dweight, "dweight");
+            } else {
+              expect_fast(args);
+            }
+            if (HasFailure()) return;
+          }
+}
+
 TEST(CausalConv1dBackward, FastPathOverRandomOptions) {
   Rng rng(3);
   for (int i = 0; i < 400; ++i) {
@@ -185,6 +240,7 @@ TEST(CausalConv1dBackward, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1dBackward, EachSimdTarget) {
+  if (on_gpu()) GTEST_SKIP() << "targets of the CPU";
   on_each_target([] {
     Rng rng(4);
     for (int i = 0; i < 60; ++i) {
@@ -207,8 +263,8 @@ TEST(CausalConv1dBackward, ReferenceTakesEveryDtype) {
                       &exact.dfinal_states, &exact.dx, &exact.dweight, &exact.dbias, &exact.dinitial_states})
       *t = wide(*t);
     SCOPED_TRACE(concat("case ", i, ": ", name_of(args)));
-    causal_conv1d_backward(ctx, exact);
-    causal_conv1d_backward(ctx, args);
+    run(ctx, causal_conv1d_backward, exact);
+    run(ctx, causal_conv1d_backward, args);
     if (args.dx) expect_close(args.dx, exact.dx, rounding_of(args.dx.dtype()), "dx");
     if (args.dweight) expect_close(args.dweight, exact.dweight, 1e-6, "dweight");
     if (args.dbias) expect_close(args.dbias, exact.dbias, 1e-6, "dbias");
@@ -222,7 +278,7 @@ TEST(CausalConv1dBackward, ReferenceTakesEveryDtype) {
 // other are many.
 TEST(CausalConv1dBackward, InPlace) {
   Rng rng(6);
-  for (const ConvPath path : {ConvPath::reference, ConvPath::simd})
+  for (const ConvPath path : {ConvPath::reference, fast_path()})
     for (int i = 0; i < 100; ++i) {
       CausalConv1dBackwardArgs args = random_case(rng);
       const Dims state_shape{args.cu_seqlens ? args.cu_seqlens.size(0) - 1 : args.x.size(0), args.x.size(1),
@@ -238,10 +294,10 @@ TEST(CausalConv1dBackward, InPlace) {
       CausalConv1dBackwardArgs placed = args;
       if (args.dweight) placed.dweight = args.dweight.clone();
       if (args.dbias) placed.dbias = args.dbias.clone();
-      causal_conv1d_backward(ctx, args);
+      run(ctx, causal_conv1d_backward, args);
       placed.dx = placed.dout = laid_out(args.dout.clone(), layout);
       placed.dinitial_states = placed.dfinal_states = laid_out(args.dfinal_states.clone(), layout);
-      causal_conv1d_backward(ctx, placed);
+      run(ctx, causal_conv1d_backward, placed);
       expect_same_bits(placed.dx, args.dx, "dx");
       expect_same_bits(placed.dinitial_states, args.dinitial_states, "dinitial_states");
       if (args.dweight) expect_same_bits(placed.dweight, args.dweight, "dweight");
@@ -273,7 +329,7 @@ TEST(CausalConv1dBackward, ThreadsDoNotChangeABit) {
       found.dinitial_states = Tensor::empty({sequences, 190, 3});
       found.dweight = dweight.clone();
       found.dbias = dbias.clone();
-      causal_conv1d_backward(ctx, found);
+      run(ctx, causal_conv1d_backward, found);
       if (threads == 1) first = found;
       const std::string name = concat(threads, " threads: ");
       expect_same_bits(found.dx, first.dx, name + "dx");
@@ -290,7 +346,7 @@ TEST(CausalConv1dBackward, EachDestinationAlone) {
   Rng rng(8);
   const Dims shape{2, 21, 50};
   const Dims state_shape{2, 21, 3};
-  for (const ConvPath path : {ConvPath::reference, ConvPath::simd})
+  for (const ConvPath path : {ConvPath::reference, fast_path()})
     for (const Activation activation : {Activation::none, Activation::silu}) {
       const CausalConv1dBackwardArgs args{.x = random_tensor(rng, shape),
                                           .weight = random_tensor(rng, {21, 4}),
@@ -309,14 +365,14 @@ TEST(CausalConv1dBackward, EachDestinationAlone) {
       all.dweight = Tensor::zeros({21, 4});
       all.dbias = Tensor::zeros({21});
       all.dinitial_states = Tensor::zeros(state_shape);
-      causal_conv1d_backward(ctx, all);
+      run(ctx, causal_conv1d_backward, all);
       for (const auto& [member, name] : kDestinations) {
         CausalConv1dBackwardArgs alone = args;
         alone.*member = Tensor::zeros((all.*member).shape());
-        causal_conv1d_backward(ctx, alone);
+        run(ctx, causal_conv1d_backward, alone);
         expect_same_bits(alone.*member, all.*member, name);
       }
-      causal_conv1d_backward(ctx, args);  // nothing is wanted
+      run(ctx, causal_conv1d_backward, args);  // nothing is wanted
     }
 }
 
@@ -341,27 +397,28 @@ TEST(CausalConv1dBackward, SplitWithGradientCarriedIsOnePass) {
                                      .dx = Tensor::empty({2, 9, 23}),
                                      .dweight = Tensor::zeros({9, kernel}),
                                      .dinitial_states = Tensor::empty(state_shape)};
-      causal_conv1d_backward(ctx, whole);
+      run(ctx, causal_conv1d_backward, whole);
 
       const Tensor dx = Tensor::empty({2, 9, 23});
       const Tensor carried = whole.dfinal_states.clone();
       CausalConv1dBackwardArgs part = whole;
       part.dweight = Tensor::zeros({9, kernel});
       part.dfinal_states = part.dinitial_states = carried;
-      part.initial_states = causal_conv1d(ctx, {.x = x.slice(2, 0, cut),
-                                                .weight = whole.weight,
-                                                .initial_states = start,
-                                                .return_final_states = true})
+      part.initial_states = run(ctx, causal_conv1d,
+                                {.x = x.slice(2, 0, cut),
+                                 .weight = whole.weight,
+                                 .initial_states = start,
+                                 .return_final_states = true})
                                 .final_states;
       part.x = x.slice(2, cut, 23);
       part.dout = dout.slice(2, cut, 23);
       part.dx = dx.slice(2, cut, 23);
-      causal_conv1d_backward(ctx, part);
+      run(ctx, causal_conv1d_backward, part);
       part.initial_states = start;
       part.x = x.slice(2, 0, cut);
       part.dout = dout.slice(2, 0, cut);
       part.dx = dx.slice(2, 0, cut);
-      causal_conv1d_backward(ctx, part);
+      run(ctx, causal_conv1d_backward, part);
       expect_close(dx, whole.dx, 2e-6, "dx");
       expect_close(carried, whole.dinitial_states, 2e-6, "dinitial_states");
       expect_close(part.dweight, whole.dweight, 4e-6, "dweight");
@@ -399,8 +456,8 @@ TEST(CausalConv1dBackward, PaddingTokensHaveNoGradient) {
   dense.dx = Tensor::empty({1, 5, 4});
   dense.dweight = Tensor::zeros({5, 4});
   dense.dinitial_states = Tensor::empty({1, 5, 3});
-  causal_conv1d_backward(ctx, args);
-  causal_conv1d_backward(ctx, dense);
+  run(ctx, causal_conv1d_backward, args);
+  run(ctx, causal_conv1d_backward, dense);
   for (std::size_t i = 0; i < real.size(); ++i)
     expect_same_bits(args.dx.select(2, real[i]), dense.dx.select(2, static_cast<std::int64_t>(i)), "dx");
   for (const std::int64_t t : {0, 3, 4, 7})

@@ -3,14 +3,19 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/context.h"
 #include "krait/ops/causal_conv1d.h"
+#include "ops/causal_conv1d/conv.h"
 #include "ops/random_tensors.h"
 
 namespace krait {
 namespace {
 
 using namespace testing;
+
+// The path under test: on a GPU there is one.
+ConvPath fast_path() { return on_gpu() ? ConvPath::automatic : ConvPath::simd; }
 
 CausalConv1dArgs in_f64(CausalConv1dArgs args) {
   args.x = to_f64(args.x);
@@ -26,12 +31,14 @@ CausalConv1dArgs in_f64(CausalConv1dArgs args) {
 // The fast path against the reference in f64.
 void expect_fast(const CausalConv1dArgs& args) {
   Context ctx({.threads = 2});
-  const CausalConv1dResult exact = causal_conv1d(ctx, in_f64(args));
+  const CausalConv1dResult exact = run(ctx, causal_conv1d, in_f64(args));
   EXPECT_EQ(ctx.backend(), "causal_conv1d: reference");
   CausalConv1dArgs fast = args;
-  fast.path = ConvPath::simd;
-  const CausalConv1dResult found = causal_conv1d(ctx, fast);
-  EXPECT_EQ(ctx.backend(), concat("causal_conv1d: simd (", simd_target(), ")"));
+  fast.path = fast_path();
+  const CausalConv1dResult found = run(ctx, causal_conv1d, fast);
+  if (!on_gpu()) {
+    EXPECT_EQ(ctx.backend(), concat("causal_conv1d: simd (", simd_target(), ")"));
+  }
   const double tolerance = rounding_of(args.x.dtype());
   EXPECT_EQ(found.out.dtype(), args.x.dtype());
   expect_close(found.out, exact.out, tolerance, "out");
@@ -45,12 +52,16 @@ CausalConv1dArgs random_case(Rng& rng, std::string& name) {
   const DType dtype = random_dtype(rng);
   const bool packed = coin(rng, 0.3);
   const std::int64_t rows = packed ? 1 : pick(rng, 0, 3);
-  const std::int64_t channels = coin(rng, 0.1) ? pick(rng, 500, 530) : pick(rng, 0, 70);
+  const bool rows_of_vectors = coin(rng, 0.3);  // channel-last, as models have it
+  const std::int64_t channels = rows_of_vectors  ? 8 * pick(rng, 1, 70)
+                                : coin(rng, 0.1) ? pick(rng, 500, 530)
+                                                 : pick(rng, 0, 70);
   const std::int64_t length = coin(rng, 0.2) ? pick(rng, 100, 300) : pick(rng, 0, 40);
   const std::int64_t kernel = coin(rng, 0.5) ? 4 : pick(rng, 1, 9);
   const auto layout = [&] { return static_cast<int>(pick(rng, 0, 3)); };
   CausalConv1dArgs args;
-  args.x = random_tensor(rng, {rows, channels, length}, dtype, -1, 1, layout());
+  args.x = rows_of_vectors ? random_tensor(rng, {rows, length, channels}, dtype).transpose(1, 2)
+                           : random_tensor(rng, {rows, channels, length}, dtype, -1, 1, layout());
   args.weight = random_tensor(rng, {channels, kernel}, coin(rng) ? dtype : DType::f32, -1, 1, layout());
   if (coin(rng)) args.bias = random_tensor(rng, {channels}, DType::f32, -1, 1, layout());
   if (coin(rng)) args.activation = Activation::silu;
@@ -96,12 +107,13 @@ TEST(CausalConv1d, ReferenceIsTheFormula) {
   const Tensor bias = random_tensor(rng, {D}, DType::f64);
   const Tensor before = random_tensor(rng, {1, D, K - 1}, DType::f64);
   const std::vector<std::int64_t> ids = {0, 0, 0, 1, 1, 2, 2, 2, 2, 2, -1};
-  const Tensor out = causal_conv1d(ctx, {.x = x,
-                                         .weight = w,
-                                         .bias = bias,
-                                         .initial_states = before,
-                                         .seq_idx = Tensor::from(ids, {1, L}),
-                                         .activation = Activation::silu})
+  const Tensor out = run(ctx, causal_conv1d,
+                         {.x = x,
+                          .weight = w,
+                          .bias = bias,
+                          .initial_states = before,
+                          .seq_idx = Tensor::from(ids, {1, L}),
+                          .activation = Activation::silu})
                          .out;
   const Tensor expected = Tensor::zeros({1, D, L}, DType::f64);
   for (std::int64_t c = 0; c < D; ++c) {
@@ -158,6 +170,7 @@ TEST(CausalConv1d, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1d, EachSimdTarget) {
+  if (on_gpu()) GTEST_SKIP() << "targets of the CPU";
   on_each_target([] {
     Rng rng(4);
     for (int i = 0; i < 100; ++i) {
@@ -177,15 +190,15 @@ TEST(CausalConv1d, ThreadsAndBlocksDoNotChangeABit) {
                                   .weight = random_tensor(rng, {530, 4}),
                                   .activation = Activation::silu};
       Context one({.threads = 1});
-      const Tensor expected = causal_conv1d(one, args).out;
+      const Tensor expected = run(one, causal_conv1d, args).out;
       for (const int threads : {2, 3}) {
         Context ctx({.threads = threads});
-        expect_same_bits(causal_conv1d(ctx, args).out, expected, concat(threads, " threads"));
+        expect_same_bits(run(ctx, causal_conv1d, args).out, expected, concat(threads, " threads"));
       }
       // Another layout takes another route over the same sums.
       CausalConv1dArgs other = args;
       other.x = laid_out(args.x, 3);
-      expect_same_bits(causal_conv1d(one, other).out, expected, "strided");
+      expect_same_bits(run(one, causal_conv1d, other).out, expected, "strided");
     }
   }
 }
@@ -199,7 +212,7 @@ TEST(CausalConv1d, SplitWithStateCarriedIsOnePass) {
                           .weight = random_tensor(rng, {9, kernel}),
                           .initial_states = random_tensor(rng, {2, 9, kernel - 1}),
                           .return_final_states = true};
-    const CausalConv1dResult whole = causal_conv1d(ctx, args);
+    const CausalConv1dResult whole = run(ctx, causal_conv1d, args);
     for (const std::int64_t cut : {0, 1, 2, 10, 23}) {
       SCOPED_TRACE(concat("K ", kernel, " cut at ", cut));
       // The state is carried in place.
@@ -207,9 +220,9 @@ TEST(CausalConv1d, SplitWithStateCarriedIsOnePass) {
       args.x = x.slice(2, 0, cut);
       CausalConv1dArgs part = args;
       part.initial_states = part.final_states = state;
-      const Tensor left = causal_conv1d(ctx, part).out;
+      const Tensor left = run(ctx, causal_conv1d, part).out;
       part.x = x.slice(2, cut, 23);
-      const Tensor right = causal_conv1d(ctx, part).out;
+      const Tensor right = run(ctx, causal_conv1d, part).out;
       expect_same_bits(left, whole.out.slice(2, 0, cut), "left");
       expect_same_bits(right, whole.out.slice(2, cut, 23), "right");
       expect_same_bits(state, whole.final_states, "final_states");
@@ -224,18 +237,20 @@ TEST(CausalConv1d, PackedIsSeparate) {
   const Tensor x = random_tensor(rng, {1, 17, 42}, DType::f32, -1, 1, 2);
   const Tensor weight = random_tensor(rng, {17, 4});
   const Tensor initial = random_tensor(rng, {5, 17, 3});
-  const CausalConv1dResult packed = causal_conv1d(ctx, {.x = x,
-                                                        .weight = weight,
-                                                        .initial_states = initial,
-                                                        .cu_seqlens = Tensor::from(offsets),
-                                                        .return_final_states = true});
+  const CausalConv1dResult packed = run(ctx, causal_conv1d,
+                                        {.x = x,
+                                         .weight = weight,
+                                         .initial_states = initial,
+                                         .cu_seqlens = Tensor::from(offsets),
+                                         .return_final_states = true});
   for (std::size_t s = 0; s + 1 < offsets.size(); ++s) {
     SCOPED_TRACE(concat("sequence ", s));
     const auto i = static_cast<std::int64_t>(s);
-    const CausalConv1dResult alone = causal_conv1d(ctx, {.x = x.slice(2, offsets[s], offsets[s + 1]),
-                                                         .weight = weight,
-                                                         .initial_states = initial.slice(0, i, i + 1),
-                                                         .return_final_states = true});
+    const CausalConv1dResult alone = run(ctx, causal_conv1d,
+                                         {.x = x.slice(2, offsets[s], offsets[s + 1]),
+                                          .weight = weight,
+                                          .initial_states = initial.slice(0, i, i + 1),
+                                          .return_final_states = true});
     expect_same_bits(packed.out.slice(2, offsets[s], offsets[s + 1]), alone.out, "out");
     expect_same_bits(packed.final_states.slice(0, i, i + 1), alone.final_states, "final_states");
   }
@@ -256,10 +271,10 @@ TEST(CausalConv1d, PaddingTokensAreAsIfTheyWereNotThere) {
                         .initial_states = random_tensor(rng, {1, 5, 3}),
                         .seq_idx = Tensor::from(ids, {1, 8}),
                         .return_final_states = true};
-  const CausalConv1dResult padded = causal_conv1d(ctx, args);
+  const CausalConv1dResult padded = run(ctx, causal_conv1d, args);
   args.x = short_x;
   args.seq_idx = {};
-  const CausalConv1dResult dense = causal_conv1d(ctx, args);
+  const CausalConv1dResult dense = run(ctx, causal_conv1d, args);
   for (std::size_t i = 0; i < real.size(); ++i)
     expect_same_bits(padded.out.select(2, real[i]), dense.out.select(2, static_cast<std::int64_t>(i)), "out");
   for (const std::int64_t t : {0, 3, 4, 7})
@@ -267,15 +282,55 @@ TEST(CausalConv1d, PaddingTokensAreAsIfTheyWereNotThere) {
   expect_same_bits(padded.final_states, dense.final_states, "final_states");
 }
 
+// Rows of a wider matrix, as the projections write them, cut into pieces on a GPU.
+TEST(CausalConv1d, ChannelLastInPieces) {
+  Rng rng(11);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const std::int64_t kernel : {2, 3, 4})
+      for (const std::int64_t channels : {8, 256, 264, 1032})
+        for (const std::int64_t length : {1, 15, 16, 17, 130}) {
+          SCOPED_TRACE(concat("K ", kernel, " D ", channels, " L ", length, " ", dtype));
+          expect_fast({.x = random_tensor(rng, {2, length, channels + 16}, dtype)
+                                .slice(2, 8, channels + 8)
+                                .transpose(1, 2),
+                       .weight = random_tensor(rng, {channels, kernel}),
+                       .bias = random_tensor(rng, {channels}, dtype),
+                       .initial_states = random_tensor(rng, {2, channels, kernel - 1}, dtype),
+                       .activation = Activation::silu,
+                       .return_final_states = true});
+        }
+}
+
+TEST(CausalConv1d, ChoosesTheKernelOfAGpu) {
+  using namespace conv_detail;
+  const auto last = [](std::int64_t channels, DType dtype) {
+    return Tensor::empty({2, 9, channels}, dtype).transpose(1, 2);
+  };
+  const Tensor x = last(16, DType::bf16);
+  EXPECT_EQ(choose_kernel(4, {x, x}), ConvKernel::rows);
+  EXPECT_EQ(choose_kernel(4, {x, {}}), ConvKernel::rows);
+  EXPECT_EQ(choose_kernel(1, {x, x}), ConvKernel::plain);
+  EXPECT_EQ(choose_kernel(5, {x, x}), ConvKernel::plain);
+  EXPECT_EQ(choose_kernel(4, {x, last(16, DType::f32)}), ConvKernel::plain);
+  EXPECT_EQ(choose_kernel(4, {last(12, DType::bf16)}), ConvKernel::plain);
+  EXPECT_EQ(choose_kernel(4, {last(12, DType::f32)}), ConvKernel::rows);
+  EXPECT_EQ(choose_kernel(4, {last(24, DType::bf16).slice(1, 8, 24)}), ConvKernel::rows);
+  EXPECT_EQ(choose_kernel(4, {last(24, DType::bf16).slice(1, 4, 20)}), ConvKernel::plain);
+  EXPECT_EQ(choose_kernel(4, {Tensor::empty({2, 16, 16})}), ConvKernel::plain);
+  EXPECT_EQ(choose_tokens(8 * 4096, 5376, 8, 64), 64);
+  EXPECT_EQ(choose_tokens(4096, 1536, 8, 64), 16);
+  EXPECT_EQ(choose_tokens(0, 8, 8, 64), 16);
+}
+
 TEST(CausalConv1d, OutKeepsTheLayoutOfX) {
   Context ctx;
   Rng rng(9);
   const Tensor weight = random_tensor(rng, {6, 2});
-  EXPECT_EQ(causal_conv1d(ctx, {.x = Tensor::zeros({2, 6, 5}), .weight = weight}).out.strides(),
+  EXPECT_EQ(run(ctx, causal_conv1d, {.x = Tensor::zeros({2, 6, 5}), .weight = weight}).out.strides(),
             (Dims{30, 5, 1}));
-  EXPECT_EQ(
-      causal_conv1d(ctx, {.x = Tensor::zeros({2, 5, 6}).transpose(1, 2), .weight = weight}).out.strides(),
-      (Dims{30, 1, 6}));
+  EXPECT_EQ(run(ctx, causal_conv1d, {.x = Tensor::zeros({2, 5, 6}).transpose(1, 2), .weight = weight})
+                .out.strides(),
+            (Dims{30, 1, 6}));
 }
 
 TEST(CausalConv1d, MessagesNameWhatWasFound) {
@@ -333,12 +388,12 @@ TEST(CausalConv1d, OutMayBeOtherColumnsOfTheSameMatrix) {
   const Tensor x = wide.slice(1, 0, 6).transpose(0, 1).unsqueeze(0);
   const Tensor out = wide.slice(1, 6, 12).transpose(0, 1).unsqueeze(0);
   const Tensor weight = random_tensor(rng, {6, 4});
-  const Tensor expected = causal_conv1d(ctx, {.x = x.clone(), .weight = weight}).out;
-  (void)causal_conv1d(ctx, {.x = x, .weight = weight, .out = out});
+  const Tensor expected = run(ctx, causal_conv1d, {.x = x.clone(), .weight = weight}).out;
+  (void)run(ctx, causal_conv1d, {.x = x, .weight = weight, .out = out});
   expect_same_bits(out, expected, "out");
   const std::string overlap = message_of([&] {
-    (void)causal_conv1d(ctx,
-                        {.x = x, .weight = weight, .out = wide.slice(1, 5, 11).transpose(0, 1).unsqueeze(0)});
+    (void)run(ctx, causal_conv1d,
+              {.x = x, .weight = weight, .out = wide.slice(1, 5, 11).transpose(0, 1).unsqueeze(0)});
   });
   EXPECT_NE(overlap.find("out overlaps x"), std::string::npos);
 }

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/context.h"
 #include "krait/ops/causal_conv1d.h"
 #include "ops/random_tensors.h"
@@ -11,6 +12,9 @@ namespace krait {
 namespace {
 
 using namespace testing;
+
+// The path under test: on a GPU there is one.
+ConvPath fast_path() { return on_gpu() ? ConvPath::automatic : ConvPath::simd; }
 
 CausalConv1dUpdateArgs random_case(Rng& rng, std::string& name) {
   const DType dtype = random_dtype(rng);
@@ -62,9 +66,9 @@ void expect_fast(const CausalConv1dUpdateArgs& args) {
   exact.conv_state = args.conv_state.to(DType::f64);
   exact.path = ConvPath::reference;
   CausalConv1dUpdateArgs fast = args;
-  fast.path = ConvPath::simd;
-  const Tensor expected = causal_conv1d_update(ctx, exact);
-  const Tensor found = causal_conv1d_update(ctx, fast);
+  fast.path = fast_path();
+  const Tensor expected = run(ctx, causal_conv1d_update, exact);
+  const Tensor found = run(ctx, causal_conv1d_update, fast);
   expect_close(found, expected, rounding_of(args.x.dtype()), "out");
   expect_close(args.conv_state, exact.conv_state, rounding_of(args.conv_state.dtype()), "conv_state");
 }
@@ -81,6 +85,7 @@ TEST(CausalConv1dUpdate, FastPathOverRandomOptions) {
 }
 
 TEST(CausalConv1dUpdate, EachSimdTarget) {
+  if (on_gpu()) GTEST_SKIP() << "targets of the CPU";
   on_each_target([] {
     Rng rng(2);
     for (int i = 0; i < 100; ++i) {
@@ -94,7 +99,7 @@ TEST(CausalConv1dUpdate, EachSimdTarget) {
 
 TEST(CausalConv1dUpdate, StepsAreTheForwardPass) {
   Rng rng(3);
-  for (const ConvPath path : {ConvPath::reference, ConvPath::simd}) {
+  for (const ConvPath path : {ConvPath::reference, fast_path()}) {
     for (const bool ring : {false, true}) {
       for (const std::int64_t states : {3, 5}) {
         for (const std::int64_t step : {1, 2, 7}) {
@@ -105,19 +110,20 @@ TEST(CausalConv1dUpdate, StepsAreTheForwardPass) {
           const Tensor weight = random_tensor(rng, {10, 4});
           const Tensor bias = random_tensor(rng, {10});
           const Tensor expected =
-              causal_conv1d(
-                  ctx, {.x = x, .weight = weight, .bias = bias, .activation = Activation::silu, .path = path})
+              run(ctx, causal_conv1d,
+                  {.x = x, .weight = weight, .bias = bias, .activation = Activation::silu, .path = path})
                   .out;
           const Tensor state = Tensor::zeros({2, 10, states});
           for (std::int64_t t = 0; t < 14; t += step) {
-            const Tensor out = causal_conv1d_update(
-                ctx, {.x = x.slice(2, t, t + step),
-                      .conv_state = state,
-                      .weight = weight,
-                      .bias = bias,
-                      .activation = Activation::silu,
-                      .cache_seqlens = ring ? Tensor::from(std::vector<std::int64_t>{t, t}) : Tensor(),
-                      .path = path});
+            const Tensor out =
+                run(ctx, causal_conv1d_update,
+                    {.x = x.slice(2, t, t + step),
+                     .conv_state = state,
+                     .weight = weight,
+                     .bias = bias,
+                     .activation = Activation::silu,
+                     .cache_seqlens = ring ? Tensor::from(std::vector<std::int64_t>{t, t}) : Tensor(),
+                     .path = path});
             expect_same_bits(out, expected.slice(2, t, t + step), concat("tokens from ", t));
           }
           if (!ring) expect_same_bits(state, x.slice(2, 14 - states, 14), "conv_state");
@@ -132,18 +138,36 @@ TEST(CausalConv1dUpdate, PaddingSlotsGiveZeroAndLeaveTheState) {
   Rng rng(4);
   const Tensor state = random_tensor(rng, {4, 6, 3});
   const Tensor before = state.clone();
-  const Tensor out = causal_conv1d_update(ctx, {.x = random_tensor(rng, {3, 6}),
-                                                .conv_state = state,
-                                                .weight = random_tensor(rng, {6, 4}),
-                                                .bias = random_tensor(rng, {6}),
-                                                .activation = Activation::silu,
-                                                .conv_state_indices = Tensor::from<std::int64_t>({-1, 2, 0}),
-                                                .seq_idx = Tensor::from<std::int32_t>({0, 0, -1})});
+  const Tensor out = run(ctx, causal_conv1d_update,
+                         {.x = random_tensor(rng, {3, 6}),
+                          .conv_state = state,
+                          .weight = random_tensor(rng, {6, 4}),
+                          .bias = random_tensor(rng, {6}),
+                          .activation = Activation::silu,
+                          .conv_state_indices = Tensor::from<std::int64_t>({-1, 2, 0}),
+                          .seq_idx = Tensor::from<std::int32_t>({0, 0, -1})});
   expect_same_bits(out.select(0, 0), Tensor::zeros({6}), "out of a negative index");
   expect_same_bits(out.select(0, 2), Tensor::zeros({6}), "out of a negative seq_idx");
   for (const std::int64_t row : {0, 1, 3})
     expect_same_bits(state.select(0, row), before.select(0, row), concat("state row ", row));
   EXPECT_NE(std::memcmp(state.select(0, 2).raw(), before.select(0, 2).raw(), 18 * sizeof(float)), 0);
+}
+
+// What the host cannot look at without waiting for the GPU is a padding slot there.
+TEST(CausalConv1dUpdate, IndicesOutOfRangeAreHarmlessOnAGpu) {
+  if (!on_gpu()) GTEST_SKIP() << "an error on the CPU";
+  Context ctx;
+  Rng rng(6);
+  const Tensor state = random_tensor(rng, {4, 6, 3});
+  const Tensor before = state.clone();
+  const Tensor out = run(ctx, causal_conv1d_update,
+                         {.x = random_tensor(rng, {3, 6}),
+                          .conv_state = state,
+                          .weight = random_tensor(rng, {6, 4}),
+                          .cache_seqlens = Tensor::from<std::int64_t>({0, 7, -1}),
+                          .conv_state_indices = Tensor::from<std::int64_t>({4, 1 << 30, 0})});
+  expect_same_bits(out, Tensor::zeros({3, 6}), "out");
+  expect_same_bits(state, before, "conv_state");
 }
 
 TEST(CausalConv1dUpdate, ThreadsDoNotChangeABit) {
@@ -156,7 +180,7 @@ TEST(CausalConv1dUpdate, ThreadsDoNotChangeABit) {
   for (const int threads : {1, 2, 3}) {
     Context ctx({.threads = threads});
     const Tensor state = start.clone();
-    const Tensor out = causal_conv1d_update(ctx, {.x = x, .conv_state = state, .weight = weight});
+    const Tensor out = run(ctx, causal_conv1d_update, {.x = x, .conv_state = state, .weight = weight});
     if (threads == 1) {
       expected = out;
       expected_state = state;
@@ -200,14 +224,16 @@ TEST(CausalConv1dUpdate, MessagesNameWhatWasFound) {
 }
 
 TEST(CausalConv1dVarlenStates, LastInputsOfEachSequence) {
-  Context ctx;
+  Context cpu;
+  Context& ctx = on_gpu() ? gpu_context() : cpu;
   const Tensor x = Tensor::empty({6, 2});
   for (int i = 0; i < 12; ++i) x.data<float>()[i] = static_cast<float>(i + 1);
-  const Tensor states = causal_conv1d_varlen_states(ctx, x, Tensor::from<std::int32_t>({0, 1, 1, 6}), 3);
+  const Tensor states = ctx.to_host(
+      causal_conv1d_varlen_states(ctx, ctx.to_device(x), Tensor::from<std::int32_t>({0, 1, 1, 6}), 3));
   const std::vector<float> expected = {0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 7, 9, 11, 8, 10, 12};
   expect_same_bits(states, Tensor::from(expected, {3, 2, 3}), "states");
   EXPECT_EQ(message_of([&] {
-              (void)causal_conv1d_varlen_states(ctx, x, Tensor::from<std::int32_t>({0, 5}), 3);
+              (void)causal_conv1d_varlen_states(ctx, ctx.to_device(x), Tensor::from<std::int32_t>({0, 5}), 3);
             }),
             "[causal_conv1d_varlen_states] cu_seqlens ends with 5, expected 6 tokens");
 }

@@ -1,0 +1,242 @@
+// The forward pass of causal_conv1d on a GPU.
+#include "ops/causal_conv1d/cuda/vectors.cuh"
+
+namespace krait::conv_detail {
+namespace {
+
+using cuda::AnyView;
+
+constexpr int kPlainTokens = 64;
+
+struct ForwardProblem {
+  Line line;
+  Filter filter;
+  AnyView<3> out;
+  RunsView runs;
+  std::int64_t channels = 0;
+  std::int64_t channel_blocks = 0;
+  bool lanes_over_time = false;
+};
+
+// Any width, dtypes and strides: a thread an output. Inputs come K times from the first-level cache.
+__global__ void forward_plain(ForwardProblem p) {
+  const int kernel = p.filter.kernel;
+  for (std::int64_t item = blockIdx.x; item < p.runs.count * p.channel_blocks; item += gridDim.x) {
+    const Piece piece = p.runs.piece(item / p.channel_blocks);
+    const Walk walk = p.runs.run(piece.run);
+    const std::int64_t channel0 = item % p.channel_blocks * 32;
+    const int rows = p.lanes_over_time ? 32 : kPlainTokens;
+    const int lanes = p.lanes_over_time ? kPlainTokens : 32;
+    for (int j = static_cast<int>(threadIdx.y); j < rows; j += static_cast<int>(blockDim.y)) {
+      for (int lane = static_cast<int>(threadIdx.x); lane < lanes; lane += 32) {
+        const int i = p.lanes_over_time ? lane : j;
+        const std::int64_t channel = channel0 + (p.lanes_over_time ? j : lane);
+        if (i >= piece.count || channel >= p.channels) continue;
+        const std::int64_t token = piece.begin + i;
+        float sum = p.filter.bias_of(channel);
+        for (int k = 0; k < kernel; ++k)
+          sum = fmaf(p.filter.weight.load(channel, k), p.line.load(walk, token - (kernel - 1) + k, channel), sum);
+        p.out.store(activate(sum, p.filter.silu), walk.row, channel, walk.position(token));
+      }
+    }
+  }
+}
+
+struct ForwardRows {
+  Line line;
+  Filter filter;
+  Rows x;
+  Rows out;
+  RunsView runs;
+  std::int64_t channels = 0;
+  unsigned channel_blocks = 1;
+};
+
+// Channel-last: each input is loaded once, kAhead tokens before it is needed, and kept in registers for its K
+// outputs.
+template <typename T, int kTaps, int kVector>
+__global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
+  constexpr int kChannels = 32 * kVector;
+  constexpr int kAhead = 4;
+  __shared__ float staged[kTaps + 1][kChannels];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t channel0 = std::int64_t{blockIdx.x % p.channel_blocks} * kChannels;
+  stage_filter<kTaps>(p.filter, channel0, p.channels, staged);
+  const std::int64_t channel = channel0 + lane * kVector;
+  const std::int64_t index = std::int64_t{blockIdx.x / p.channel_blocks} * kWarps + threadIdx.x / 32;
+  if (channel >= p.channels || index >= p.runs.count) return;
+
+  const Piece piece = p.runs.piece(index);
+  const Walk walk = p.runs.run(piece.run);
+  const T* const x = p.x.at<T>(walk.row, channel);
+  T* const out = p.out.at<T>(walk.row, channel);
+  float weight[kTaps][kVector];
+  float bias[kVector];
+#pragma unroll
+  for (int k = 0; k < kTaps; ++k) read_staged(staged, k, lane, weight[k]);
+  read_staged(staged, kTaps, lane, bias);
+
+  float window[kTaps - 1][kVector];  // the inputs before the next token, the oldest first
+#pragma unroll
+  for (int k = 0; k < kTaps - 1; ++k) {
+    const std::int64_t i = piece.begin - (kTaps - 1) + k;
+    if (i >= 0) {
+      widen(*reinterpret_cast<const Pack<T, kVector>*>(x + walk.position(i) * p.x.token_stride), window[k]);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) window[k][v] = p.line.load(walk, i, channel + v);
+    }
+  }
+
+  const int count = static_cast<int>(piece.count);
+  const auto load = [&](int i) {
+    Pack<T, kVector> pack{};
+    if (i < count)
+      pack = *reinterpret_cast<const Pack<T, kVector>*>(x + walk.position(piece.begin + i) * p.x.token_stride);
+    return pack;
+  };
+  Pack<T, kVector> next[kAhead];
+#pragma unroll
+  for (int j = 0; j < kAhead; ++j) next[j] = load(j);
+  for (int begin = 0; begin < count; begin += kAhead) {
+    Pack<T, kVector> now[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) now[j] = next[j];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) next[j] = load(begin + kAhead + j);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      float input[kVector];
+      widen(now[j], input);
+      float result[kVector];
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        float sum = bias[v];
+#pragma unroll
+        for (int k = 0; k < kTaps - 1; ++k) sum = fmaf(weight[k][v], window[k][v], sum);
+        sum = fmaf(weight[kTaps - 1][v], input[v], sum);
+        result[v] = activate(sum, p.filter.silu);
+#pragma unroll
+        for (int k = 0; k < kTaps - 2; ++k) window[k][v] = window[k + 1][v];
+        window[kTaps - 2][v] = input[v];
+      }
+      if (begin + j < count)
+        *reinterpret_cast<Pack<T, kVector>*>(out + walk.position(piece.begin + begin + j) * p.out.token_stride) =
+            narrow<T>(result);
+    }
+  }
+}
+
+// to = 0 at tokens that are padding.
+__global__ void clear_tokens(const TokenRuns::Token* tokens, std::int64_t count, std::int64_t channels,
+                             AnyView<3> to) {
+  for (std::int64_t i = blockIdx.x; i < count; i += gridDim.x)
+    for (std::int64_t c = threadIdx.x; c < channels; c += blockDim.x)
+      to.store(0.0F, tokens[i].row, c, tokens[i].position);
+}
+
+struct WindowProblem {
+  Line line;
+  RunsView runs;
+  const StateRequest* requests = nullptr;  // null: the final state of each run that has one
+  std::int64_t count = 0;                  // of requests, or of runs
+  AnyView<3> final_states;                 // (sequences, D, K-1)
+  AnyView<4> states;                       // (B, M, D, K-1)
+  std::int64_t channels = 0;
+};
+
+// The K - 1 inputs after a number of tokens. Columns are written in ascending order and read at or behind the
+// one being written, so that the final state may replace the initial one.
+__global__ void write_windows(WindowProblem p) {
+  for (std::int64_t i = blockIdx.x; i < p.count; i += gridDim.x) {
+    const StateRequest wanted = p.requests != nullptr ? p.requests[i] : StateRequest{.run = i};
+    const Walk walk = p.runs.run(wanted.run);
+    if (p.requests == nullptr && !walk.last) continue;
+    const std::int64_t tokens = p.requests != nullptr ? wanted.count : walk.count;
+    for (std::int64_t c = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x; c < p.channels;
+         c += std::int64_t{gridDim.y} * blockDim.x) {
+      for (int j = 0; j < p.line.width; ++j) {
+        const float value = p.line.load(walk, tokens - p.line.width + j, c);
+        if (p.requests != nullptr)
+          p.states.store(value, wanted.row, wanted.slot, c, j);
+        else
+          p.final_states.store(value, walk.sequence, c, j);
+      }
+    }
+  }
+}
+
+template <typename T, int kTaps>
+void launch_rows(const Context& ctx, ForwardRows rows) {
+  constexpr int kVector = rows_vector(sizeof(T));
+  rows.channel_blocks = static_cast<unsigned>((rows.channels + 32 * kVector - 1) / (32 * kVector));
+  const std::int64_t groups = (rows.runs.count + kWarps - 1) / kWarps;
+  const auto grid = static_cast<unsigned>(groups * rows.channel_blocks);
+  cuda::launch(ctx, "causal_conv1d", forward_rows<T, kTaps, kVector>, grid, kWarps * 32, 0, rows);
+}
+
+}  // namespace
+
+void clear_padding(const Context& ctx, const DeviceRuns& runs, const Tensor& to) {
+  if (runs.padding_count == 0 || to.numel() == 0) return;
+  cuda::launch(ctx, "causal_conv1d", clear_tokens, cuda::blocks_for(ctx, runs.padding_count, 1), 128, 0,
+               runs.padding, runs.padding_count, to.size(1), AnyView<3>(to));
+}
+
+void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor& states,
+                  const Tensor& final_states) {
+  const std::int64_t channels = f.x.size(1);
+  if (channels == 0) return;
+  const bool rows = choose_kernel(f.weight.size(1), {f.x, f.out}) == ConvKernel::rows;
+  const std::int64_t tokens =
+      rows ? choose_tokens(f.x.size(0) * f.x.size(2), channels, rows_vector(size_of(f.x.dtype())), 64) : kPlainTokens;
+  const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens);
+  const Line line = line_of(f.x, f.initial_states, f.weight);
+  const Filter filter = filter_of(f.weight, f.bias, f.activation);
+  if (placed.view.count > 0 && rows) {
+    const ForwardRows problem{.line = line,
+                              .filter = filter,
+                              .x = Rows(f.x),
+                              .out = Rows(f.out),
+                              .runs = placed.view,
+                              .channels = channels};
+    cuda::dispatch_element(f.x.dtype(), "[causal_conv1d] x", [&](auto element) {
+      using T = decltype(element);
+      switch (f.weight.size(1)) {
+        case 2: return launch_rows<T, 2>(ctx, problem);
+        case 3: return launch_rows<T, 3>(ctx, problem);
+        default: return launch_rows<T, 4>(ctx, problem);
+      }
+    });
+  } else if (placed.view.count > 0) {
+    const ForwardProblem problem{.line = line,
+                                 .filter = filter,
+                                 .out = AnyView<3>(f.out),
+                                 .runs = placed.view,
+                                 .channels = channels,
+                                 .channel_blocks = (channels + 31) / 32,
+                                 .lanes_over_time = f.x.stride(2) == 1 && f.x.stride(1) != 1};
+    cuda::launch(ctx, "causal_conv1d", forward_plain,
+                 cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1), dim3(32, 8), 0, problem);
+  }
+  clear_padding(ctx, placed.runs, f.out);
+
+  // After the outputs, which read initial_states; the final states last, which may replace them.
+  WindowProblem windows{.line = line, .runs = placed.view, .channels = channels};
+  if (states && states.numel() > 0) {
+    windows.requests = placed.runs.requests;
+    windows.count = static_cast<std::int64_t>(f.runs->requests.size());
+    windows.states = AnyView<4>(states);
+    cuda::launch(ctx, "causal_conv1d", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
+                 0, windows);
+  }
+  if (final_states && final_states.numel() > 0) {
+    windows.requests = nullptr;
+    windows.count = placed.view.run_count;
+    windows.final_states = AnyView<3>(final_states);
+    cuda::launch(ctx, "causal_conv1d", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
+                 0, windows);
+  }
+}
+
+}  // namespace krait::conv_detail
