@@ -10,7 +10,9 @@
 #include <span>
 #include <vector>
 
+#include "krait/core/context.h"
 #include "krait/core/random.h"
+#include "krait/core/tensor.h"
 
 namespace krait {
 
@@ -53,5 +55,26 @@ struct Sample {
 // returns the first id whose cumulative probability, by id, exceeds u. Fast for large V: no full sort.
 Sample sample(std::span<const float> logits, std::int64_t vocab_size, std::span<const std::int64_t> previous,
               const SamplingOptions& options, Rng& rng);
+
+struct SampleRowsArgs {
+  Tensor logits;  // (B, V) f32, bf16 or f16, any strides
+  std::int64_t vocab_size = 0;
+  SamplingOptions options;
+  std::uint64_t seed = 0;
+  Tensor streams;    // (B) i64 or i32, optional: row b draws from Rng(seed, streams[b]), else from stream b
+  Tensor positions;  // (B) i64, where each generator stands (Rng::position), advanced by a draw; only an
+                     // argmax needs none
+  Tensor seen;      // (B, V) u8, optional, needed for a repetition penalty: not 0 for previous ids. The drawn
+                    // id is marked in it.
+  Tensor ids;       // (B) i64, destination
+  Tensor logprobs;  // (B) f32, optional destination
+};
+
+// `sample` for each row of a batch, where the logits are. On a GPU nothing is read on the host, so that a
+// step can be recorded with its draw: all that changes from step to step is in device memory. A row that
+// `sample` would refuse (NaN, infinity, no finite logit) gets the id -1 there and draws nothing; on the CPU
+// it is an error. The same seed and logits give the ids of the CPU, unless the number drawn falls within
+// rounding of the border between two tokens, or a sum within rounding of top_p.
+void sample_rows(Context& ctx, const SampleRowsArgs& args);
 
 }  // namespace krait

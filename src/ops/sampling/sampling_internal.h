@@ -50,4 +50,7 @@ std::array<double, kLevels> scan_levels(std::span<const float> logits, const Wei
 bool collect(std::span<const float> logits, std::span<const float> group_max, float lowest, float below,
              std::size_t limit, std::vector<std::int32_t>& ids);
 
+// On a GPU.
+void sample_rows_cuda(Context& ctx, const SampleRowsArgs& args);
+
 }  // namespace krait::sampling
