@@ -29,7 +29,16 @@ bool suits_tensor_cores(const Problem& p) {
   std::int64_t longest = 0;
   for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
   if (longest < kShortest) return false;
-  return has_vectors(p.x) && has_vectors(p.B) && has_vectors(p.C) && (!p.out || has_vectors(p.out));
+  return has_vectors(p.x) && has_vectors(p.B) && has_vectors(p.C) && (!p.out || has_vectors(p.out)) &&
+         (!p.z || (p.z.dtype() == dtype && has_vectors(p.z)));
+}
+
+bool suits_tensor_cores(const BackwardProblem& b) {
+  const Problem& p = b.forward;
+  const DType dtype = p.x.dtype();
+  const bool by_head = !p.D || (p.D.stride(1) == 0 && (!b.dD || b.dD.ndim() == 1));
+  return suits_tensor_cores(p) && by_head && !p.z && b.dout.dtype() == dtype && has_vectors(b.dout) &&
+         (!b.dx || (b.dx.dtype() == dtype && has_vectors(b.dx)));
 }
 
 std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
@@ -53,9 +62,8 @@ std::int64_t choose_walk(std::int64_t runs, std::int64_t longest, std::int64_t h
   return std::max((longest + pieces - 1) / pieces, std::min(kShortest, std::max<std::int64_t>(longest, 1)));
 }
 
-std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group) {
-  constexpr std::int64_t kBlocks = 256;
-  const std::int64_t wanted = (kBlocks + independent - 1) / std::max<std::int64_t>(independent, 1);
+std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group, std::int64_t blocks) {
+  const std::int64_t wanted = (blocks + independent - 1) / std::max<std::int64_t>(independent, 1);
   return std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(heads_per_group, 1));
 }
 

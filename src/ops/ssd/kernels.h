@@ -14,10 +14,12 @@ namespace krait::ssd_detail {
 void run_cuda(Context& ctx, const Problem& problem);
 void run_cuda_backward(Context& ctx, const BackwardProblem& problem);
 
-// Whether the kernels for tensor cores take a problem: x, B, C and out of one 16-bit dtype whose rows are
+// Whether the kernels for tensor cores take a problem: x, B, C, z and out of one 16-bit dtype whose rows are
 // vectors of 16 bytes, headdim a multiple of 64, d_state one of 16 up to 128, and no states asked for on the
 // way.
 [[nodiscard]] bool suits_tensor_cores(const Problem& problem);
+// The backward's: dout and dx likewise, D by head, no z.
+[[nodiscard]] bool suits_tensor_cores(const BackwardProblem& problem);
 // Tokens of a piece of a run that one of their blocks walks: whole chunks of kChunk.
 inline constexpr std::int64_t kChunk = 64;
 [[nodiscard]] std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
@@ -27,8 +29,9 @@ inline constexpr std::int64_t kChunk = 64;
 // longest run where there is work enough without cutting.
 [[nodiscard]] std::int64_t choose_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                                        std::int64_t headdim);
-// Blocks of heads of one group whose sums for dB and dC are kept apart. By the shape alone: the order of
-// additions depends on it.
-[[nodiscard]] std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group);
+// Blocks of heads of one group whose sums for dB and dC are kept apart, for about `blocks` blocks in all
+// where `independent` are there without that. By the shape alone: the order of additions depends on it.
+[[nodiscard]] std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group,
+                                        std::int64_t blocks);
 
 }  // namespace krait::ssd_detail

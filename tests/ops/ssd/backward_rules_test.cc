@@ -236,6 +236,7 @@ TEST(SsdBackward, WithoutTokensOrHeads) {
 }
 
 TEST(SsdBackward, PathsAsTheForwardTakesThem) {
+  if (on_gpu()) GTEST_SKIP();
   Rng rng(8);
   const SsdBackwardArgs args = backward_case(rng, plain_case(rng, kSizes));
   Context ctx({.reference = true});

@@ -168,6 +168,22 @@ TEST(SsdBackward, ModelShape) {
   }
 }
 
+TEST(SsdBackward, TensorCoreShapes) {
+  Rng rng(12);
+  for (int i = 0; i < 60; ++i) {
+    std::string name;
+    const SsdArgs f = tensor_core_case(rng, i, name);
+    SCOPED_TRACE(concat("case ", i, ": ", name));
+    SsdBackwardArgs args = backward_case(rng, f);
+    if (coin(rng, 0.3)) args.dfinal_states = {};
+    for (const NamedGradient& g : gradients_of_ssd())
+      if (coin(rng, 0.1)) args.*g.tensor = {};
+    // Twice the rounding of an operand: gradients are sums over products of two that are rounded.
+    expect_fast_backward(args, 1e-5, 2.0 * rounding_of(f.x.dtype()));
+    if (HasFailure()) return;
+  }
+}
+
 TEST(SsdBackward, ChunkSizesAgree) {
   Rng rng(7);
   SsdArgs f =

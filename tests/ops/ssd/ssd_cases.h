@@ -168,4 +168,53 @@ inline SsdArgs random_case(Rng& rng, std::string& name) {
   return args;
 }
 
+// Case `i` of shapes that run on tensor cores on a GPU: rows of x, B and C are pieces of one wide row of a
+// token.
+inline SsdArgs tensor_core_case(Rng& rng, int i, std::string& name) {
+  const auto choose = [&](const std::vector<std::int64_t>& from) {
+    return from[static_cast<std::size_t>(pick(rng, 0, static_cast<std::int64_t>(from.size()) - 1))];
+  };
+  const DType dtype = i % 2 == 0 ? DType::bf16 : DType::f16;
+  const std::int64_t headdim = choose({64, 64, 128});
+  const std::int64_t d_state = choose({16, 48, 64, 112, 128});
+  const std::int64_t length = choose({16, 63, 64, 65, 130, 200, 600});
+  const std::int64_t groups = choose({1, 2});
+  const std::int64_t heads = groups * choose({1, 2, 3});
+  const bool packed = i % 5 == 0;
+  const std::int64_t rows = packed ? 1 : 2;
+  const std::int64_t width = heads * headdim + 2 * groups * d_state;
+  const Tensor xBC = random_tensor(rng, {rows, length, width}, dtype);
+  const auto part = [&](std::int64_t count, std::int64_t size, std::int64_t offset) {
+    return xBC.as_strided({rows, length, count, size}, {length * width, width, size, 1}, offset);
+  };
+  SsdArgs args{.x = part(heads, headdim, 0),
+               .dt = random_tensor(rng, {rows, length, heads}, dtype, 0.01, i % 4 == 0 ? 2.0 : 0.1),
+               .A = random_tensor(rng, {heads}, DType::f32, i % 7 == 0 ? -100.0 : -4.0, -0.01),
+               .B = part(groups, d_state, heads * headdim),
+               .C = part(groups, d_state, heads * headdim + groups * d_state)};
+  if (coin(rng)) args.D = random_tensor(rng, {heads});
+  if (coin(rng, 0.2)) args.D = random_tensor(rng, {heads, headdim});
+  if (coin(rng, 0.2)) args.z = random_tensor(rng, args.x.shape(), dtype);
+  if (coin(rng, 0.4)) {
+    args.dt_softplus = true;
+    args.dt = random_tensor(rng, args.dt.shape(), DType::f32, -6, 1);
+    args.dt_bias = random_tensor(rng, {heads}, DType::f32, -1, 1);
+  }
+  if (coin(rng, 0.2)) args.dt_limit = {0.02F, 0.08F};
+  args.reverse = coin(rng, 0.2);
+  std::int64_t sequences = rows;
+  if (packed) {
+    args.cu_seqlens = Tensor::from<std::int64_t>({0, 0, length / 3, length});
+    sequences = 3;
+  }
+  if (coin(rng, 0.2)) args.seq_idx = random_ids(rng, rows, length);
+  if (coin(rng)) args.initial_states = random_tensor(rng, {sequences, heads, headdim, d_state});
+  args.return_final_states = coin(rng);
+  name = concat("x ", args.x.shape(), " ", dtype, " G ", groups, " N ", d_state, args.D ? " D" : "",
+                args.z ? " z" : "", args.dt_softplus ? " softplus" : "", args.reverse ? " reverse" : "",
+                args.seq_idx ? " seq_idx" : "", args.cu_seqlens ? " packed" : "",
+                args.initial_states ? " initial" : "");
+  return args;
+}
+
 }  // namespace krait::testing

@@ -214,7 +214,7 @@ TEST(Ssd, OnAGpuThereAreNoPathsByName) {
   args.dt = Tensor::zeros(args.dt.shape());
   EXPECT_NE(message_of([&] { (void)ssd(gpu, args); }), "");
   args.dt = on_device;
-  args.x = gpu.to(args.x, DType::f64);
+  args.x = gpu.to_device(Tensor::zeros(args.x.shape(), DType::f64));
   EXPECT_EQ(message_of([&] { (void)ssd(gpu, args); }),
             "[ssd] x has dtype f64, expected f32, bf16 or f16 on a GPU");
 }
@@ -263,12 +263,39 @@ TEST(SuitsTensorCores, SixteenBitRowsOfWholeVectors) {
   EXPECT_FALSE(suits([&](Problem& p) { p.runs = &with_states; }));
 }
 
+TEST(SuitsTensorCores, BackwardHasNoGateAndDByHead) {
+  Rng rng(13);
+  const TokenRuns runs = cut_into_runs(2, 40, {}, {}, {}, false);
+  const auto suits = [&](const auto& change) {
+    SsdArgs a = plain_case(
+        rng, {.rows = 2, .length = 40, .heads = 2, .headdim = 64, .groups = 1, .d_state = 128}, DType::bf16);
+    ssd_detail::BackwardProblem b{
+        .forward = {.x = a.x, .dt = a.dt, .A = a.A, .B = a.B, .C = a.C, .runs = &runs},
+        .dout = a.x,
+        .dx = a.x};
+    change(b);
+    return ssd_detail::suits_tensor_cores(b);
+  };
+  using ssd_detail::BackwardProblem;
+  const Tensor by_head = Tensor::zeros({2});
+  EXPECT_TRUE(suits([](BackwardProblem&) {}));
+  EXPECT_TRUE(suits([&](BackwardProblem& b) {
+    b.forward.D = by_head.unsqueeze(1).expand({2, 64});
+    b.dD = by_head;
+  }));
+  EXPECT_TRUE(suits([](BackwardProblem& b) { b.dx = {}; }));
+  EXPECT_FALSE(suits([](BackwardProblem& b) { b.forward.D = Tensor::zeros({2, 64}); }));
+  EXPECT_FALSE(suits([](BackwardProblem& b) { b.forward.z = b.dout; }));
+  EXPECT_FALSE(suits([](BackwardProblem& b) { b.dout = b.dout.to(DType::f32); }));
+  EXPECT_FALSE(suits([](BackwardProblem& b) { b.dx = b.dx.to(DType::f32); }));
+}
+
 TEST(ChooseParts, EnoughBlocksAndNoMoreThanHeads) {
   using ssd_detail::choose_parts;
-  EXPECT_EQ(choose_parts(512, 80), 1);
-  EXPECT_EQ(choose_parts(32, 80), 8);
-  EXPECT_EQ(choose_parts(1, 24), 24);
-  EXPECT_EQ(choose_parts(0, 0), 1);
+  EXPECT_EQ(choose_parts(512, 80, 256), 1);
+  EXPECT_EQ(choose_parts(32, 80, 256), 8);
+  EXPECT_EQ(choose_parts(1, 24, 256), 24);
+  EXPECT_EQ(choose_parts(0, 0, 256), 1);
 }
 
 TEST(ChooseSsd, ShortSequencesAreRecurrent) {

@@ -4,7 +4,7 @@
 // memory, those between them in registers, so that every product of the definition is formed as it stands.
 #include <algorithm>
 
-#include "ops/ssd/cuda/inputs.cuh"
+#include "ops/ssd/cuda/backward.cuh"
 #include "ops/ssd/kernels.h"
 
 namespace krait::ssd_detail {
@@ -19,23 +19,10 @@ constexpr int kRows = 16;   // of the state, in a block: one for each two lanes 
 constexpr int kValues = 8;  // elements of a row in a thread
 constexpr int kSlice = kWarps * 2 * kValues;
 
-// Sums that several blocks have a part of. Absent: not wanted.
-struct Sums {
-  float* dB = nullptr;        // (parts, B, L, G, N)
-  float* dC = nullptr;        // likewise
-  float* dA = nullptr;        // (segments, H)
-  float* ddt_bias = nullptr;  // (segments, H)
-  float* dD = nullptr;        // (segments, H, P)
-  std::int64_t parts = 1;
-  std::int64_t stride = 0;  // from one part to the next
-};
-
-struct Gradients {
-  AnyView<4> dx, dz;
-  AnyView<3> ddt;
-};
-
 struct alignas(16) Shared {
+  // Large terms cancel in the gradient by d A, and in its sum.
+  double exponent[kSegment];
+  double overlap[kTile][kWarps];                // <G_t, S_{t-1}> of the warps
   float checkpoint[kTiles][kValues][kThreads];  // the state before each tile
   float B[kTile][kSlice];
   float C[kTile][kSlice];
@@ -44,12 +31,10 @@ struct alignas(16) Shared {
   float y[kSegment][kRows];          // S C, and
   float v[kSegment][kRows];          // G B: summed over slices
   float part[kTile][kWarps][kRows];  // y or v of the warps
-  float overlap[kTile][kWarps];      // <G_t, S_{t-1}> of the warps
   float d[kSegment];
   float decay[kSegment];
   float slope[kSegment];
-  float exponent[kSegment];  // the gradient by d A
-  float dd[kSegment];        // sum over rows of x v
+  float dd[kSegment];  // sum over rows of x v
   float sums[33];
 };
 
@@ -80,6 +65,11 @@ __device__ __forceinline__ void load_values(const float* from, float (&to)[kValu
     to[k + 2] = v.z;
     to[k + 3] = v.w;
   }
+}
+
+__device__ __forceinline__ double warp_sum(double v) {
+  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffU, v, step);
+  return v;
 }
 
 // A block for each segment, group and block of heads of the group.
@@ -118,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
         shared.d[thread] = step.d;
         shared.decay[thread] = expf(step.exponent);
         shared.slope[thread] = step.slope;
-        shared.exponent[thread] = 0.0F;
+        shared.exponent[thread] = 0.0;
         shared.dd[thread] = 0.0F;
       }
 
@@ -249,8 +239,8 @@ __global__ void __launch_bounds__(kThreads)
               }
               v += __shfl_xor_sync(0xffffffffU, v, 1);
               if (lane % 2 == 0) shared.part[i][warp][row] = v;
-              overlap = cuda::warp_sum(overlap);
-              if (lane == 0) shared.overlap[i][warp] = overlap;
+              const double overlap_of_warp = warp_sum(static_cast<double>(overlap));
+              if (lane == 0) shared.overlap[i][warp] = overlap_of_warp;
               // Each thread adds to elements of its own, for all heads and rows of the block in turn.
               const float sum_B = sum_of_rows(dB);
               const float sum_C = sum_of_rows(dC);
@@ -269,9 +259,9 @@ __global__ void __launch_bounds__(kThreads)
             } else if (thread < kTile * kRows + kTile) {
               const int i = thread - kTile * kRows;
               const int t = tile * kTile + i;
-              float sum = 0.0F;
+              double sum = 0.0;
               for (int w = 0; w < kWarps; ++w) sum += shared.overlap[i][w];
-              shared.exponent[t] = fmaf(shared.decay[t], sum, shared.exponent[t]);
+              shared.exponent[t] += static_cast<double>(shared.decay[t]) * sum;
             }
           }
         }
@@ -308,17 +298,19 @@ __global__ void __launch_bounds__(kThreads)
       }
 
       // A token's values are its own thread's.
-      float dA = 0.0F;
+      double dA = 0.0;
       float dd = 0.0F;
       if (thread < count) {
-        const float exponent = shared.exponent[thread];
-        dA = shared.d[thread] * exponent;
-        dd = fmaf(in.A.load(head), exponent, shared.dd[thread]) * shared.slope[thread];
+        dA = static_cast<double>(shared.d[thread]) * shared.exponent[thread];
+        dd = fmaf(in.A.load(head), static_cast<float>(shared.exponent[thread]), shared.dd[thread]) *
+             shared.slope[thread];
         if (to.ddt) to.ddt.store(dd, segment.row, segments.position(segment, thread), head);
       }
-      dA = cuda::block_sum(dA, shared.sums);
+      dA = warp_sum(dA);
+      if (lane == 0 && warp < 2) shared.overlap[0][warp] = dA;
       dd = cuda::block_sum(dd, shared.sums);
-      if (thread == 0 && sums.dA != nullptr) sums.dA[s * in.heads + head] = dA;
+      if (thread == 0 && sums.dA != nullptr)
+        sums.dA[s * in.heads + head] = static_cast<float>(shared.overlap[0][0] + shared.overlap[0][1]);
       if (thread == 0 && sums.ddt_bias != nullptr) sums.ddt_bias[s * in.heads + head] = dd;
     }
   }
@@ -362,7 +354,7 @@ __global__ void add_sums_kernel(const float* values, std::int64_t segments, std:
 void add_sums(Context& ctx, const Tensor& values, const Tensor& to) {
   const std::int64_t total = to.numel();
   if (total == 0 || values.numel() == 0) return;
-  cuda::launch(ctx, "ssd_backward", add_sums_kernel,
+  cuda::launch(ctx, "ssd_backward sums", add_sums_kernel,
                static_cast<unsigned>(std::min<std::int64_t>(total, std::int64_t{1} << 30)), kThreads, 0,
                values.data<float>(), values.size(0), values.numel() / values.size(0) / total, to.size(1),
                total, AnyView<2>(to));
@@ -371,17 +363,18 @@ void add_sums(Context& ctx, const Tensor& values, const Tensor& to) {
 void sum_parts(Context& ctx, const Tensor& parts, const Tensor& to) {
   const std::int64_t total = to.numel();
   if (total == 0) return;
-  cuda::launch(ctx, "ssd_backward", sum_parts_kernel, cuda::blocks_for(ctx, total, kThreads), kThreads, 0,
-               parts.data<float>(), parts.size(0), AnyView<4>(to), to.size(1), to.size(2), to.size(3), total);
+  cuda::launch(ctx, "ssd_backward sums of dB, dC", sum_parts_kernel, cuda::blocks_for(ctx, total, kThreads),
+               kThreads, 0, parts.data<float>(), parts.size(0), AnyView<4>(to), to.size(1), to.size(2),
+               to.size(3), total);
 }
 
 }  // namespace
 
-void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
-  const Problem& p = b.forward;
-  const Inputs in(p);
-  Tensor memory;
-  const Segments segments = cut_into_segments(ctx, *p.runs, p.x.size(1), kSegment, memory);
+namespace {
+
+// The gradients of all segments by the plain kernel.
+void plain_backward(Context& ctx, const BackwardProblem& b, const Inputs& in, const Segments& segments,
+                    const Gradients& to, const Sums& sums) {
   const Dims states{segments.count, in.heads, in.headdim, in.d_state};
   const Tensor starts = ctx.empty(states);
   const Tensor ends = ctx.empty(states);
@@ -392,8 +385,54 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   if (segments.per_run > 1 || b.dinitial_states)
     walk_gradient_ends(ctx, in, segments, b.dout, b.dinitial_states.defined(), ends);
   pass_gradients(ctx, in, segments, decays, b.dfinal_states, b.dinitial_states, ends);
+  const std::int64_t blocks = segments.count * in.groups * sums.parts;
+  if (blocks > 0 && in.heads > 0)
+    cuda::launch(ctx, "ssd_backward by tokens", backward_kernel,
+                 static_cast<unsigned>(std::min<std::int64_t>(blocks, std::int64_t{1} << 30)), kThreads,
+                 sizeof(Shared), in, segments, AnyView<4>(b.dout), starts.data<float>(), ends.data<float>(),
+                 to, sums);
+}
 
-  Sums sums{.parts = choose_parts(segments.count * in.groups, in.heads_per_group), .stride = p.B.numel()};
+// The same on tensor cores: states and gradients of all chunks are walked first, by longer segments.
+void backward_of_chunks(Context& ctx, const BackwardProblem& b, const Inputs& in, const Segments& chunks,
+                        const Gradients& to, const Sums& sums) {
+  const Problem& p = b.forward;
+  std::int64_t longest = 0;
+  for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
+  Tensor memory;
+  const Segments segments = cut_into_segments(
+      ctx, *p.runs, p.x.size(1),
+      choose_chunked(static_cast<std::int64_t>(p.runs->runs.size()), longest, in.heads, in.headdim), memory);
+  const Tensor starts = ctx.empty({segments.count, in.heads, in.headdim, in.d_state});
+  const Tensor decays = ctx.empty({segments.count, in.heads});
+  const Dims states_of_chunks{chunks.count, in.heads, in.headdim, in.d_state};
+  const Tensor states = ctx.empty(states_of_chunks, p.x.dtype());
+  const Tensor gradients = ctx.empty(states_of_chunks, p.x.dtype());
+  segment_decays(ctx, in, segments, decays);
+  if (segments.per_run > 1) chunked_ends(ctx, in, segments, starts);
+  pass_states(ctx, in, segments, decays, starts);
+  chunk_states(ctx, in, segments, chunks, starts, states);
+  if (segments.per_run > 1 || b.dinitial_states)
+    chunked_gradient_ends(ctx, in, segments, b.dout, b.dinitial_states.defined(), starts);
+  pass_gradients(ctx, in, segments, decays, b.dfinal_states, b.dinitial_states, starts);
+  chunk_gradients(ctx, in, segments, chunks, b.dout, starts, gradients);
+  chunked_backward(ctx, in, chunks, b.dout, states, gradients, to, sums);
+}
+
+}  // namespace
+
+void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
+  static_assert(kSegment == kChunk);
+  const Problem& p = b.forward;
+  const Inputs in(p);
+  const cuda::DeviceLimits& limits = cuda::limits_of(ctx);
+  const bool chunked = limits.compute_capability >= 80 && suits_tensor_cores(b) &&
+                       limits.shared_memory_per_block >= chunked_backward_shared_memory();
+  Tensor memory;
+  const Segments segments = cut_into_segments(ctx, *p.runs, p.x.size(1), kSegment, memory);
+  const Gradients to{.dx = AnyView<4>(b.dx), .dz = AnyView<4>(b.dz), .ddt = AnyView<3>(b.ddt)};
+  Sums sums{.parts = choose_parts(segments.count * in.groups, in.heads_per_group, chunked ? 512 : 256),
+            .stride = p.B.numel()};
   Tensor dB, dC, dA, ddt_bias, dD;
   const auto room = [&](const Tensor& wanted, const Dims& shape, Tensor& memory_of, float*& data) {
     if (!wanted) return;
@@ -405,13 +444,8 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   room(b.dC, parts, dC, sums.dC);
   room(b.dA, {segments.count, in.heads}, dA, sums.dA);
   room(b.ddt_bias, {segments.count, in.heads}, ddt_bias, sums.ddt_bias);
-  room(b.dD, {segments.count, in.heads, in.headdim}, dD, sums.dD);
-  const std::int64_t blocks = segments.count * in.groups * sums.parts;
-  if (blocks > 0 && in.heads > 0)
-    cuda::launch(ctx, "ssd_backward", backward_kernel,
-                 static_cast<unsigned>(std::min<std::int64_t>(blocks, std::int64_t{1} << 30)), kThreads,
-                 sizeof(Shared), in, segments, AnyView<4>(b.dout), starts.data<float>(), ends.data<float>(),
-                 Gradients{.dx = AnyView<4>(b.dx), .dz = AnyView<4>(b.dz), .ddt = AnyView<3>(b.ddt)}, sums);
+  room(b.dD, {segments.count, in.heads, chunked ? 1 : in.headdim}, dD, sums.dD);
+  (chunked ? backward_of_chunks : plain_backward)(ctx, b, in, segments, to, sums);
 
   if (b.dB) sum_parts(ctx, dB, b.dB);
   if (b.dC) sum_parts(ctx, dC, b.dC);

@@ -1,103 +1,45 @@
-// The chunked algorithm on tensor cores. A block walks the chunks of one segment, for one head and 64 of its
-// channels, with the state in f32 in the registers that its product accumulates in. A chunk of 64 tokens is
-//   y_i = exp(a_i) S C_i + sum over j <= i of (C_i . B_j) exp(a_i - a_j) d_j x_j
-//   S  <- exp(a_63) S + sum over j of exp(a_63 - a_j) d_j x_j B_j^T
-// with a the sum of the exponents d A from the chunk's first token on. Rounded to 16 bits are: the state as
-// operand of S C, the masked matrix, and d x with its factor.
-#include <algorithm>
+// The chunked algorithm on tensor cores. A block walks the chunks of one
+// segment, for one head and 64 of its channels, with the state in f32 in the
+// registers that its product accumulates in. A chunk of 64 tokens is
+//   y_i = exp(a_i) S C_i + sum over j <= i of (C_i . B_j) exp(a_i - a_j) d_j
+//   x_j S  <- exp(a_63) S + sum over j of exp(a_63 - a_j) d_j x_j B_j^T
+// with a the sum of the exponents d A from the chunk's first token on. Rounded
+// to 16 bits are: the state as operand of S C, the masked matrix, and d x with
+// its factor.
+#include <type_traits>
 
-#include "ops/ssd/cuda/inputs.cuh"
-#include "ops/ssd/cuda/mma.cuh"
-#include "ops/ssd/kernels.h"
+#include "ops/ssd/cuda/chunks.cuh"
 
 namespace krait::ssd_detail {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kTokens = static_cast<int>(kChunk);
-constexpr int kChannels = 64;
-// A factor below is 0 in f32. Sums of exponents stay small enough that differences keep their digits.
-constexpr float kLeastExponent = -110.0F;
-constexpr float kLog2e = 1.4426950408889634F;
 
 // Bytes from the begin of dynamic shared memory.
-template <int kN, bool kOutputs>
+template <int kN>
 struct Layout {
   static constexpr int kRowsOfN = kTokens * kN * 2;
   static constexpr int kRowsOfP = kTokens * kChannels * 2;
   static constexpr int x = 0;
   static constexpr int B = x + kRowsOfP;
-  static constexpr int C = B + kRowsOfN;  // the rest but steps: outputs only
+  static constexpr int C = B + kRowsOfN;
   static constexpr int S = C + kRowsOfN;  // (channels, N), the state before the chunk
   static constexpr int y = S + kChannels * kN * 2;
-  static constexpr int steps = kOutputs ? y + kRowsOfP : C;
-  static constexpr int total = steps + 4 * kTokens * static_cast<int>(sizeof(float));
+  static constexpr int steps = y + kRowsOfP;
+  static constexpr int skip = steps + static_cast<int>(sizeof(Steps));  // D of the channels
+  static constexpr int total = skip + kChannels * static_cast<int>(sizeof(float));
 };
 
-// One value for each token of a chunk, or each channel.
-struct Steps {
-  float a[kTokens];  // sums of exponents, times log2(e)
-  float d[kTokens];
-  float left[kTokens];    // d exp(a_last - a): what the chunk's end has of the token
-  float skip[kChannels];  // D
-};
-
-// Rows of tokens [begin, begin + kTokens) of the segment, `columns` of them (the tile has kColumns); tokens
-// beyond its end are 0.
-template <int kColumns, typename T>
-__device__ __forceinline__ void load_tile(unsigned tile, const T* from, std::int64_t token_stride,
-                                          std::int64_t columns, const Segments& segments,
-                                          const Segment& segment, std::int64_t begin) {
-  constexpr int kVectors = kColumns / 8;
-#pragma unroll
-  for (int i = 0; i < kTokens * kVectors; i += kThreads) {
-    const int row = (i + static_cast<int>(threadIdx.x)) / kVectors;
-    const int vector = (i + static_cast<int>(threadIdx.x)) % kVectors;
-    const bool inside = begin + row < segment.count && vector * 8 < columns;
-    const T* source = from;
-    if (inside) source += segments.position(segment, begin + row) * token_stride + vector * 8;
-    copy_async(tile + tile_offset<kColumns>(row, vector), source, inside);
-  }
-}
-
-// By the first warp: two tokens a lane.
-__device__ __forceinline__ void compute_steps(const Inputs& in, const float (&dt)[2], float bias, float rate,
-                                              int count, Steps& steps) {
-  const int lane = static_cast<int>(threadIdx.x);
-  float d[2];
-  float a[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const bool inside = lane + i * 32 < count;
-    const Step step = step_from(in, dt[i], bias, rate);
-    d[i] = inside ? step.d : 0.0F;
-    const float exponent = step.exponent < kLeastExponent ? kLeastExponent : step.exponent;
-    a[i] = inside ? exponent * kLog2e : 0.0F;
-#pragma unroll
-    for (int step_of_scan = 1; step_of_scan < 32; step_of_scan *= 2) {
-      const float other = __shfl_up_sync(0xffffffffU, a[i], step_of_scan);
-      if (lane >= step_of_scan) a[i] += other;
-    }
-  }
-  a[1] += __shfl_sync(0xffffffffU, a[0], 31);
-  const float last = __shfl_sync(0xffffffffU, a[1], 31);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    steps.a[lane + i * 32] = a[i];
-    steps.d[lane + i * 32] = d[i];
-    steps.left[lane + i * 32] = d[i] * exp2_fast(last - a[i]);
-  }
-}
-
-template <typename T, int kN, bool kOutputs>
+template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads, 3)
-    chunked_kernel(Inputs in, Segments segments, const float* starts, float* ends, AnyView<4> out,
+    chunked_kernel(Inputs in, Segments segments, const float* starts, AnyView<4> out,
                    AnyView<4> final_states) {
-  using At = Layout<kN, kOutputs>;
-  extern __shared__ float4 shared_memory[];
+  using At = Layout<kN>;
+  extern __shared__ __align__(1024) float4 shared_memory[];
+  char* const memory = reinterpret_cast<char*>(shared_memory);
   const unsigned shared = shared_address(shared_memory);
-  Steps& steps = *reinterpret_cast<Steps*>(reinterpret_cast<char*>(shared_memory) + At::steps);
-  char* const y_tile = reinterpret_cast<char*>(shared_memory) + At::y;
+  Steps& steps = *reinterpret_cast<Steps*>(memory + At::steps);
+  float* const skip = reinterpret_cast<float*>(memory + At::skip);
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -109,7 +51,6 @@ __global__ void __launch_bounds__(kThreads, 3)
   const std::int64_t head = blockIdx.x / tiles % in.heads;
   const std::int64_t channel0 = blockIdx.x % tiles * kChannels;
   const Segment segment = segments.at(s);
-  if (!kOutputs && segment.run_ends) return;
   const std::int64_t group = head / in.heads_per_group;
   const T* x = static_cast<const T*>(in.x.data) + in.x.offset(segment.row, 0, head, channel0);
   const T* B = static_cast<const T*>(in.B.data) + in.B.offset(segment.row, 0, group, 0);
@@ -118,79 +59,59 @@ __global__ void __launch_bounds__(kThreads, 3)
   const float rate = rate_of(in, head);
 
   const auto load_x_and_B = [&](std::int64_t begin) {
-    load_tile<kChannels>(shared + At::x, x, in.x.stride[1], kChannels, segments, segment, begin);
-    load_tile<kN>(shared + At::B, B, in.B.stride[1], in.d_state, segments, segment, begin);
+    load_tile<kChannels, kThreads>(shared + At::x, x, in.x.stride[1], kChannels, segments, segment, begin);
+    load_tile<kN, kThreads>(shared + At::B, B, in.B.stride[1], in.d_state, segments, segment, begin);
   };
   const auto load_C = [&](std::int64_t begin) {
-    if constexpr (kOutputs)
-      load_tile<kN>(shared + At::C, C, in.C.stride[1], in.d_state, segments, segment, begin);
+    load_tile<kN, kThreads>(shared + At::C, C, in.C.stride[1], in.d_state, segments, segment, begin);
   };
   float dt[2] = {};
-  const auto load_dt = [&](std::int64_t begin) {
-    if (warp != 0) return;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::int64_t t = begin + lane + i * 32;
-      if (t < segment.count) dt[i] = in.dt.load(segment.row, segments.position(segment, t), head);
-    }
-  };
 
-  // Rows `row` and `row` + 8 of the warp's 16 channels.
   float S[kN / 8][4] = {};
-  const std::int64_t state = (s * in.heads + head) * in.headdim;
-  // f(channel, column of the state, value) for what the lane has of it.
-  const auto each = [&](const auto& f) {
-#pragma unroll
-    for (int n = 0; n < kN / 8; ++n) {
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int at = n * 8 + column + k % 2;
-        if (at < in.d_state) f(channel0 + warp * 16 + row + k / 2 * 8, at, S[n][k]);
-      }
-    }
-  };
+  static_assert(At::S - At::B == kChannels * kN * static_cast<int>(sizeof(float)));
+  float* const state_tile = reinterpret_cast<float*>(memory + At::B);
   bool carries = false;
-  if (kOutputs && starts != nullptr) {
+  if (starts != nullptr) {
     carries = true;
-    each([&](std::int64_t p, int n, float& v) { v = starts[(state + p) * in.d_state + n]; });
-  } else if (kOutputs && segment.initial && in.initial) {
+    const float* from = starts + ((s * in.heads + head) * in.headdim + channel0) * in.d_state;
+    read_state<kN>(state_tile, in.d_state, S, [&](int p, int n, float& v) { v = from[p * in.d_state + n]; });
+  } else if (segment.initial && in.initial) {
     carries = true;
-    each([&](std::int64_t p, int n, float& v) { v = in.initial.load(segment.sequence, head, p, n); });
+    read_state<kN>(state_tile, in.d_state, S, [&](int p, int n, float& v) {
+      v = in.initial.load(segment.sequence, head, channel0 + p, n);
+    });
   }
   const auto store_operand = [&] {
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
       for (int k = 0; k < 4; k += 2) {
-        const unsigned at = tile_offset<kN>(warp * 16 + row + k * 4, n) + static_cast<unsigned>(column) * 2;
-        *reinterpret_cast<unsigned*>(reinterpret_cast<char*>(shared_memory) + At::S + at) =
-            pack<T>(S[n][k], S[n][k + 1]);
+        const unsigned at = pair_offset<kN>(warp * 16 + row + k * 4, n, column);
+        *reinterpret_cast<unsigned*>(memory + At::S + at) = pack<T>(S[n][k], S[n][k + 1]);
       }
     }
   };
 
   const std::int64_t count = segment.count;
-  const bool wants_state = !kOutputs || (segment.final && final_states);
+  const bool wants_state = segment.final && final_states;
   if (count > 0) {
-    load_dt(0);
+    if (warp == 0) load_dt(in, segments, segment, head, 0, lane, dt);
     load_x_and_B(0);
     load_C(0);
   }
-  if constexpr (kOutputs) {
-    if (carries) store_operand();
-    if (thread < kChannels) steps.skip[thread] = in.D ? in.D.load(head, channel0 + thread) : 0.0F;
-  }
+  if (carries) store_operand();
+  if (thread < kChannels) skip[thread] = in.D ? in.D.load(head, channel0 + thread) : 0.0F;
 
   for (std::int64_t begin = 0; begin < count; begin += kTokens) {
     const bool more = begin + kTokens < count;
-    if (warp == 0)
-      compute_steps(in, dt, bias, rate, static_cast<int>(min(std::int64_t{kTokens}, count - begin)), steps);
+    if (warp == 0) compute_steps(in, dt, bias, rate, count - begin, lane, steps);
     wait_for_copies();
     __syncthreads();
-    if (more) load_dt(begin + kTokens);
+    if (more && warp == 0) load_dt(in, segments, segment, head, begin + kTokens, lane, dt);
 
-    if constexpr (kOutputs) {
-      // The rows of the later warps have more of the masked matrix; blocks begin with different ones.
+    {
+      // The rows of the later warps have more of the masked matrix; blocks
+      // begin with different ones.
       const int strip = (warp + static_cast<int>(blockIdx.x)) % 4;
       float cb[kTokens / 8][4] = {};
       float y[kChannels / 8][4] = {};
@@ -220,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 
       const int token = strip * 16 + row;
       const float a[2] = {steps.a[token], steps.a[token + 8]};
-      const float from_start[2] = {exp2_fast(a[0]), exp2_fast(a[1])};
+      const float from_start[2] = {steps.start[token], steps.start[token + 8]};
 #pragma unroll
       for (int p = 0; p < kChannels / 8; ++p) {
 #pragma unroll
@@ -255,21 +176,24 @@ __global__ void __launch_bounds__(kThreads, 3)
       }
 
       // Through shared memory, rows of the warp's own, to stores of 16 bytes.
-      const char* x_tile = reinterpret_cast<const char*>(shared_memory) + At::x;
+      char* const y_tile = memory + At::y;
 #pragma unroll
       for (int p = 0; p < kChannels / 8; ++p) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
           const int t = token + k * 4;
-          const unsigned at = tile_offset<kChannels>(t, p) + static_cast<unsigned>(column) * 2;
+          const unsigned at = pair_offset<kChannels>(t, p, column);
           const int channel = p * 8 + column;
-          const float2 in_x = unpack<T>(*reinterpret_cast<const unsigned*>(x_tile + at));
-          float low = fmaf(steps.skip[channel], in_x.x, y[p][k]);
-          float high = fmaf(steps.skip[channel + 1], in_x.y, y[p][k + 1]);
+          const float2 in_x = unpack<T>(*reinterpret_cast<const unsigned*>(memory + At::x + at));
+          float low = fmaf(skip[channel], in_x.x, y[p][k]);
+          float high = fmaf(skip[channel + 1], in_x.y, y[p][k + 1]);
           if (in.z && begin + t < count) {
             const std::int64_t position = segments.position(segment, begin + t);
-            low *= cuda::silu(in.z.load(segment.row, position, head, channel0 + channel));
-            high *= cuda::silu(in.z.load(segment.row, position, head, channel0 + channel + 1));
+            const float2 z = unpack<T>(*reinterpret_cast<const unsigned*>(
+                static_cast<const T*>(in.z.data) +
+                in.z.offset(segment.row, position, head, channel0 + channel)));
+            low *= cuda::silu(z.x);
+            high *= cuda::silu(z.y);
           }
           *reinterpret_cast<unsigned*>(y_tile + at) = pack<T>(low, high);
         }
@@ -312,51 +236,38 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
       carries = true;
-      if (kOutputs && more) store_operand();
+      if (more) store_operand();
     }
     __syncthreads();  // x, B and the steps are free
     if (more) load_x_and_B(begin + kTokens);
   }
 
-  if constexpr (kOutputs) {
-    if (wants_state)
-      each([&](std::int64_t p, int n, float v) { final_states.store(v, segment.sequence, head, p, n); });
-  } else {
-    each([&](std::int64_t p, int n, float v) { ends[(state + p) * in.d_state + n] = v; });
-  }
+  if (wants_state)
+    write_state<kN>(state_tile, in.d_state, S, [&](int p, int n, float v) {
+      final_states.store(v, segment.sequence, head, channel0 + p, n);
+    });
 }
 
-template <bool kOutputs>
-void launch_chunked(Context& ctx, const Inputs& in, const Segments& segments, const float* starts,
-                    float* ends, const Tensor& out, const Tensor& final_states) {
+}  // namespace
+
+void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
+                     const Problem& p) {
   const std::int64_t blocks = segments.count * in.heads * (in.headdim / kChannels);
   if (blocks == 0) return;
   cuda::dispatch_element(in.x.dtype, "[ssd] x", [&](auto element) {
     using T = decltype(element);
     if constexpr (!std::is_same_v<T, float>) {
       const auto with = [&](auto kernel, int shared) {
-        cuda::launch(ctx, "ssd", kernel, static_cast<unsigned>(blocks), kThreads,
-                     static_cast<std::size_t>(shared), in, segments, starts, ends, AnyView<4>(out),
-                     AnyView<4>(final_states));
+        cuda::launch(ctx, "ssd chunks", kernel, static_cast<unsigned>(blocks), kThreads,
+                     static_cast<std::size_t>(shared), in, segments, starts ? starts.data<float>() : nullptr,
+                     AnyView<4>(p.out), AnyView<4>(p.final_states));
       };
       if (in.d_state <= 64)
-        with(chunked_kernel<T, 64, kOutputs>, Layout<64, kOutputs>::total);
+        with(chunked_kernel<T, 64>, Layout<64>::total);
       else
-        with(chunked_kernel<T, 128, kOutputs>, Layout<128, kOutputs>::total);
+        with(chunked_kernel<T, 128>, Layout<128>::total);
     }
   });
-}
-
-}  // namespace
-
-void chunked_ends(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& ends) {
-  launch_chunked<false>(ctx, in, segments, nullptr, ends.data<float>(), {}, {});
-}
-
-void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
-                     const Problem& p) {
-  launch_chunked<true>(ctx, in, segments, starts ? starts.data<float>() : nullptr, nullptr, p.out,
-                       p.final_states);
 }
 
 }  // namespace krait::ssd_detail

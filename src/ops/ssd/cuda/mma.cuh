@@ -104,26 +104,41 @@ __device__ __forceinline__ float exp2_fast(float v) { return exp2f(v); }
 
 #endif
 
-// Operands of multiply_add from a tile of kColumns columns in shared memory, by its address.
+// Where two neighbours of a row lie, from the even column 8 `vector` + `column` on, column < 8.
+template <int kColumns>
+__device__ __forceinline__ unsigned pair_offset(int row, int vector, int column) {
+  return static_cast<unsigned>(row * kColumns * 2 + ((row % 8 * 16 + column * 2) ^ (vector * 16)));
+}
+
+// Operands of multiply_add from a tile of kColumns columns in shared memory, by its address, which is a
+// multiple of 1024. `row` is a multiple of 8 and `vector` of 2: what depends on the lane is then the same in
+// all, but for bits.
+template <int kColumns>
+__device__ __forceinline__ unsigned operand_address(unsigned tile, int row, int vector, int lane_row,
+                                                    int lane_vector) {
+  const int lane_offset = lane_row * kColumns * 2 + (lane_vector ^ lane_row % 8) * 16;
+  return tile + static_cast<unsigned>(row * kColumns * 2 + (lane_offset ^ (vector * 16)));
+}
 
 // a = rows [row, row + 16) of the tile, columns [8 vector, 8 vector + 16).
 template <int kColumns>
 __device__ __forceinline__ void load_a(unsigned (&a)[4], unsigned tile, int row, int vector) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices<false>(a, tile + tile_offset<kColumns>(row + lane % 16, vector + lane / 16));
+  load_matrices<false>(a, operand_address<kColumns>(tile, row, vector, lane % 16, lane / 16));
 }
 // a = the transpose of rows [row, row + 16) (the depth), columns [8 vector, 8 vector + 16).
 template <int kColumns>
 __device__ __forceinline__ void load_a_transposed(unsigned (&a)[4], unsigned tile, int row, int vector) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices<true>(a, tile + tile_offset<kColumns>(row + lane % 8 + lane / 16 * 8, vector + lane / 8 % 2));
+  load_matrices<true>(a,
+                      operand_address<kColumns>(tile, row, vector, lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 // Two b, b[0..1] and b[2..3]: rows [row, row + 16) (the depth), columns [8 vector, 8 vector + 8) and the
 // next 8.
 template <int kColumns>
 __device__ __forceinline__ void load_b(unsigned (&b)[4], unsigned tile, int row, int vector) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  load_matrices<true>(b, tile + tile_offset<kColumns>(row + lane % 16, vector + lane / 16));
+  load_matrices<true>(b, operand_address<kColumns>(tile, row, vector, lane % 16, lane / 16));
 }
 // Two b from the tile's transpose: its columns [8 vector, 8 vector + 16) are the depth, its rows [row, row +
 // 8) and the next 8 the columns.
@@ -131,7 +146,7 @@ template <int kColumns>
 __device__ __forceinline__ void load_b_transposed(unsigned (&b)[4], unsigned tile, int row, int vector) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   load_matrices<false>(b,
-                       tile + tile_offset<kColumns>(row + lane % 8 + lane / 16 * 8, vector + lane / 8 % 2));
+                       operand_address<kColumns>(tile, row, vector, lane % 8 + lane / 16 * 8, lane / 8 % 2));
 }
 
 }  // namespace krait::ssd_detail

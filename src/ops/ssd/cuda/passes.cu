@@ -87,32 +87,32 @@ __global__ void clear_kernel(Segments segments, AnyView<4> t, std::int64_t rows,
 void segment_decays(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& decays) {
   const std::int64_t warps = segments.count * in.heads;
   if (warps == 0) return;
-  cuda::launch(ctx, "ssd", decays_kernel, cuda::blocks_for(ctx, warps, kThreads / 32), kThreads, 0, in,
-               segments, decays.data<float>());
+  cuda::launch(ctx, "ssd decays of segments", decays_kernel, cuda::blocks_for(ctx, warps, kThreads / 32),
+               kThreads, 0, in, segments, decays.data<float>());
 }
 
 void pass_states(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& decays,
                  const Tensor& ends) {
   const std::int64_t total = segments.runs * in.heads * in.headdim * in.d_state;
   if (total == 0) return;
-  cuda::launch(ctx, "ssd", pass_states_kernel, cuda::blocks_for(ctx, total, kThreads), kThreads, 0, in,
-               segments, decays.data<float>(), ends.data<float>());
+  cuda::launch(ctx, "ssd states over segments", pass_states_kernel, cuda::blocks_for(ctx, total, kThreads),
+               kThreads, 0, in, segments, decays.data<float>(), ends.data<float>());
 }
 
 void pass_gradients(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& decays,
                     const Tensor& final_gradient, const Tensor& initial_gradient, const Tensor& ends) {
   const std::int64_t total = segments.runs * in.heads * in.headdim * in.d_state;
   if (total == 0) return;
-  cuda::launch(ctx, "ssd_backward", pass_gradients_kernel, cuda::blocks_for(ctx, total, kThreads), kThreads,
-               0, in, segments, decays.data<float>(), AnyView<4>(final_gradient),
-               AnyView<4>(initial_gradient), ends.data<float>());
+  cuda::launch(ctx, "ssd gradients over segments", pass_gradients_kernel,
+               cuda::blocks_for(ctx, total, kThreads), kThreads, 0, in, segments, decays.data<float>(),
+               AnyView<4>(final_gradient), AnyView<4>(initial_gradient), ends.data<float>());
 }
 
 void clear_padding(Context& ctx, const Segments& segments, const Tensor& t) {
   const std::int64_t total = segments.padding_count * t.size(2) * t.size(3);
   if (total == 0) return;
-  cuda::launch(ctx, "ssd", clear_kernel, cuda::blocks_for(ctx, total, kThreads), kThreads, 0, segments,
-               AnyView<4>(t), t.size(2), t.size(3));
+  cuda::launch(ctx, "ssd padding", clear_kernel, cuda::blocks_for(ctx, total, kThreads), kThreads, 0,
+               segments, AnyView<4>(t), t.size(2), t.size(3));
 }
 
 }  // namespace krait::ssd_detail

@@ -47,7 +47,9 @@ Segments cut_into_segments(Context& ctx, const TokenRuns& runs, std::int64_t len
     std::size_t request = run.requests_begin;
     for (std::int64_t k = 0; k < pieces; ++k) {
       const std::int64_t begin = k * tokens;
-      Segment s{.row = run.row,
+      Segment s{.run = static_cast<std::int64_t>(first_of_run.size()) - 1,
+                .begin = begin,
+                .row = run.row,
                 .sequence = run.sequence,
                 .start = run.start + begin * run.step,
                 .step = run.step,

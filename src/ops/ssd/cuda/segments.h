@@ -11,6 +11,8 @@ namespace krait::ssd_detail {
 
 // Consecutive tokens of one run.
 struct Segment {
+  std::int64_t run = 0;
+  std::int64_t begin = 0;  // tokens of the run before it
   std::int64_t row = 0;
   std::int64_t sequence = 0;
   std::int64_t start = 0;  // position of the first token
@@ -47,7 +49,8 @@ struct Segments {
     const std::int64_t begin = s % per_run * tokens;
     const std::int64_t rest = length - begin;
     Segment result;
-    result.row = result.sequence = run;
+    result.run = result.row = result.sequence = run;
+    result.begin = begin;
     result.start = reverse ? length - 1 - begin : begin;
     result.step = reverse ? -1 : 1;
     result.count = rest < tokens ? rest : tokens;

@@ -216,7 +216,7 @@ void walk(Context& ctx, const Inputs& in, const Segments& segments, const Tensor
           const float* starts, float* ends, const Outputs& to) {
   const std::int64_t blocks = segments.count * in.heads * ((in.headdim + kRows - 1) / kRows);
   if (blocks == 0) return;
-  cuda::launch(ctx, "ssd", walk_kernel<kWalk>,
+  cuda::launch(ctx, "ssd by tokens", walk_kernel<kWalk>,
                static_cast<unsigned>(std::min<std::int64_t>(blocks, std::int64_t{1} << 30)), kThreads, 0, in,
                segments, AnyView<4>(dout), initial_gradient, starts, ends, to);
 }

@@ -1,0 +1,43 @@
+// What the kernels of the backward write, and those on tensor cores.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/ssd/cuda/inputs.cuh"
+
+namespace krait::ssd_detail {
+
+// Sums that several blocks have a part of. Absent: not wanted.
+struct Sums {
+  float* dB = nullptr;        // (parts, B, L, G, N)
+  float* dC = nullptr;        // likewise
+  float* dA = nullptr;        // (segments, H)
+  float* ddt_bias = nullptr;  // (segments, H)
+  float* dD = nullptr;        // (segments, H, P); by head, (segments, H), in chunked_backward
+  std::int64_t parts = 1;
+  std::int64_t stride = 0;  // from one part to the next
+};
+
+struct Gradients {
+  AnyView<4> dx, dz;
+  AnyView<3> ddt;
+};
+
+// On tensor cores, for what suits_tensor_cores. What each segment adds to the gradient by the state before
+// it, as walk_gradient_ends.
+void chunked_gradient_ends(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& dout,
+                           bool initial, const Tensor& ends);
+// `states` (chunks, H, P, N), in x's dtype: the state before each chunk, from `starts`, the state before each
+// segment. `gradients`: the gradient by the state after each chunk, from that by the state after each
+// segment.
+void chunk_states(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
+                  const Tensor& starts, const Tensor& states);
+void chunk_gradients(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
+                     const Tensor& dout, const Tensor& starts, const Tensor& gradients);
+// All gradients, chunk by chunk. D is by head.
+void chunked_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
+                      const Tensor& states, const Tensor& gradients, const Gradients& to, const Sums& sums);
+// What a block of it takes.
+[[nodiscard]] int chunked_backward_shared_memory();
+
+}  // namespace krait::ssd_detail
