@@ -1,7 +1,7 @@
 // linear and attention on a GPU: bytes of weight a second where few rows meet the weights and floating-point
 // operations a second where many do, beside a copy of the device; and steps of decoding with attention. Each
 // line is recorded as a graph of many calls, so that no launch on the host is measured.
-//   bench_linear_gpu [cuda:N]
+//   bench_gpu_linear [cuda:N]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -163,7 +163,7 @@ int main(int argc, char** argv) {
     run(argc > 1 ? argv[1] : "cuda");
     return 0;
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "bench_linear_gpu: %s\n", e.what());
+    std::fprintf(stderr, "bench_gpu_linear: %s\n", e.what());
     return 1;
   }
 }

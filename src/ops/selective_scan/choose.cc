@@ -49,4 +49,48 @@ std::int64_t choose_backward_steps(std::int64_t d_state, bool complex) {
   return std::clamp<std::int64_t>(kFloats / each / 8 * 8, 8, 32);
 }
 
+std::int64_t count_checkpoints(std::int64_t run_length) {
+  return run_length == 0 ? 0 : (run_length - 1) / kCheckpointSteps;
+}
+
+std::int64_t count_checkpoints(const TokenRuns& runs) {
+  std::int64_t count = 0;
+  for (const TokenRun& run : runs.runs) count += count_checkpoints(run.count);
+  return count;
+}
+
+bool fits_tiles(const Problem& p) {
+  return !p.complex && p.B.ndim() == 4 && p.C.ndim() == 4 && p.d_state >= 1 && p.d_state <= 256;
+}
+
+LanePlan choose_lanes(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
+                      std::int64_t length, std::int64_t d_state, int multiprocessors) {
+  constexpr std::int64_t kThreads = 128;   // of a block
+  constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
+  const auto blocks = [&](std::int64_t lanes) {
+    const std::int64_t channels = kThreads / lanes;
+    return runs * groups * ((channels_per_group + channels - 1) / channels);
+  };
+  LanePlan plan = {.lanes = 4, .states = 4};
+  if (d_state > 64)
+    plan = {.lanes = 32, .states = 8};
+  else if (d_state > 32)
+    plan = {.lanes = 16, .states = 4};
+  else if (d_state > 16)
+    plan = {.lanes = 8, .states = 4};
+  else
+    // More lanes a channel are work that hides the latency of other work; what all lanes of a channel do
+    // alike makes them dearer.
+    for (; plan.lanes < 16 && blocks(plan.lanes) < 3 * std::int64_t{multiprocessors}; plan.lanes *= 2)
+      plan.states /= 2;
+
+  // Pieces walk the tokens twice: only where most of the device would have nothing to do.
+  const std::int64_t steps = (length + kCheckpointSteps - 1) / kCheckpointSteps;
+  std::int64_t parts = 1;
+  while (blocks(plan.lanes) * parts * 2 <= multiprocessors * 2 && length / (parts * 2) >= kShortest)
+    parts *= 2;
+  plan.piece = std::max<std::int64_t>((steps + parts - 1) / parts, 1) * kCheckpointSteps;
+  return plan;
+}
+
 }  // namespace krait::scan

@@ -9,6 +9,7 @@
 #include "krait/core/context.h"
 #include "krait/core/tensor.h"
 #include "krait/ops/selective_scan.h"
+#include "ops/token_runs.h"
 
 namespace krait::scan {
 
@@ -53,6 +54,8 @@ struct Problem {
   std::int64_t groups = 1;
   std::vector<Row> rows;
   std::vector<Save> saves;  // sorted by row, then step
+  TokenRuns runs;           // in place of rows, seq_idx and saves on a GPU
+  bool whole_rows = true;   // neither seq_idx nor cu_seqlens
 
   // The token that walk step `step` of `row` visits.
   [[nodiscard]] std::int64_t token(const Row& row, std::int64_t step) const {
@@ -150,5 +153,26 @@ void run_reference(const Problem& problem);
 void run_simd(Context& ctx, const Problem& problem);
 void run_reference_backward(const Problem& problem, const Gradients& gradients);
 void run_simd_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
+
+// A GPU keeps the states after each kCheckpointSteps tokens of a run, the last one apart: (K, N, D) in
+// memory.
+inline constexpr std::int64_t kCheckpointSteps = 32;
+[[nodiscard]] std::int64_t count_checkpoints(std::int64_t run_length);
+[[nodiscard]] std::int64_t count_checkpoints(const TokenRuns& runs);
+
+// How the fast kernels of a GPU share out a problem: `lanes` of a warp take a channel, `states` states each,
+// and a run is cut into pieces of at most `piece` tokens.
+struct LanePlan {
+  int lanes = 0;
+  int states = 0;
+  std::int64_t piece = 0;  // a multiple of kCheckpointSteps
+};
+[[nodiscard]] LanePlan choose_lanes(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
+                                    std::int64_t length, std::int64_t d_state, int multiprocessors);
+// True for real states, B and C that are variable, and 1 to 256 states.
+[[nodiscard]] bool fits_tiles(const Problem& problem);
+
+void run_cuda(Context& ctx, const Problem& problem);
+void run_cuda_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
 
 }  // namespace krait::scan

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "core/build.h"
 #include "krait/core/error.h"
 #include "ops/selective_scan/scan.h"
 #include "ops/token_runs.h"
@@ -170,7 +171,15 @@ Problem validated(const SelectiveScanArgs& args, Device device) {
   require(args.delta.defined(), "[selective_scan] delta is absent");
   require(args.A.defined(), "[selective_scan] A is absent");
   const std::array<Named, 14> tensors = named(args);
-  for (const auto& [name, tensor] : tensors) check_device(name, *tensor, device);
+  const bool on_gpu = device.kind != Device::Kind::cpu;
+  for (const auto& [name, tensor] : tensors) {
+    // Those of sequences have been brought to the host.
+    const bool index =
+        tensor == &args.seq_idx || tensor == &args.cu_seqlens || tensor == &args.state_positions;
+    if (!on_gpu || !index) check_device(name, *tensor, device);
+    require(!on_gpu || !*tensor || !is_double(tensor->dtype()), "[selective_scan] ", name, " has dtype ",
+            tensor->dtype(), ", expected f32, bf16, f16 or c64: a GPU computes in f32");
+  }
 
   require(args.u.ndim() == 3, "[selective_scan] u has shape ", args.u.shape(), ", expected (B, D, L)");
   check_float("u", args.u);
@@ -213,6 +222,9 @@ Problem validated(const SelectiveScanArgs& args, Device device) {
           "[selective_scan] seq_idx and cu_seqlens are both given, expected one of them");
   validate_sequences("selective_scan", batch, length, args.seq_idx, args.cu_seqlens, args.state_positions);
   p.seq_idx = args.seq_idx;
+  p.whole_rows = !args.seq_idx && !args.cu_seqlens;
+  if (on_gpu)
+    p.runs = cut_into_runs(batch, length, args.seq_idx, args.cu_seqlens, args.state_positions, args.reverse);
   p.rows = rows_of(args);
   p.saves = saves_of(args, p.rows);
   p.delta_softplus = args.delta_softplus;
@@ -233,7 +245,7 @@ Problem validated(const SelectiveScanArgs& args, Device device) {
 }
 
 // How many checkpoints the tiles of all rows have.
-std::int64_t count_checkpoints(const std::vector<std::vector<Tile>>& rows) {
+std::int64_t count_tile_checkpoints(const std::vector<std::vector<Tile>>& rows) {
   std::int64_t count = 0;
   for (const std::vector<Tile>& tiles : rows)
     count += std::count_if(tiles.begin(), tiles.end(), [](const Tile& tile) { return tile.checkpoint >= 0; });
@@ -249,7 +261,8 @@ void add_checkpoints(Context& ctx, Problem& p) {
         p.saves.push_back({.row = r, .step = tile.begin - 1, .slot = tile.checkpoint, .checkpoint = true});
   std::sort(p.saves.begin(), p.saves.end(),
             [](const Save& a, const Save& b) { return std::pair(a.row, a.step) < std::pair(b.row, b.step); });
-  p.checkpoints = ctx.empty({count_checkpoints(rows), p.d_state, p.channels}, p.A.dtype()).transpose(1, 2);
+  p.checkpoints =
+      ctx.empty({count_tile_checkpoints(rows), p.d_state, p.channels}, p.A.dtype()).transpose(1, 2);
 }
 
 void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
@@ -340,8 +353,11 @@ Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Dev
             " has dtype ", tensor->dtype(), ", expected f32 or f64");
   }
   if (args.checkpoints) {
-    const auto rows = cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex));
-    check_shape("checkpoints", args.checkpoints, {count_checkpoints(rows), p.d_state, p.channels},
+    const std::int64_t count =
+        device.kind != Device::Kind::cpu
+            ? count_checkpoints(p.runs)
+            : count_tile_checkpoints(cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex)));
+    check_shape("checkpoints", args.checkpoints, {count, p.d_state, p.channels},
                 "as selective_scan returned them for these arguments");
     require(args.checkpoints.dtype() == (p.complex ? DType::c64 : DType::f32),
             "[selective_scan] checkpoints has dtype ", args.checkpoints.dtype(), ", expected ",
@@ -366,11 +382,52 @@ Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Dev
           .ddelta_bias = args.ddelta_bias};
 }
 
+// The arguments with index tensors of sequences on the host, where they are looked at.
+SelectiveScanArgs on_host(const Context& ctx, SelectiveScanArgs args) {
+  for (Tensor* t : {&args.seq_idx, &args.cu_seqlens, &args.state_positions})
+    if (*t) *t = ctx.to_host(*t);
+  return args;
+}
+
+void require_gpu_path(const Context& ctx, ScanPath path) {
+  require(path == ScanPath::automatic && !ctx.reference(),
+          "[selective_scan] a path of the CPU is asked for on ", name_of(ctx.device()),
+          ", expected automatic");
+}
+
+[[maybe_unused]] SelectiveScanResult forward_on_gpu(Context& ctx, const SelectiveScanArgs& args) {
+  require_gpu_path(ctx, args.path);
+  Problem p = validated(on_host(ctx, args), ctx.device());
+  add_destinations(ctx, args, p);
+  if (args.return_checkpoints)
+    p.checkpoints = ctx.empty({count_checkpoints(p.runs), p.d_state, p.channels}, p.A.dtype());
+  run_cuda(ctx, p);
+  ctx.set_backend("selective_scan", "cuda");
+  return {.out = p.out, .last_state = p.last_state, .states = p.states, .checkpoints = p.checkpoints};
+}
+
+[[maybe_unused]] void backward_on_gpu(Context& ctx, const SelectiveScanBackwardArgs& args) {
+  require_gpu_path(ctx, args.forward.path);
+  SelectiveScanArgs forward = on_host(ctx, args.forward);
+  forward.out = forward.last_state = forward.state_positions = {};
+  const Problem p = validated(forward, ctx.device());
+  Gradients gradients = validated(args, p, ctx.device());
+  gradients.checkpoints = args.checkpoints ? ctx.contiguous(args.checkpoints) : Tensor();
+  for (const auto& [name, tensor] : named(args))
+    require(!*tensor || !is_double(tensor->dtype()), "[selective_scan] ", name, " has dtype ",
+            tensor->dtype(), ", expected f32, bf16, f16 or c64: a GPU computes in f32");
+  run_cuda_backward(ctx, p, gradients);
+  ctx.set_backend("selective_scan_backward", "cuda");
+}
+
 }  // namespace
 
 }  // namespace scan
 
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) return scan::forward_on_gpu(ctx, args);
+  }
   scan::Problem problem = scan::validated(args, ctx.device());
   scan::add_destinations(ctx, args, problem);
   const bool in_double = scan::is_double(problem.A.dtype());
@@ -391,6 +448,9 @@ SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) 
 }
 
 void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) return scan::backward_on_gpu(ctx, args);
+  }
   SelectiveScanArgs forward = args.forward;
   forward.out = forward.last_state = forward.state_positions = {};
   scan::Problem problem = scan::validated(forward, ctx.device());

@@ -95,12 +95,12 @@ inline void check_backward(const Options& o, std::uint64_t seed) {
   const BackwardArgs args = make_backward(o, seed);
   Context ctx({.threads = 2});
   const BackwardArgs expected = in_double(args);
-  selective_scan_backward(ctx, expected);
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
-    SCOPED_TRACE(path == ScanPath::simd ? "simd" : "reference");
+  testing::run(ctx, selective_scan_backward, expected);
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
+    SCOPED_TRACE(path == ScanPath::reference ? "reference" : "fast");
     BackwardArgs found = with_own_gradients(args);
     found.forward.path = path;
-    selective_scan_backward(ctx, found);
+    testing::run(ctx, selective_scan_backward, found);
     for (const auto& [name, member] : gradients()) {
       const Tensor& gradient = found.*member;
       const double precision =

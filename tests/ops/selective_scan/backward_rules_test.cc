@@ -32,7 +32,7 @@ void expect_same_gradients(const Args& found, const Args& expected) {
 Args run(Args args, int threads = 2) {
   args = with_own_gradients(args);
   Context ctx({.threads = threads});
-  selective_scan_backward(ctx, args);
+  testing::run(ctx, selective_scan_backward, args);
   return args;
 }
 
@@ -73,10 +73,10 @@ TEST(SelectiveScanBackward, CheckpointsOfTheForwardGiveTheSameBits) {
     forward.return_checkpoints = true;
     if (o.positions) forward.state_positions = make_args(o, seed).state_positions;
     Context ctx({.threads = 3});
-    const SelectiveScanResult result = selective_scan(ctx, forward);
+    const SelectiveScanResult result = testing::run(ctx, selective_scan, forward);
     ASSERT_TRUE(result.checkpoints.defined());
     forward.return_checkpoints = false;
-    const SelectiveScanResult without = selective_scan(ctx, forward);
+    const SelectiveScanResult without = testing::run(ctx, selective_scan, forward);
     expect_same_bits(result.out, without.out);
     if (o.positions) expect_same_bits(result.states, without.states);
     args.checkpoints = result.checkpoints;
@@ -97,7 +97,7 @@ TEST(SelectiveScanBackward, EachGradientAloneIsTheSame) {
     Options o = {.channels = 19, .length = 70, .d_state = 6, .skip = true, .gate = true, .bias = true};
     o.constant_b = o.constant_c = constant;
     const Args args = make_backward(o, 3);
-    for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+    for (const ScanPath path : {ScanPath::reference, fast_path()}) {
       Args all = args;
       all.forward.path = path;
       const Args expected = run(all);
@@ -113,7 +113,7 @@ TEST(SelectiveScanBackward, EachGradientAloneIsTheSame) {
 }
 
 TEST(SelectiveScanBackward, InitialGradientMayBeTheLastOne) {
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
     Args args = make_backward({.channels = 20, .length = 70, .d_state = 5, .initial = true}, 12);
     args.forward.path = path;
     const Args expected = run(args);
@@ -121,7 +121,7 @@ TEST(SelectiveScanBackward, InitialGradientMayBeTheLastOne) {
     found.dlast_state = args.dlast_state.clone();
     found.dinitial_state = found.dlast_state;
     Context ctx;
-    selective_scan_backward(ctx, found);
+    testing::run(ctx, selective_scan_backward, found);
     expect_same_bits(found.dinitial_state, expected.dinitial_state);
     expect_same_bits(found.du, expected.du);
   }
@@ -150,12 +150,12 @@ TEST(SelectiveScanBackward, StatesCarryGradientsOverSegments) {
       Args first = part(0, at);
       Args second = part(at, 90);
       first.forward.return_last_state = true;
-      second.forward.initial_state = selective_scan(ctx, first.forward).last_state;
-      selective_scan_backward(ctx, second);
+      second.forward.initial_state = testing::run(ctx, selective_scan, first.forward).last_state;
+      testing::run(ctx, selective_scan_backward, second);
       first.dlast_state = second.dinitial_state;
       first.dA = second.dA;  // both add
       first.dD = second.dD;
-      selective_scan_backward(ctx, first);
+      testing::run(ctx, selective_scan_backward, first);
       const auto close = [&](const Tensor& a, const Tensor& b, const char* name) {
         expect_close(a, b, 1e-6, kGradientPrecision, name);
       };
@@ -215,7 +215,7 @@ TEST(SelectiveScanBackward, PaddingHasNoGradient) {
           x->select(0, b).select(1, t).fill(std::nan(""));
         for (Tensor* x : {&args.forward.B, &args.forward.C}) x->select(0, b).select(2, t).fill(std::nan(""));
       }
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
     args.forward.path = path;
     const Args found = run(args);
     std::int64_t padding = 0;
@@ -247,7 +247,7 @@ TEST(SelectiveScanBackward, DecaysUnderflow) {
     args.forward.delta = random_tensor(rng, {2, 9, 66}, DType::f32, 0.5, 5);
     const Args expected = in_double(args);
     Context ctx;
-    selective_scan_backward(ctx, expected);
+    testing::run(ctx, selective_scan_backward, expected);
     const Args found = run(args);
     for (const auto& [name, member] : gradients())
       if (found.*member)  // in f32, where what is left of the initial state is 0
@@ -310,8 +310,8 @@ TEST(SelectiveScanBackward, OneGroupOfBServesThoseOfC) {
       args.dB = args.dB.squeeze(1);
     }
     const Args expected = in_double(args);
-    selective_scan_backward(ctx, expected);
-    for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+    testing::run(ctx, selective_scan_backward, expected);
+    for (const ScanPath path : {ScanPath::reference, fast_path()}) {
       args.forward.path = path;
       const Args found = run(args);
       expect_close(found.dB, expected.dB, 1e-6, kGradientPrecision, "dB");
@@ -321,16 +321,17 @@ TEST(SelectiveScanBackward, OneGroupOfBServesThoseOfC) {
 }
 
 TEST(SelectiveScanBackward, Paths) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   Args args = make_backward({}, 1);
-  selective_scan_backward(ctx, args);
+  testing::run(ctx, selective_scan_backward, args);
   EXPECT_EQ(ctx.backend(), concat("selective_scan_backward: simd (", simd_target(), ")"));
   args.du = args.du.to(DType::f64);
-  selective_scan_backward(ctx, args);
+  testing::run(ctx, selective_scan_backward, args);
   EXPECT_EQ(ctx.backend(), "selective_scan_backward: reference");
   args.du = {};
   ctx.set_reference(true);
-  selective_scan_backward(ctx, args);
+  testing::run(ctx, selective_scan_backward, args);
   EXPECT_EQ(ctx.backend(), "selective_scan_backward: reference");
 }
 
@@ -387,6 +388,7 @@ TEST(SelectiveScanBackward, Tiles) {
 }
 
 TEST(SelectiveScanBackward, RefusesWhatDoesNotFit) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   const auto with = [](auto change) -> std::string {
     Options o = {
         .batch = 2, .channels = 6, .length = 7, .d_state = 4, .skip = true, .gate = true, .bias = true};
@@ -394,7 +396,7 @@ TEST(SelectiveScanBackward, RefusesWhatDoesNotFit) {
     change(args);
     Context ctx;
     try {
-      selective_scan_backward(ctx, args);
+      testing::run(ctx, selective_scan_backward, args);
     } catch (const Error& error) {
       EXPECT_EQ(error.kind(), ErrorKind::invalid_argument);
       return error.what();

@@ -28,11 +28,11 @@ void check_differences(const Options& o, std::uint64_t seed) {
   if (f.A.dtype() == DType::f64 && !f.initial_state)
     f.initial_state = Tensor::zeros(args.dinitial_state.shape(), DType::f64);
   Context ctx;
-  selective_scan_backward(ctx, args);
+  testing::run(ctx, selective_scan_backward, args);
   const auto loss = [&] {
     SelectiveScanArgs forward = f;
     forward.return_last_state = true;
-    const SelectiveScanResult result = selective_scan(ctx, forward);
+    const SelectiveScanResult result = testing::run(ctx, selective_scan, forward);
     return test::weighted_sum(result.out, args.dout) +
            test::weighted_sum(result.last_state, args.dlast_state);
   };
@@ -90,6 +90,11 @@ TEST(SelectiveScanBackward, SizesOfEachKind) {
   for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], i);
 }
 
+TEST(SelectiveScanBackward, SizesOfAGpu) {
+  const std::vector<Options> all = sizes_of_a_gpu();
+  for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], i);
+}
+
 TEST(SelectiveScanBackward, EachOptionAlone) {
   const std::vector<Options> all = each_option({.batch = 2, .channels = 11, .length = 150, .d_state = 6});
   for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], 100 + i);
@@ -101,6 +106,7 @@ TEST(SelectiveScanBackward, RandomCombinations) {
 }
 
 TEST(SelectiveScanBackward, EachTarget) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   on_each_target([] {
     for (std::uint64_t seed = 1000; seed < 1040 && !HasFailure(); ++seed)
       check_backward(random_options(seed), seed);

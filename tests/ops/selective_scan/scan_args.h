@@ -6,11 +6,15 @@
 #include <string>
 #include <vector>
 
+#include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/ops/selective_scan.h"
 #include "ops/random_tensors.h"
 
 namespace krait::testing {
+
+// The path that is not the reference: that of the CPU, or the GPU's.
+inline ScanPath fast_path() { return testing::on_gpu() ? ScanPath::automatic : ScanPath::simd; }
 
 struct Options {
   std::int64_t batch = 2;
@@ -133,6 +137,23 @@ inline std::vector<Options> each_size() {
     all.push_back({.channels = 9, .length = length, .softplus = true, .initial = true});
   for (const std::int64_t d_state : {1, 2, 3, 4, 5, 8, 16, 31, 64, 130})
     all.push_back({.channels = 9, .length = 40, .d_state = d_state, .softplus = true, .initial = true});
+  return all;
+}
+
+// Sizes at which a GPU shares out its work in other ways (choose_lanes): 4 and 8 lanes a channel, and rows in
+// pieces.
+inline std::vector<Options> sizes_of_a_gpu() {
+  const Options four = {.batch = 100, .channels = 130, .length = 9, .d_state = 16};
+  const Options eight = {.batch = 60, .channels = 110, .length = 41, .d_state = 11};
+  const Options pieces = {.batch = 1, .channels = 20, .length = 1100, .d_state = 5};
+  std::vector<Options> all = {four, eight, pieces, pieces, pieces, pieces};
+  for (Options& o : all) o.skip = o.gate = o.bias = o.softplus = o.initial = o.positions = true;
+  all[0].dtype = DType::bf16;
+  all[1].channel_last = true;
+  all[2].d_state = 40;
+  all[3].channel_last = all[3].reverse = true;
+  all[4].sequences = 2;
+  all[5].sequences = 3;
   return all;
 }
 

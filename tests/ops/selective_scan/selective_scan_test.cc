@@ -24,11 +24,11 @@ void check(const Options& o, std::uint64_t seed) {
   Context ctx({.threads = 2});
   SelectiveScanArgs exact = in_double(args);
   exact.path = ScanPath::reference;
-  const SelectiveScanResult expected = selective_scan(ctx, exact);
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
-    SCOPED_TRACE(path == ScanPath::simd ? "simd" : "reference");
+  const SelectiveScanResult expected = testing::run(ctx, selective_scan, exact);
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
+    SCOPED_TRACE(path == ScanPath::reference ? "reference" : "fast");
     args.path = path;
-    const SelectiveScanResult found = selective_scan(ctx, args);
+    const SelectiveScanResult found = testing::run(ctx, selective_scan, args);
     EXPECT_EQ(found.out.dtype(), args.u.dtype());
     expect_close(found.out, expected.out, output_precision(o.dtype), kPrecision, "out");
     expect_close(found.last_state, expected.last_state, 1e-6, kPrecision, "last_state");
@@ -39,20 +39,20 @@ void check(const Options& o, std::uint64_t seed) {
 TEST(SelectiveScan, OneChannelByHand) {
   // h = e^-0.5 * 1 + 0.5 * 2 * 3; out = (h * 4 + 10 * 3) * silu(0.25).
   Context ctx;
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
     const auto one = [](float v) { return Tensor::from(std::vector<float>{v}, {1, 1, 1}); };
-    const SelectiveScanResult result =
-        selective_scan(ctx, {.u = one(3),
-                             .delta = one(0.25F),
-                             .A = Tensor::from(std::vector<float>{-1}, {1, 1}),
-                             .B = one(2),
-                             .C = one(4),
-                             .D = Tensor::from(std::vector<float>{10}),
-                             .z = one(0.25F),
-                             .delta_bias = Tensor::from(std::vector<float>{0.25F}),
-                             .initial_state = one(1),
-                             .return_last_state = true,
-                             .path = path});
+    const SelectiveScanResult result = testing::run(ctx, selective_scan,
+                                                    {.u = one(3),
+                                                     .delta = one(0.25F),
+                                                     .A = Tensor::from(std::vector<float>{-1}, {1, 1}),
+                                                     .B = one(2),
+                                                     .C = one(4),
+                                                     .D = Tensor::from(std::vector<float>{10}),
+                                                     .z = one(0.25F),
+                                                     .delta_bias = Tensor::from(std::vector<float>{0.25F}),
+                                                     .initial_state = one(1),
+                                                     .return_last_state = true,
+                                                     .path = path});
     const double h = std::exp(-0.5) + 3;
     EXPECT_NEAR(result.last_state.data<float>()[0], h, 1e-6);
     EXPECT_NEAR(result.out.data<float>()[0], (h * 4 + 30) * 0.25 / (1 + std::exp(-0.25)), 1e-5);
@@ -61,6 +61,11 @@ TEST(SelectiveScan, OneChannelByHand) {
 
 TEST(SelectiveScan, SizesOfEachKind) {
   const std::vector<Options> all = each_size();
+  for (std::size_t i = 0; i < all.size(); ++i) check(all[i], i);
+}
+
+TEST(SelectiveScan, SizesOfAGpu) {
+  const std::vector<Options> all = sizes_of_a_gpu();
   for (std::size_t i = 0; i < all.size(); ++i) check(all[i], i);
 }
 
@@ -77,6 +82,7 @@ TEST(SelectiveScan, RandomCombinations) {
 }
 
 TEST(SelectiveScan, EachTarget) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   on_each_target([] {
     for (std::uint64_t seed = 1000; seed < 1060 && !HasFailure(); ++seed) check(random_options(seed), seed);
   });
@@ -102,10 +108,10 @@ TEST(SelectiveScan, DecaysUnderflow) {
     args.A = random_tensor(rng, {9, 5}, DType::f32, -top, -top / 100);
     args.delta = random_tensor(rng, {2, 9, 66}, DType::f32, 0.5, 5);
     Context ctx;
-    args.path = ScanPath::simd;
-    const SelectiveScanResult found = selective_scan(ctx, args);
+    args.path = fast_path();
+    const SelectiveScanResult found = testing::run(ctx, selective_scan, args);
     args.path = ScanPath::automatic;
-    const SelectiveScanResult expected = selective_scan(ctx, in_double(args));
+    const SelectiveScanResult expected = testing::run(ctx, selective_scan, in_double(args));
     expect_close(found.out, expected.out, 1e-6, kPrecision, "out");
     expect_close(found.last_state, expected.last_state, 1e-6, kPrecision, "last_state");
   }
@@ -119,7 +125,7 @@ TEST(SelectiveScan, NotANumberStaysInItsChannel) {
     if (which == 1) args.delta.data<float>()[3 * 70 + 66] = nan;
     if (which == 2) args.A.data<float>()[3 * 4 + 2] = nan;
     Context ctx;
-    const Tensor out = selective_scan(ctx, args).out;
+    const Tensor out = testing::run(ctx, selective_scan, args).out;
     for (std::int64_t c = 0; c < 10; ++c)
       for (std::int64_t t = 0; t < 70; ++t)
         EXPECT_EQ(std::isnan(out.data<float>()[c * 70 + t]), c == 3 && (which == 2 || t >= 66))
@@ -140,7 +146,7 @@ TEST(SelectiveScan, SplitAnywhereEqualsOnePass) {
     options.complex = complex;
     const SelectiveScanArgs args = make_args(options, 3);
     Context ctx;
-    const SelectiveScanResult whole = selective_scan(ctx, args);
+    const SelectiveScanResult whole = testing::run(ctx, selective_scan, args);
     for (const std::int64_t at : {0, 1, 33, 64, 90}) {
       SCOPED_TRACE(at);
       const std::int64_t parts = complex ? 2 : 1;
@@ -149,7 +155,7 @@ TEST(SelectiveScan, SplitAnywhereEqualsOnePass) {
         for (Tensor* t : {&a.u, &a.delta}) *t = t->slice(2, begin, end);
         for (Tensor* t : {&a.B, &a.C}) *t = t->slice(3, parts * begin, parts * end);
         a.initial_state = state;
-        return selective_scan(ctx, a);
+        return testing::run(ctx, selective_scan, a);
       };
       const SelectiveScanResult first = part(0, at, args.initial_state);
       const SelectiveScanResult second = part(at, 90, first.last_state);
@@ -171,7 +177,7 @@ TEST(SelectiveScan, PackedSequencesEqualSeparateCalls) {
                                               .sequences = 3},
                                              4);
     Context ctx;
-    const SelectiveScanResult packed = selective_scan(ctx, args);
+    const SelectiveScanResult packed = testing::run(ctx, selective_scan, args);
     const std::int64_t count = args.cu_seqlens.size(0) - 1;
     ASSERT_GT(count, 5);
     for (std::int64_t i = 0; i < count; ++i) {
@@ -183,7 +189,7 @@ TEST(SelectiveScan, PackedSequencesEqualSeparateCalls) {
       for (Tensor* t : {&one.u, &one.delta, &one.z}) *t = t->slice(2, begin, end);
       for (Tensor* t : {&one.B, &one.C}) *t = t->slice(3, begin, end);
       one.initial_state = args.initial_state.slice(0, i, i + 1);
-      const SelectiveScanResult alone = selective_scan(ctx, one);
+      const SelectiveScanResult alone = testing::run(ctx, selective_scan, one);
       expect_same_bits(packed.out.slice(2, begin, end), alone.out);
       expect_same_bits(packed.last_state.slice(0, i, i + 1), alone.last_state);
     }
@@ -194,14 +200,14 @@ TEST(SelectiveScan, StatesAtPositionsAreThoseOfShorterCalls) {
   SelectiveScanArgs args = make_args({.batch = 1, .channels = 9, .length = 80, .initial = true}, 6);
   args.state_positions = Tensor::from(std::vector<std::int64_t>{79, 0, 63, 64, 0}, {1, 5});
   Context ctx;
-  const Tensor states = selective_scan(ctx, args).states;
+  const Tensor states = testing::run(ctx, selective_scan, args).states;
   for (std::int64_t m = 0; m < 5; ++m) {
     const std::int64_t count = args.state_positions.data<std::int64_t>()[m] + 1;
     SelectiveScanArgs shorter = args;
     shorter.state_positions = {};
     for (Tensor* t : {&shorter.u, &shorter.delta}) *t = t->slice(2, 0, count);
     for (Tensor* t : {&shorter.B, &shorter.C}) *t = t->slice(3, 0, count);
-    expect_same_bits(states.select(1, m), selective_scan(ctx, shorter).last_state);
+    expect_same_bits(states.select(1, m), testing::run(ctx, selective_scan, shorter).last_state);
   }
 }
 
@@ -210,7 +216,7 @@ TEST(SelectiveScan, PaddingBetweenTokensChangesNothing) {
   SelectiveScanArgs args = make_args({.batch = 1, .channels = 9, .length = 8, .initial = true}, 7);
   args.seq_idx = Tensor::from(std::vector<std::int64_t>{5, -1, 5, 5, -7, -1, 5, -1}, {1, 8});
   Context ctx;
-  const SelectiveScanResult padded = selective_scan(ctx, args);
+  const SelectiveScanResult padded = testing::run(ctx, selective_scan, args);
   const std::int64_t kept[] = {0, 2, 3, 6};
   SelectiveScanArgs dense = args;
   dense.seq_idx = {};
@@ -222,7 +228,7 @@ TEST(SelectiveScan, PaddingBetweenTokensChangesNothing) {
     for (std::int64_t i = 0; i < 4; ++i) chosen.select(last, i).copy_from(t->select(last, kept[i]));
     *t = chosen;
   }
-  const SelectiveScanResult alone = selective_scan(ctx, dense);
+  const SelectiveScanResult alone = testing::run(ctx, selective_scan, dense);
   expect_same_bits(padded.last_state, alone.last_state);
   for (std::int64_t i = 0; i < 4; ++i)
     expect_same_bits(padded.out.select(2, kept[i]), alone.out.select(2, i));
@@ -241,10 +247,10 @@ TEST(SelectiveScan, ThreadsDoNotMatter) {
                                                 .sequences = sequences},
                                                11);
       Context one({.threads = 1});
-      const SelectiveScanResult expected = selective_scan(one, args);
+      const SelectiveScanResult expected = testing::run(one, selective_scan, args);
       for (const int threads : {2, 3, 16}) {
         Context ctx({.threads = threads});
-        const SelectiveScanResult found = selective_scan(ctx, args);
+        const SelectiveScanResult found = testing::run(ctx, selective_scan, args);
         expect_same_bits(found.out, expected.out);
         expect_same_bits(found.last_state, expected.last_state);
       }
@@ -253,16 +259,16 @@ TEST(SelectiveScan, ThreadsDoNotMatter) {
 }
 
 TEST(SelectiveScan, DestinationsMayBeInputs) {
-  for (const ScanPath path : {ScanPath::reference, ScanPath::simd}) {
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
     SelectiveScanArgs args = make_args({.length = 70, .skip = true, .gate = true, .initial = true}, 12);
     args.path = path;
     Context ctx;
-    const SelectiveScanResult expected = selective_scan(ctx, args);
+    const SelectiveScanResult expected = testing::run(ctx, selective_scan, args);
     args.initial_state = args.initial_state.clone();
     args.last_state = args.initial_state;
     args.u = args.u.clone();
     args.out = args.u;
-    const SelectiveScanResult found = selective_scan(ctx, args);
+    const SelectiveScanResult found = testing::run(ctx, selective_scan, args);
     EXPECT_EQ(found.out.raw(), args.u.raw());
     EXPECT_EQ(found.last_state.raw(), args.initial_state.raw());
     expect_same_bits(found.out, expected.out);
@@ -273,8 +279,8 @@ TEST(SelectiveScan, DestinationsMayBeInputs) {
 TEST(SelectiveScan, NewOutputHasTheLayoutOfU) {
   Context ctx;
   const SelectiveScanArgs args = make_args({.batch = 2, .channels = 5, .length = 7, .channel_last = true}, 1);
-  EXPECT_EQ(selective_scan(ctx, args).out.strides(), (Dims{35, 1, 5}));
-  EXPECT_EQ(selective_scan(ctx, make_args({}, 1)).out.strides(), (Dims{35, 7, 1}));
+  EXPECT_EQ(testing::run(ctx, selective_scan, args).out.strides(), (Dims{35, 1, 5}));
+  EXPECT_EQ(testing::run(ctx, selective_scan, make_args({}, 1)).out.strides(), (Dims{35, 7, 1}));
 }
 
 TEST(SelectiveScan, ThreeDimensionalFactorsAreOneGroup) {
@@ -283,16 +289,18 @@ TEST(SelectiveScan, ThreeDimensionalFactorsAreOneGroup) {
   args.B = args.B.slice(1, 0, 1);
   SelectiveScanArgs squeezed = args;
   squeezed.B = args.B.squeeze(1);  // C keeps its 5 groups
-  expect_same_bits(selective_scan(ctx, args).out, selective_scan(ctx, squeezed).out);
+  expect_same_bits(testing::run(ctx, selective_scan, args).out,
+                   testing::run(ctx, selective_scan, squeezed).out);
 }
 
 TEST(SelectiveScan, Paths) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   Context ctx;
   SelectiveScanArgs args = make_args({}, 1);
-  selective_scan(ctx, args);
+  testing::run(ctx, selective_scan, args);
   EXPECT_EQ(ctx.backend(), concat("selective_scan: simd (", simd_target(), ")"));
   ctx.set_reference(true);
-  selective_scan(ctx, args);
+  testing::run(ctx, selective_scan, args);
   EXPECT_EQ(ctx.backend(), "selective_scan: reference");
   EXPECT_EQ(scan::choose_path(ScanPath::automatic, false, false), ScanPath::simd);
   EXPECT_EQ(scan::choose_path(ScanPath::automatic, true, false), ScanPath::reference);
@@ -308,11 +316,38 @@ TEST(SelectiveScan, BlocksOfChannels) {
   EXPECT_EQ(scan::choose_steps(1000, false), 8);
 }
 
+TEST(SelectiveScan, LanesOfAGpu) {
+  const auto plan = [](std::int64_t runs, std::int64_t channels, std::int64_t length, std::int64_t d_state) {
+    return scan::choose_lanes(runs, 1, channels, length, d_state, 132);
+  };
+  EXPECT_EQ(plan(8, 4096, 2048, 16).lanes, 4);
+  EXPECT_EQ(plan(3, 4096, 2048, 16).lanes, 8);
+  EXPECT_EQ(plan(1, 4096, 2048, 16).lanes, 16);
+  for (const std::int64_t d_state : {1, 16, 17, 32, 33, 64, 65, 256}) {
+    const scan::LanePlan p = plan(1, 1536, 512, d_state);
+    EXPECT_GE(p.lanes * p.states, d_state);
+  }
+  // Rows are cut where they leave most of a device idle, and where they are long.
+  EXPECT_GE(plan(8, 4096, 65536, 16).piece, 65536);
+  EXPECT_LT(plan(1, 256, 65536, 16).piece, 65536);
+  EXPECT_GE(plan(1, 256, 256, 16).piece, 256);
+  for (const std::int64_t length : {0, 1, 31, 32, 33, 1000, 65536})
+    for (const std::int64_t channels : {0, 1, 100, 5000}) {
+      const scan::LanePlan p = plan(1, channels, length, 16);
+      EXPECT_GT(p.piece, 0);
+      EXPECT_EQ(p.piece % scan::kCheckpointSteps, 0);
+    }
+  EXPECT_EQ(scan::count_checkpoints(0), 0);
+  EXPECT_EQ(scan::count_checkpoints(32), 0);
+  EXPECT_EQ(scan::count_checkpoints(33), 1);
+  EXPECT_EQ(scan::count_checkpoints(65), 2);
+}
+
 // The message of the error that `args` lead to.
 std::string message_of(const SelectiveScanArgs& args) {
   Context ctx;
   try {
-    selective_scan(ctx, args);
+    testing::run(ctx, selective_scan, args);
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::invalid_argument);
     return error.what();
@@ -321,6 +356,7 @@ std::string message_of(const SelectiveScanArgs& args) {
 }
 
 TEST(SelectiveScan, RefusesWhatDoesNotFit) {
+  if (testing::on_gpu()) GTEST_SKIP() << "of the CPU";
   const auto with = [](auto change) {
     SelectiveScanArgs args = make_args({.batch = 2, .channels = 6, .length = 7, .d_state = 4}, 1);
     change(args);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/cuda/bits.cuh"
 #include "core/cuda/elements.cuh"
 #include "ops/state_update/update.h"
 
@@ -122,31 +123,24 @@ struct alignas(sizeof(T) * kCount) Packed {
   T v[kCount];
 };
 
-template <typename T, int kCount>
-__device__ __forceinline__ void unpack(const void* data, std::int64_t at, float (&to)[kCount]) {
-  constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
-#pragma unroll
-  for (int i = 0; i < kCount; i += kTogether) {
-    const auto packed = *reinterpret_cast<const Packed<T, kTogether>*>(static_cast<const T*>(data) + at + i);
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) to[i + j] = cuda::to_float(packed.v[j]);
-  }
-}
-
 // kCount elements from `at` on; `packed` where they lie side by side, aligned to their size.
 template <int kCount>
-__device__ __forceinline__ void load_states(const AnyView<4>& view, std::int64_t at, bool packed,
-                                            float (&to)[kCount]) {
-  if (!packed) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) to[i] = cuda::load_float(view.data, view.dtype, at + i * view.stride[3]);
-  } else if (view.dtype == DType::bf16) {
-    unpack<__nv_bfloat16>(view.data, at, to);
-  } else if (view.dtype == DType::f16) {
-    unpack<__half>(view.data, at, to);
+__device__ __forceinline__ cuda::Bits<kCount> load_factor(const AnyView<4>& view, std::int64_t at, bool packed) {
+  cuda::Bits<kCount> bits;
+  if (packed) {
+    bits.load_packed(view.data, view.dtype, at);
   } else {
-    unpack<float>(view.data, at, to);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      bits.set(i, cuda::load_bits(view.data, view.dtype, at + i * view.stride[3]), cuda::is_narrow(view.dtype));
   }
+  return bits;
+}
+
+// An element of an optional tensor: 0 where that is absent.
+template <typename View, typename... Index>
+__device__ __forceinline__ std::uint32_t bits_of(const View& view, Index... index) {
+  return view ? cuda::load_bits(view.data, view.dtype, view.offset(index...)) : 0U;
 }
 
 struct VectorPlan {
@@ -160,7 +154,7 @@ struct VectorPlan {
 // of states of kChannels channels, with all loads of state under way before the first is used, and reads B
 // and C once for them. kDecayPerState: A differs from state to state (f32, packed).
 template <typename State, bool kDecayPerState, int kChannels>
-__global__ void __launch_bounds__(kThreads) update_vectors(Operands o, VectorPlan plan) {
+__global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5) update_vectors(Operands o, VectorPlan plan) {
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
   const int lane = static_cast<int>(threadIdx.x) % plan.lanes;
   const int teams = kThreads / plan.lanes;
@@ -184,59 +178,82 @@ __global__ void __launch_bounds__(kThreads) update_vectors(Operands o, VectorPla
   using Vector = Packed<State, kStates>;
   auto* const states = static_cast<State*>(o.state.data);
   const std::int64_t n = std::int64_t{lane} * kStates;
+  // Lanes beyond the last channel repeat it, so that all take part in the sums.
+  const auto channel_or_last = [&](int i) { return channel(i) < o.headdim ? channel(i) : o.headdim - 1; };
+  // All loads are on their way before the first of them is looked at.
   Vector loaded[kChannels];
 #pragma unroll
   for (int i = 0; i < kChannels; ++i)
-    if (channel(i) < o.headdim)
-      loaded[i] = *reinterpret_cast<const Vector*>(states + o.state.offset(row, h, channel(i), n));
-  float s[kChannels][kStates];
+    loaded[i] = *reinterpret_cast<const Vector*>(states + o.state.offset(row, h, channel_or_last(i), n));
+  constexpr int kDecays = kDecayPerState ? kStates : 1;
+  cuda::Bits<kDecays> A[kChannels];
+  std::uint32_t bias[kChannels];
+  std::uint32_t skip[kChannels];
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i)
-#pragma unroll
-    for (int j = 0; j < kStates; ++j) s[i][j] = cuda::to_float(loaded[i].v[j]);
-
+  for (int i = 0; i < kChannels; ++i) {
+    const std::int64_t p = channel_or_last(i);
+    if constexpr (kDecayPerState)
+      A[i].load_packed(o.A.data, DType::f32, o.A.offset(h, p, n));
+    else
+      A[i].word[0] = bits_of(o.A, h, p, 0);
+    bias[i] = bits_of(o.dt_bias, h, p);
+    skip[i] = bits_of(o.D, h, p);
+  }
   for (std::int64_t t = 0; t < o.tokens; ++t) {
+    const cuda::Bits<kStates> B_bits = load_factor<kStates>(o.B, o.B.offset(b, t, g, n), plan.packed_b);
+    const cuda::Bits<kStates> C_bits = load_factor<kStates>(o.C, o.C.offset(b, t, g, n), plan.packed_c);
+    std::uint32_t x[kChannels];
+    std::uint32_t dt[kChannels];
+    std::uint32_t z[kChannels];
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) {
+      const std::int64_t p = channel_or_last(i);
+      x[i] = bits_of(o.x, b, t, h, p);
+      dt[i] = bits_of(o.dt, b, t, h, p);
+      z[i] = bits_of(o.z, b, t, h, p);
+    }
     float B[kStates];
     float C[kStates];
-    load_states(o.B, o.B.offset(b, t, g, n), plan.packed_b, B);
-    load_states(o.C, o.C.offset(b, t, g, n), plan.packed_c, C);
+    B_bits.to_floats(o.B.dtype, B);
+    C_bits.to_floats(o.C.dtype, C);
     float step = 0.0F;
     float decay[kStates];
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
-      // Lanes beyond the last channel repeat it, so that all take part in the sums.
-      const std::int64_t p = channel(i) < o.headdim ? channel(i) : o.headdim - 1;
-      const float input = o.x.load(b, t, h, p);
+      const float input = cuda::float_of(x[i], o.x.dtype);
       const bool anew = i == 0 || !plan.one_step;
-      if (anew) step = o.step_of(b, t, h, p);
+      if (anew) {
+        step = cuda::float_of(dt[i], o.dt.dtype) + cuda::float_of(bias[i], o.dt_bias.dtype);
+        if (o.softplus) step = cuda::softplus(step);
+        // Not fminf and fmaxf, which lose a NaN.
+        step = step < o.low ? o.low : step > o.high ? o.high : step;
+      }
       if constexpr (kDecayPerState) {
-        unpack<float>(o.A.data, o.A.offset(h, p, n), decay);
 #pragma unroll
-        for (int j = 0; j < kStates; ++j) decay[j] = exp2f(step * kLog2E * decay[j]);
+        for (int j = 0; j < kStates; ++j) decay[j] = exp2f(step * kLog2E * __uint_as_float(A[i].word[j]));
       } else if (anew) {
-        const float common = expf(step * o.A.load(h, p, 0));
+        const float common = expf(step * cuda::float_of(A[i].word[0], o.A.dtype));
 #pragma unroll
         for (int j = 0; j < kStates; ++j) decay[j] = common;
       }
       float y = 0.0F;
 #pragma unroll
       for (int j = 0; j < kStates; ++j) {
-        const float next = decay[j] * s[i][j] + step * input * B[j];
+        const float next = decay[j] * cuda::to_float(loaded[i].v[j]) + step * input * B[j];
         y += next * C[j];
-        s[i][j] = cuda::to_float(cuda::from_float<State>(next));
+        loaded[i].v[j] = cuda::from_float<State>(next);
       }
       for (int apart = plan.lanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(0xffffffffU, y, apart);
-      if (lane == 0 && channel(i) < o.headdim) o.finish(b, t, h, p, input, y);
+      if (o.D) y += cuda::float_of(skip[i], o.D.dtype) * input;
+      if (o.z) y *= cuda::silu(cuda::float_of(z[i], o.z.dtype));
+      if (lane == 0 && channel(i) < o.headdim) o.out.store(y, b, t, h, channel(i));
     }
   }
 
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
-    if (channel(i) >= o.headdim) continue;
-    Vector stored;
-#pragma unroll
-    for (int j = 0; j < kStates; ++j) stored.v[j] = cuda::from_float<State>(s[i][j]);
-    *reinterpret_cast<Vector*>(states + o.state.offset(row, h, channel(i), n)) = stored;
+    if (channel(i) < o.headdim)
+      *reinterpret_cast<Vector*>(states + o.state.offset(row, h, channel(i), n)) = loaded[i];
   }
 }
 

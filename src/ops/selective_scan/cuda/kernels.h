@@ -1,0 +1,42 @@
+// Between the files of the GPU's side of selective_scan.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "krait/core/context.h"
+#include "ops/selective_scan/scan.h"
+
+namespace krait::scan {
+
+// The length of pieces that leaves runs whole.
+inline constexpr std::int64_t kWholeRuns = std::int64_t{1} << 40;
+
+// Writes 0 to padding tokens of those of the tensors (B, D, L) that are there.
+void clear_padding(Context& ctx, const Problem& problem, std::initializer_list<const Tensor*> tensors);
+
+// False where the problem is none for the fast kernels; nothing has been done then.
+bool run_fast_forward(Context& ctx, const Problem& problem);
+void run_plain_forward(Context& ctx, const Problem& problem);
+bool run_fast_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
+void run_plain_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
+
+// Sums that blocks of channels leave behind, for each token and parameter.
+struct PartialSums {
+  std::int64_t tiles = 0;  // of channels of a group
+  Tensor dB;               // (tiles, B L, G, numbers N) f32, where wanted and variable
+  Tensor dC;
+  // (pieces, numbers N, D) and (pieces, D)
+  std::int64_t pieces = 0;
+  Tensor dA;
+  Tensor constant_dB;
+  Tensor constant_dC;
+  Tensor dD;
+  Tensor ddelta_bias;
+};
+PartialSums make_sums(Context& ctx, const Problem& problem, const Gradients& gradients, std::int64_t tiles,
+                      std::int64_t pieces);
+// Adds or writes them to the gradients, in a fixed order.
+void finish_sums(Context& ctx, const Problem& problem, const Gradients& gradients, const PartialSums& sums);
+
+}  // namespace krait::scan

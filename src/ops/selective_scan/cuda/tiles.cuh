@@ -1,0 +1,294 @@
+// What the fast kernels share. A block takes some channels of one group and walks a piece in tiles of kTile
+// tokens. A tile lies in shared memory as (token, channel), whatever the layout of the tensors: each thread
+// brings a span of kTile / kLanes elements of each tensor there, along channels or along time.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda/bits.cuh"
+#include "core/cuda/elements.cuh"
+#include "ops/selective_scan/cuda/pieces.h"
+
+namespace krait::scan {
+
+inline constexpr int kTile = 32;
+inline constexpr int kBlock = 128;  // threads
+static_assert(kTile == kCheckpointSteps, "checkpoints lie between tiles");
+
+inline constexpr float kLog2E = 1.4426950408889634F;
+
+// 2^x to two units in the last place; 0 where the result is below 2^-126.
+__device__ __forceinline__ float exp2_fast(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+// log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); the polynomial is log1p(e) / e on [0, 1] to 2e-7.
+__device__ __forceinline__ float softplus_fast(float x) {
+  const float e = exp2_fast(-kLog2E * fabsf(x));
+  float p = 0.00512610236F;
+  p = fmaf(p, e, -0.0290740654F);
+  p = fmaf(p, e, 0.0775160864F);
+  p = fmaf(p, e, -0.136022478F);
+  p = fmaf(p, e, 0.190768808F);
+  p = fmaf(p, e, -0.248353988F);
+  p = fmaf(p, e, 0.333181202F);
+  p = fmaf(p, e, -0.499994457F);
+  p = fmaf(p, e, 0.99999994F);
+  return fmaf(p, e, fmaxf(x, 0.0F));  // a NaN stays one: e is NaN too
+}
+
+__device__ __forceinline__ float sigmoid_fast(float x) {
+  return __fdividef(1.0F, 1.0F + exp2_fast(-kLog2E * x));
+}
+
+// Elements that a thread moves: element e lies at offset + e stride, or where positions are listed at
+// offset + at[e] stride. Bit e of `valid` tells whether it is there.
+struct ElementSpan {
+  std::int64_t offset = 0;
+  std::int64_t stride = 0;
+  const std::int64_t* at = nullptr;
+  unsigned valid = 0;
+
+  __device__ __forceinline__ std::int64_t operator()(int e) const {
+    return offset + (at != nullptr ? at[e] : e) * stride;
+  }
+};
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Packed {
+  T v[kCount];
+};
+
+// What is not there reads as 0.
+template <int kCount>
+__device__ __forceinline__ void load_span(const void* data, DType dtype, const ElementSpan& span,
+                                          cuda::Bits<kCount>& to) {
+  constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
+  const bool narrow = cuda::is_narrow(dtype);
+  const unsigned bytes = narrow ? 2 : 4;
+  const unsigned together = kCount * bytes < 16 ? kCount * bytes : 16;
+  if (span.stride == 1 && span.at == nullptr && span.valid == kAll &&
+      (reinterpret_cast<std::uintptr_t>(data) + span.offset * bytes) % together == 0) {
+    to.load_packed(data, dtype, span.offset);
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < kCount; ++e)
+    to.set(e, (span.valid >> e & 1U) != 0 ? cuda::load_bits(data, dtype, span(e)) : 0U, narrow);
+}
+
+template <typename T, int kCount>
+__device__ __forceinline__ void store_typed(T* data, const ElementSpan& span, const float (&from)[kCount]) {
+  constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
+  constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
+  if (span.stride == 1 && span.at == nullptr && span.valid == kAll &&
+      reinterpret_cast<std::uintptr_t>(data + span.offset) % (sizeof(T) * kTogether) == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += kTogether) {
+      Packed<T, kTogether> packed;
+#pragma unroll
+      for (int j = 0; j < kTogether; ++j) packed.v[j] = cuda::from_float<T>(from[i + j]);
+      *reinterpret_cast<Packed<T, kTogether>*>(data + span.offset + i) = packed;
+    }
+    return;
+  }
+#pragma unroll
+  for (int e = 0; e < kCount; ++e)
+    if ((span.valid >> e & 1U) != 0) data[span(e)] = cuda::from_float<T>(from[e]);
+}
+
+template <int kCount>
+__device__ __forceinline__ void store_span(void* data, DType dtype, const ElementSpan& span,
+                                           const float (&from)[kCount]) {
+  switch (dtype) {
+    case DType::bf16: return store_typed(static_cast<__nv_bfloat16*>(data), span, from);
+    case DType::f16: return store_typed(static_cast<__half*>(data), span, from);
+    default: return store_typed(static_cast<float*>(data), span, from);
+  }
+}
+
+// Tokens [begin, begin + count) of a piece, in order of memory: slot s is token `row(s)` of the tile, and of
+// a reversed piece the slots are filled from the last one down, so that a slot's row is always the same.
+struct Tile32 {
+  std::int64_t low = 0;  // position of slot 0
+  const std::int64_t* listed = nullptr;
+  int count = 0;
+  bool reversed = false;
+
+  __device__ Tile32(const Pieces& pieces, const Piece& piece, std::int64_t begin, int tokens)
+      : count(tokens), reversed(piece.listed < 0 && piece.step < 0) {
+    if (piece.listed >= 0)
+      listed = pieces.positions + piece.listed + begin;
+    else
+      low = reversed ? piece.start - begin - (kTile - 1) : piece.start + begin;
+  }
+  __device__ __forceinline__ int row(int slot) const { return reversed ? kTile - 1 - slot : slot; }
+  __device__ __forceinline__ std::int64_t position(int slot) const {
+    return listed != nullptr ? listed[slot] : low + slot;
+  }
+  // Which of kCount slots from `slot` on hold a token.
+  template <int kCount>
+  __device__ __forceinline__ unsigned valid(int slot) const {
+    constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
+    const int empty = reversed ? kTile - count - slot : slot + kCount - count;  // at the low or the high end
+    if (empty <= 0) return kAll;
+    if (empty >= kCount) return 0;
+    return reversed ? (kAll << empty) & kAll : kAll >> empty;
+  }
+  // A span along time from `slot` on, of a tensor whose element at position 0 is `base`.
+  template <int kCount>
+  __device__ __forceinline__ ElementSpan along_time(int slot, std::int64_t base, std::int64_t stride) const {
+    const unsigned bits = valid<kCount>(slot);
+    if (listed != nullptr) return {base, stride, listed + slot, bits};
+    return {base + (low + slot) * stride, stride, nullptr, bits};
+  }
+};
+
+// The elements of (token, channel) that a thread moves, for kChannels channels of a block.
+template <int kLanes>
+struct Share {
+  static constexpr int kChannels = kBlock / kLanes;
+  static constexpr int kCount = kTile / kLanes;
+
+  int slot = 0;
+  int channel = 0;
+  bool by_channel = false;
+
+  __device__ explicit Share(bool along_channels) : by_channel(along_channels) {
+    const int i = static_cast<int>(threadIdx.x);
+    if (by_channel) {
+      slot = i / (kChannels / kCount);
+      channel = i % (kChannels / kCount) * kCount;
+    } else {
+      slot = i % kLanes * kCount;
+      channel = i / kLanes;
+    }
+  }
+  __device__ __forceinline__ int slot_of(int e) const { return by_channel ? slot : slot + e; }
+  __device__ __forceinline__ int channel_of(int e) const { return by_channel ? channel + e : channel; }
+
+  // Of a tensor (B, D, L) from channel `first` of `row` on, of which `channels` are the block's.
+  __device__ __forceinline__ ElementSpan span(const cuda::AnyView<3>& view, const Tile32& tile, std::int64_t row,
+                                       std::int64_t first, int channels) const {
+    const std::int64_t base = row * view.stride[0] + (first + channel) * view.stride[1];
+    if (!by_channel) {
+      ElementSpan result = tile.along_time<kCount>(slot, base, view.stride[2]);
+      if (channel >= channels) result.valid = 0;
+      return result;
+    }
+    constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
+    if (tile.valid<1>(slot) == 0 || channel >= channels) return {};
+    const int there = channels - channel;
+    return {base + tile.position(slot) * view.stride[2], view.stride[1], nullptr,
+            there >= kCount ? kAll : (1U << there) - 1};
+  }
+};
+
+// B and C of a tile in shared memory: row r holds B, then C of kStates states each, kPad floats apart from
+// what would be the same banks.
+template <int kStates>
+struct FactorTile {
+  static constexpr int kPad = 4;
+  static constexpr int kRow = 2 * kStates + kPad;
+  static constexpr int kTogether = 8;
+
+  static constexpr int kSpans = kTile * kStates / kTogether;
+  static constexpr int kRounds = (kSpans + kBlock - 1) / kBlock;
+
+  // The spans of B (`which` 0) or C (1) that a thread of the block brings, on their way.
+  struct Load {
+    cuda::Bits<kTogether> bits[kRounds];
+  };
+  struct Place {
+    int slot;
+    int n;
+  };
+  static __device__ __forceinline__ Place place(int i, bool along_states) {
+    if (along_states) return {i / (kStates / kTogether), i % (kStates / kTogether) * kTogether};
+    return {i % (kTile / kTogether) * kTogether, i / (kTile / kTogether)};
+  }
+  static __device__ __forceinline__ void load(const cuda::AnyView<4>& view, const Tile32& tile, std::int64_t row,
+                                              std::int64_t group, int d_state, Load& to) {
+    const bool along_states = view.stride[2] == 1;
+    const std::int64_t base = row * view.stride[0] + group * view.stride[1];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int i = static_cast<int>(threadIdx.x) + round * kBlock;
+      if (kSpans % kBlock != 0 && i >= kSpans) break;
+      const auto [slot, n] = place(i, along_states);
+      ElementSpan span;
+      if (!along_states) {
+        span = tile.along_time<kTogether>(slot, base + n * view.stride[2], view.stride[3]);
+        if (n >= d_state) span.valid = 0;
+      } else if (tile.valid<1>(slot) != 0 && n < d_state) {
+        const int there = d_state - n;
+        span = {base + n + tile.position(slot) * view.stride[3], 1, nullptr,
+                there >= kTogether ? 255U : (1U << there) - 1};
+      }
+      load_span(view.data, view.dtype, span, to.bits[round]);
+    }
+  }
+  static __device__ __forceinline__ void store(const cuda::AnyView<4>& view, const Tile32& tile, const Load& from,
+                                               int which, float* shared) {
+    const bool along_states = view.stride[2] == 1;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      const int i = static_cast<int>(threadIdx.x) + round * kBlock;
+      if (kSpans % kBlock != 0 && i >= kSpans) break;
+      const auto [slot, n] = place(i, along_states);
+      float values[kTogether];
+      from.bits[round].to_floats(view.dtype, values);
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e)
+        shared[tile.row(along_states ? slot : slot + e) * kRow + which * kStates + n + (along_states ? e : 0)] =
+            values[e];
+    }
+  }
+};
+
+// kCount floats of shared memory, aligned to their size (up to 16 bytes).
+template <int kCount>
+__device__ __forceinline__ void load_shared(const float* from, float (&to)[kCount]) {
+  constexpr int kTogether = kCount < 4 ? kCount : 4;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kTogether) {
+    const auto packed = *reinterpret_cast<const Packed<float, kTogether>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) to[i + j] = packed.v[j];
+  }
+}
+
+// One step of a sum over lanes: from kCount values to kCount / 2, lanes that differ in bit kHalf taking one
+// half each; on to single values, and over the lanes that are left.
+template <int kCount, int kHalf, int kSize>
+__device__ __forceinline__ void halve(float (&v)[kSize]) {
+  if constexpr (kHalf > 0) {
+    if constexpr (kCount > 1) {
+      const bool upper = (threadIdx.x & kHalf) != 0;
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        const float sent = upper ? v[i] : v[i + kCount / 2];
+        const float kept = upper ? v[i + kCount / 2] : v[i];
+        v[i] = kept + __shfl_xor_sync(0xffffffffU, sent, kHalf);
+      }
+    } else {
+      v[0] += __shfl_xor_sync(0xffffffffU, v[0], kHalf);
+    }
+    halve<(kCount > 1 ? kCount / 2 : 1), kHalf / 2>(v);
+  }
+}
+
+// From kLanes values in each of kLanes lanes: lane j gets the sum over the lanes of value j.
+template <int kLanes>
+__device__ __forceinline__ float sum_and_scatter(float (&v)[kLanes]) {
+  halve<kLanes, kLanes / 2>(v);
+  return v[0];
+}
+
+}  // namespace krait::scan
