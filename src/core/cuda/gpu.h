@@ -66,13 +66,13 @@ class KernelScope {
 };
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
-// Launches `kernel` on the context's stream; `what` is named where the launch fails. More than 48 KB of
-// `shared` bytes are asked for as the runtime wants it.
+// Launches `kernel` on the context's stream; `what` is named where the launch fails. Beyond 48 KB, what a kernel
+// declares itself included, the runtime wants to be told how much a launch may ask for.
 template <typename... Parameters, typename... Arguments>
 void launch(const Context& ctx, std::string_view what, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             std::size_t shared, Arguments&&... arguments) {
   const DeviceGuard guard(ctx.device().index);
-  if (shared > 48 * 1024)
+  if (shared > 32 * 1024)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           what);

@@ -316,6 +316,16 @@ TEST(SelectiveScan, BlocksOfChannels) {
   EXPECT_EQ(scan::choose_steps(1000, false), 8);
 }
 
+TEST(SelectiveScan, PathsOfAGpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "of a GPU";
+  Context ctx;
+  SelectiveScanArgs args = make_args({}, 1);
+  testing::run(ctx, selective_scan, args);
+  EXPECT_EQ(gpu_context().backend(), "selective_scan: cuda");
+  args.path = ScanPath::simd;
+  EXPECT_THROW(testing::run(ctx, selective_scan, args), Error);
+}
+
 TEST(SelectiveScan, LanesOfAGpu) {
   const auto plan = [](std::int64_t runs, std::int64_t channels, std::int64_t length, std::int64_t d_state) {
     return scan::choose_lanes(runs, 1, channels, length, d_state, 132);

@@ -41,8 +41,17 @@ class PackedRow {
   template <typename Body>
   __device__ __forceinline__ void walk(std::int64_t count, bool last_time, const Body& body) const {
     const std::int64_t whole = count / kPack * kPack;
-    for (std::int64_t first = std::int64_t{threadIdx.x} * kPack; first < whole; first += std::int64_t{blockDim.x} * kPack) {
-      const Pack<T> pack = last_time ? cuda::load_pack(data_ + first) : *reinterpret_cast<const Pack<T>*>(data_ + first);
+    const std::int64_t step = std::int64_t{blockDim.x} * kPack;
+    const auto load = [&](std::int64_t at) {
+      return last_time ? cuda::load_pack(data_ + at) : *reinterpret_cast<const Pack<T>*>(data_ + at);
+    };
+    // The next vector is on its way while this one is worked on.
+    Pack<T> next;
+    std::int64_t first = std::int64_t{threadIdx.x} * kPack;
+    if (first < whole) next = load(first);
+    for (; first < whole; first += step) {
+      const Pack<T> pack = next;
+      if (first + step < whole) next = load(first + step);
       float values[kPack];
 #pragma unroll
       for (int i = 0; i < kPack; ++i) values[i] = cuda::to_float(pack.v[i]);

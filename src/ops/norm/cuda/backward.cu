@@ -184,7 +184,6 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
     cuda::wait_for_copies<kStages - 1>();
 
     float g[kVectors][kPack];
-    float mean[1] = {0.0F};
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       if (!holds(k)) continue;
@@ -196,14 +195,22 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
 #pragma unroll
         for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::to_float(z.v[i]));
       }
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
     }
     if (p.layer) {
+      float mean[1] = {0.0F};
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+        if (!holds(k)) continue;
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
+      }
       sum_up_one(mean);
       mean[0] /= count;
-    } else {
-      mean[0] = 0.0F;
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) g[k][i] -= mean[0];
+      }
     }
     float sums[3] = {0.0F, 0.0F, 0.0F};  // of g^2, dh and dh g
 #pragma unroll
@@ -221,7 +228,6 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
-        g[k][i] -= mean[0];
         const float dh = dh_of[i];
         sums[0] = fmaf(g[k][i], g[k][i], sums[0]);
         sums[1] += dh;

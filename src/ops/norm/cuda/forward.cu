@@ -129,8 +129,6 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) fast_forward(const FastForw
     const std::int64_t channel = channel_of(unit, row);
 
     float g[kVectors][kPack];
-    float sum[1] = {0.0F};
-    float square[1] = {0.0F};
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       if (!holds(k)) continue;
@@ -147,26 +145,30 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) fast_forward(const FastForw
       }
       if constexpr (!kGate)
         if (p.residual_out) cuda::store_pack(p.residual_out.at(row, channel) + k * kStep, g[k]);
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        sum[0] += g[k][i];
-        square[0] = fmaf(g[k][i], g[k][i], square[0]);
-      }
     }
     if (p.layer) {
-      // Squares of differences, from the values in registers: nothing cancels where the mean is large.
-      sum_up(sum);
-      const float mean = sum[0] / count;
-      square[0] = 0.0F;
+      float mean[1] = {0.0F};
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
         if (!holds(k)) continue;
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          g[k][i] -= mean;
-          square[0] = fmaf(g[k][i], g[k][i], square[0]);
-        }
+        for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
       }
+      sum_up(mean);
+      mean[0] /= count;
+#pragma unroll
+      for (int k = 0; k < kVectors; ++k) {
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) g[k][i] -= mean[0];
+      }
+    }
+    // Of differences, from the values in registers: nothing cancels where the mean is large.
+    float square[1] = {0.0F};
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) {
+      if (!holds(k)) continue;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) square[0] = fmaf(g[k][i], g[k][i], square[0]);
     }
     sum_up(square);
     const float rstd = 1.0F / sqrtf(square[0] / count + p.eps);

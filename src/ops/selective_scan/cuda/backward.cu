@@ -62,7 +62,7 @@ struct Layout {
   static constexpr int kRow = 4 * (kChannels + 1);
   static constexpr int kSteps = kTile * FactorTile<kAll>::kRow;  // where each part starts
   static constexpr int kStarts = kSteps + kTile * kRow;
-  static constexpr int kShares = kStarts + (kTile / kSub - 1) * kStates * kBlock;
+  static constexpr int kShares = kStarts + kTile / kSub * kStates * kBlock;
   static constexpr int kShare = kChannels * kAll;  // of a token, for B or C: (channel, state)
   static constexpr int kTotals = kShares + 2 * kSub * kShare;  // of dD and ddelta_bias: (slot, channel)
   static constexpr int kTotal = kTile * (kChannels + 1);
@@ -203,23 +203,21 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 1 : 3) unwind_tiles(Ope
               make_float4(there ? dt : 0.0F, there ? dt * u[e] : 0.0F, there ? dy[e] : 0.0F, 0.0F);
         }
       }
-      const auto load_first_state = [&](float(&to)[kStates]) {
-#pragma unroll
-        for (int k = 0; k < kStates; ++k) {
-          const int n = lane * kStates + k;
-          to[k] = 0.0F;
-          if (!mine || n >= d_state) continue;
-          if (begin > 0 || piece.part > 0)
-            to[k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
-          else
-            to[k] = in.state_before(piece, d, n);
-        }
-      };
       float h[kStates];
-      load_first_state(h);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) {
+        const int n = lane * kStates + k;
+        h[k] = 0.0F;
+        if (!mine || n >= d_state) continue;
+        if (begin > 0 || piece.part > 0)
+          h[k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
+        else
+          h[k] = in.state_before(piece, d, n);
+      }
       __syncthreads();
 
       const int subs = (count + kSub - 1) / kSub;
+      store_shared(starts, h);
       for (int sub = 0; sub + 1 < subs; ++sub) {
 #pragma unroll
         for (int s = 0; s < kSub; ++s) {
@@ -230,13 +228,10 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 1 : 3) unwind_tiles(Ope
 #pragma unroll
           for (int k = 0; k < kStates; ++k) h[k] = fmaf(exp2_fast(cell.x * A[k]), h[k], cell.y * B[k]);
         }
-        store_shared(starts + sub * kStates * kBlock, h);  // the state before sub + 1
+        store_shared(starts + (sub + 1) * kStates * kBlock, h);
       }
       for (int sub = subs - 1; sub >= 0; --sub) {
-        if (sub > 0)
-          load_shared(starts + (sub - 1) * kStates * kBlock, h);
-        else
-          load_first_state(h);
+        load_shared(starts + sub * kStates * kBlock, h);
         float decay[kSub][kStates];
         float before[kSub][kStates];
 #pragma unroll

@@ -261,7 +261,7 @@ void launch_tiles(Context& ctx, const Operands& o) {
   constexpr std::int64_t kChannels = kBlock / kLanes;
   const std::int64_t in_group = o.in.channels / o.in.groups;
   const std::int64_t items = o.pieces.count * o.in.groups * ((in_group + kChannels - 1) / kChannels);
-  cuda::launch(ctx, "selective_scan", walk_tiles<kLanes, kStates, kStatesOnly>,
+  cuda::launch(ctx, kStatesOnly ? "selective_scan_states" : "selective_scan", walk_tiles<kLanes, kStates, kStatesOnly>,
                dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kBlock),
                shared_bytes<kLanes, kStates>(), o);
 }
@@ -298,7 +298,7 @@ bool run_fast_forward(Context& ctx, const Problem& p) {
     ends.ends = static_cast<float*>(states.raw());
     ends.steps = static_cast<float*>(steps.raw());
     launch_tiles<true>(ctx, ends, plan);
-    cuda::launch(ctx, "selective_scan", carry_states,
+    cuda::launch(ctx, "selective_scan_carry", carry_states,
                  dim3(cuda::blocks_for(ctx, pieces.count * p.d_state * p.channels, kBlock)), dim3(kBlock), 0,
                  o.in, pieces, static_cast<const float*>(steps.raw()), static_cast<float*>(states.raw()));
     o.carried = static_cast<const float*>(states.raw());

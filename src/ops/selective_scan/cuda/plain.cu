@@ -88,7 +88,7 @@ template <typename State>
 void run_plain(Context& ctx, const Problem& p, const UploadedPieces& uploaded) {
   const Pieces& pieces = uploaded.pieces;
   const Tensor h = ctx.empty({pieces.count, p.d_state, p.channels, kNumbers<State>});
-  cuda::launch(ctx, "selective_scan", walk_forward<State>,
+  cuda::launch(ctx, "selective_scan_plain", walk_forward<State>,
                dim3(cuda::blocks_for(ctx, pieces.count * p.channels, kThreads)), dim3(kThreads), 0,
                Inputs<State>(p), Outputs<State>(p), pieces, static_cast<State*>(h.raw()));
 }
@@ -103,7 +103,7 @@ void clear_padding(Context& ctx, const Problem& p, std::initializer_list<const T
   const Tensor tokens = ctx.to_device(staged);
   for (const Tensor* t : tensors)
     if (*t)
-      cuda::launch(ctx, "selective_scan", clear_tokens, dim3(cuda::blocks_for(ctx, count * p.channels, kThreads)),
+      cuda::launch(ctx, "selective_scan_padding", clear_tokens, dim3(cuda::blocks_for(ctx, count * p.channels, kThreads)),
                    dim3(kThreads), 0, AnyView<3>(*t), p.channels,
                    static_cast<const TokenRuns::Token*>(tokens.raw()), count);
 }

@@ -226,7 +226,7 @@ void run_plain(Context& ctx, const Problem& p, const Gradients& gradients) {
         std::min<std::int64_t>(items, kFloats / std::max<std::int64_t>(block, 1)), 1,
         std::int64_t{cuda::limits_of(ctx).multiprocessors} * 8);
     const Tensor scratch = ctx.empty({blocks, block});
-    cuda::launch(ctx, "selective_scan_backward", walk_backward<State>, dim3(static_cast<unsigned>(blocks)),
+    cuda::launch(ctx, "selective_scan_backward_plain", walk_backward<State>, dim3(static_cast<unsigned>(blocks)),
                  dim3(kThreads), 0, Inputs<State>(p), Results<State>(gradients, sums), pieces, tiles,
                  p.u.size(2), static_cast<State*>(scratch.raw()));
   }

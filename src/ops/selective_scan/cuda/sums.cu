@@ -62,17 +62,17 @@ void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor
   const dim3 grid(cuda::blocks_for(ctx, p.channels * d_state, kThreads));
   const auto* from = static_cast<const float*>(sums.raw());
   if (gradient.dtype() == DType::c64)
-    cuda::launch(ctx, "selective_scan_backward", finish_parameters<Complex>, grid, dim3(kThreads), 0,
+    cuda::launch(ctx, "selective_scan_sum_parameters", finish_parameters<Complex>, grid, dim3(kThreads), 0,
                  StateView<Complex, 2>(matrix), from, pieces, p.channels, d_state);
   else
-    cuda::launch(ctx, "selective_scan_backward", finish_parameters<float>, grid, dim3(kThreads), 0,
+    cuda::launch(ctx, "selective_scan_sum_parameters", finish_parameters<float>, grid, dim3(kThreads), 0,
                  StateView<float, 2>(matrix), from, pieces, p.channels, d_state);
 }
 
 void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor& sums, const PartialSums& all) {
   if (!sums || gradient.numel() == 0) return;
   const std::int64_t numbers = p.complex ? 2 : 1;
-  cuda::launch(ctx, "selective_scan_backward", finish_tokens,
+  cuda::launch(ctx, "selective_scan_sum_tokens", finish_tokens,
                dim3(cuda::blocks_for(ctx, gradient.numel(), kThreads)), dim3(kThreads), 0, AnyView<4>(gradient),
                static_cast<const float*>(sums.raw()), all.tiles, p.u.size(0), p.u.size(2), p.groups,
                gradient.size(1), numbers, p.d_state);

@@ -311,7 +311,7 @@ void run_cuda(Context& ctx, const Problem& p) {
                            [&](auto element) { run_vectors<decltype(element)>(ctx, p); });
     return;
   }
-  cuda::launch(ctx, "state_update", walk_channels, dim3(cuda::blocks_for(ctx, channels * kWarp, kThreads)),
+  cuda::launch(ctx, "state_update_plain", walk_channels, dim3(cuda::blocks_for(ctx, channels * kWarp, kThreads)),
                dim3(kThreads), 0, Operands(p));
 }
 
