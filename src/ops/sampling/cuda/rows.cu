@@ -15,7 +15,8 @@ using cuda::AnyView;
 using cuda::IndexView;
 
 constexpr int kThreads = 1024;
-constexpr int kBlockWarps = kThreads / 32;
+constexpr int kBlockWarps = kThreads / 32;  // a value of each fits into one warp
+static_assert(kBlockWarps == 32);
 constexpr int kFew = 2048;  // candidates that are sorted
 constexpr unsigned kAll = 0xffffffffU;
 constexpr std::uint64_t kEverything = ~std::uint64_t{0};
@@ -57,7 +58,7 @@ __device__ __forceinline__ std::uint64_t rank_key(float logit, int id) {
 }
 
 // Number `at` of Rng(seed, stream).
-__device__ std::uint32_t random_number(std::uint64_t seed, std::uint64_t stream, std::uint64_t at) {
+__device__ __forceinline__ std::uint32_t random_number(std::uint64_t seed, std::uint64_t stream, std::uint64_t at) {
   const std::uint64_t block = at / 4;
   std::uint32_t c[4] = {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),
                         static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
@@ -78,7 +79,7 @@ __device__ std::uint32_t random_number(std::uint64_t seed, std::uint64_t stream,
   return which == 0 ? c[0] : which == 1 ? c[1] : which == 2 ? c[2] : c[3];
 }
 
-__device__ double uniform_double(std::uint64_t seed, std::uint64_t stream, std::uint64_t at) {
+__device__ __forceinline__ double uniform_double(std::uint64_t seed, std::uint64_t stream, std::uint64_t at) {
   const std::uint64_t high = random_number(seed, stream, at) >> 6;
   const std::uint64_t low = random_number(seed, stream, at + 1) >> 5;
   return static_cast<double>(high << 27 | low) * 0x1p-53;
@@ -89,6 +90,17 @@ __device__ __forceinline__ double warp_sum(double v) {
   return v;
 }
 __device__ __forceinline__ int warp_sum(int v) { return __reduce_add_sync(kAll, v); }
+__device__ __forceinline__ std::uint64_t warp_min(std::uint64_t v) {
+  for (int step = 16; step > 0; step /= 2) {
+    const std::uint64_t other = __shfl_xor_sync(kAll, v, step);
+    v = other < v ? other : v;
+  }
+  return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+  for (int step = 16; step > 0; step /= 2) v = fmaxf(v, __shfl_xor_sync(kAll, v, step));
+  return v;
+}
 __device__ __forceinline__ double warp_prefix(double v, int lane) {  // up to and with this lane
   for (int step = 1; step < 32; step *= 2) {
     const double other = __shfl_up_sync(kAll, v, step);
@@ -104,6 +116,8 @@ struct Shared {
   double totals[kBlockWarps];
   double level_sums[kBlockWarps][kLevelCount];
   int level_counts[kBlockWarps][kLevelCount];
+  double sums_at[kLevelCount];
+  int counts_at[kLevelCount];
   std::uint64_t best[kBlockWarps];
   float largest[kBlockWarps];
   int counts[kBlockWarps];
@@ -135,7 +149,7 @@ struct Row {
 
 // The sum of f(id) over the row; that of each warp's part stays in shared.totals.
 template <typename F>
-__device__ double sum_of(const Row& row, Shared& shared, const F& f) {
+__device__ __forceinline__ double sum_of(const Row& row, Shared& shared, const F& f) {
   double sum = 0.0;
 #pragma unroll 4
   for (int i = row.begin + row.lane; i < row.end; i += 32) sum += static_cast<double>(f(i));
@@ -143,24 +157,21 @@ __device__ double sum_of(const Row& row, Shared& shared, const F& f) {
   __syncthreads();
   if (row.lane == 0) shared.totals[row.warp] = sum;
   __syncthreads();
-  double total = 0.0;
-  for (int w = 0; w < kBlockWarps; ++w) total += shared.totals[w];
-  return total;
+  return warp_sum(shared.totals[row.lane]);
 }
 
 // The first id whose cumulative f exceeds `target`, given the parts' sums in shared.totals; where rounding
 // leaves none, the last id of any weight.
 template <typename F>
-__device__ int pick(const Row& row, Shared& shared, double target, const F& f) {
-  int part = 0;
-  double before = 0.0;
-  double cumulative = 0.0;
-  for (int w = 0; w < kBlockWarps && cumulative <= target; ++w) {
-    if (shared.totals[w] <= 0.0) continue;
-    part = w;
-    before = cumulative;
-    cumulative += shared.totals[w];
-  }
+__device__ __forceinline__ int pick(const Row& row, Shared& shared, double target, const F& f) {
+  const double part_sum = shared.totals[row.lane];
+  const double up_to = warp_prefix(part_sum, row.lane);
+  const unsigned parts_beyond = __ballot_sync(kAll, part_sum > 0.0 && up_to > target);
+  const unsigned parts_weighing = __ballot_sync(kAll, part_sum > 0.0);
+  const int part = parts_beyond != 0 ? __ffs(static_cast<int>(parts_beyond)) - 1
+                                     : 31 - __clz(static_cast<int>(parts_weighing | 1U));
+  double before = __shfl_sync(kAll, up_to, part > 0 ? part - 1 : 0);
+  if (part == 0) before = 0.0;
   if (row.warp == part) {
     int last = row.begin;
     for (int begin = row.begin; begin < row.end; begin += 32) {
@@ -183,7 +194,7 @@ __device__ int pick(const Row& row, Shared& shared, double target, const F& f) {
 }
 
 // Ascending; `size` is a power of 2.
-__device__ void sort_keys(std::uint64_t* keys, int size) {
+__device__ __forceinline__ void sort_keys(std::uint64_t* keys, int size) {
   for (int width = 2; width <= size; width *= 2) {
     for (int step = width / 2; step > 0; step /= 2) {
       __syncthreads();
@@ -207,7 +218,7 @@ __device__ void sort_keys(std::uint64_t* keys, int size) {
 // whose rank key is at most `limit`. The band of logits in which it lies is narrowed until it holds few tokens,
 // which are sorted, or equal ones alone. `spread` is a step of logits in which the top of the row is spread.
 template <typename Measure>
-__device__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t* candidates, double wanted,
+__device__ __forceinline__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t* candidates, double wanted,
                                   std::uint64_t limit, float spread, const Measure& measure) {
   constexpr float kSteps[kLevelCount - 1] = {0.5F, 1.0F, 2.0F, 3.5F, 5.5F, 8.0F, 11.0F};
   std::uint32_t low = rising(row.lowest);
@@ -249,24 +260,33 @@ __device__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t*
       }
     }
     __syncthreads();
+    if (row.warp < kLevelCount) {
+      const double sum = warp_sum(shared.level_sums[row.lane][row.warp]);
+      const int count = warp_sum(shared.level_counts[row.lane][row.warp]);
+      if (row.lane == 0) {
+        shared.sums_at[row.warp] = sum;
+        shared.counts_at[row.warp] = count;
+      }
+    }
+    __syncthreads();
     double sum_before = 0.0;
     int count_before = 0;
     std::uint32_t next_high = high;
+    bool found = false;
+#pragma unroll
     for (int j = 0; j < kLevelCount; ++j) {
-      double sum = 0.0;
-      int count = 0;
-      for (int w = 0; w < kBlockWarps; ++w) {
-        sum += shared.level_sums[w][j];
-        count += shared.level_counts[w][j];
-      }
+      if (found) continue;
+      const double sum = shared.sums_at[j];
+      const int count = shared.counts_at[j];
       if (above + sum >= wanted || j == kLevelCount - 1) {
+        found = true;
         low = levels[j];
         inside = count - count_before;
-        break;
+      } else {
+        sum_before = sum;
+        count_before = count;
+        next_high = levels[j];
       }
-      sum_before = sum;
-      count_before = count;
-      next_high = levels[j];
     }
     high = next_high;
     above += sum_before;
@@ -340,7 +360,7 @@ __device__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t*
   return shared.cut;
 }
 
-__device__ int draw(const RowsProblem& p, Row& row, Shared& shared, std::uint64_t* candidates, double u) {
+__device__ __forceinline__ int draw(const RowsProblem& p, Row& row, Shared& shared, std::uint64_t* candidates, double u) {
   std::uint64_t cut = kEverything;
   const bool limited = p.top_k > 0 && p.top_k < p.vocab;
   if (limited) {
@@ -407,11 +427,8 @@ __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ R
       best = key < best ? key : best;
     }
   }
-  for (int step = 16; step > 0; step /= 2) {
-    const std::uint64_t other = __shfl_xor_sync(kAll, best, step);
-    best = other < best ? other : best;
-    largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
-  }
+  best = warp_min(best);
+  largest = warp_max(largest);
   if (threadIdx.x == 0) shared.bad = 0;
   __syncthreads();
   if (bad) shared.bad = 1;  // one value from whoever comes
@@ -420,10 +437,8 @@ __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ R
     shared.largest[row.warp] = largest;
   }
   __syncthreads();
-  for (int w = 0; w < kBlockWarps; ++w) {
-    best = shared.best[w] < best ? shared.best[w] : best;
-    largest = fmaxf(largest, shared.largest[w]);
-  }
+  best = warp_min(shared.best[row.lane]);
+  largest = warp_max(shared.largest[row.lane]);
   if (shared.bad != 0 || !(largest >= -FLT_MAX)) {
     if (threadIdx.x == 0) {
       p.ids[b * p.id_stride] = -1;
