@@ -326,7 +326,6 @@ void launch_rows(const Context& ctx, RowsProblem rows) {
 }  // namespace
 
 void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
-  constexpr std::string_view op = "causal_conv1d_backward";
   const std::int64_t channels = b.x.size(1);
   const std::int64_t length = b.x.size(2);
   const std::int64_t kernel = b.weight.size(1);
@@ -351,7 +350,7 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
   // Before dx, which may replace the dout that this reads.
   if (b.dinitial_states && b.dinitial_states.numel() > 0) {
     problem.dinitial = AnyView<3>(b.dinitial_states);
-    cuda::launch(ctx, op, initial_gradients, edge_grid(ctx, problem.runs.run_count, channels * (kernel - 1)),
+    cuda::launch(ctx, "causal_conv1d_backward initial states", initial_gradients, edge_grid(ctx, problem.runs.run_count, channels * (kernel - 1)),
                  kEdgeThreads, 0, problem);
   }
 
@@ -382,7 +381,7 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
       cuda::dispatch_element(b.x.dtype(), "[causal_conv1d_backward] x", [&](auto element) {
         using T = decltype(element);
         if (replaces_dout)
-          cuda::launch(ctx, op, copy_ahead<T>, cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk,
+          cuda::launch(ctx, "causal_conv1d_backward ahead", copy_ahead<T>, cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk,
                        static_cast<T*>(ahead.raw()));
         switch (kernel) {
           case 2: return launch_rows<T, 2>(ctx, walk);
@@ -394,13 +393,13 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
       const Tensor gradient = ctx.empty({b.x.size(0), length, channels});
       problem.gradient = gradient.data<float>();
       const unsigned grid = cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1);
-      cuda::launch(ctx, op, plain_gradient, grid, dim3(32, 8), 0, problem);
-      if (sums) cuda::launch(ctx, op, plain_sums, grid, dim3(32, 8), 0, problem);
-      if (b.dx) cuda::launch(ctx, op, plain_dx, grid, dim3(32, 8), 0, problem);
+      cuda::launch(ctx, "causal_conv1d_backward plain gradient", plain_gradient, grid, dim3(32, 8), 0, problem);
+      if (sums) cuda::launch(ctx, "causal_conv1d_backward plain sums", plain_sums, grid, dim3(32, 8), 0, problem);
+      if (b.dx) cuda::launch(ctx, "causal_conv1d_backward plain dx", plain_dx, grid, dim3(32, 8), 0, problem);
     }
     if (sums) {
       const auto grid = static_cast<unsigned>(((kernel + 1) * channels + 31) / 32);
-      cuda::launch(ctx, op, add_partials, grid, dim3(32, 8), 0, problem.partial, groups, static_cast<int>(kernel),
+      cuda::launch(ctx, "causal_conv1d_backward sums", add_partials, grid, dim3(32, 8), 0, problem.partial, groups, static_cast<int>(kernel),
                    channels, AnyView<2>(b.dweight), AnyView<1>(b.dbias));
     }
   }

@@ -179,7 +179,7 @@ void launch_rows(const Context& ctx, ForwardRows rows) {
 
 void clear_padding(const Context& ctx, const DeviceRuns& runs, const Tensor& to) {
   if (runs.padding_count == 0 || to.numel() == 0) return;
-  cuda::launch(ctx, "causal_conv1d", clear_tokens, cuda::blocks_for(ctx, runs.padding_count, 1), 128, 0,
+  cuda::launch(ctx, "causal_conv1d padding", clear_tokens, cuda::blocks_for(ctx, runs.padding_count, 1), 128, 0,
                runs.padding, runs.padding_count, to.size(1), AnyView<3>(to));
 }
 
@@ -216,7 +216,7 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
                                  .channels = channels,
                                  .channel_blocks = (channels + 31) / 32,
                                  .lanes_over_time = f.x.stride(2) == 1 && f.x.stride(1) != 1};
-    cuda::launch(ctx, "causal_conv1d", forward_plain,
+    cuda::launch(ctx, "causal_conv1d plain", forward_plain,
                  cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1), dim3(32, 8), 0, problem);
   }
   clear_padding(ctx, placed.runs, f.out);
@@ -227,14 +227,14 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
     windows.requests = placed.runs.requests;
     windows.count = static_cast<std::int64_t>(f.runs->requests.size());
     windows.states = AnyView<4>(states);
-    cuda::launch(ctx, "causal_conv1d", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
+    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
                  0, windows);
   }
   if (final_states && final_states.numel() > 0) {
     windows.requests = nullptr;
     windows.count = placed.view.run_count;
     windows.final_states = AnyView<3>(final_states);
-    cuda::launch(ctx, "causal_conv1d", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
+    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
                  0, windows);
   }
 }

@@ -176,7 +176,6 @@ __global__ void __launch_bounds__(kThreads) add_rows(Keys sorted, std::int64_t c
 }  // namespace
 
 void backward_cuda(Context& ctx, const Tensor& ids, const Tensor& dout, const Tensor& dweight) {
-  constexpr std::string_view op = "embedding_backward";
   const std::int64_t count = dout.size(0);
   const std::int64_t vocabulary = dweight.size(0);
   const std::int64_t d = dweight.size(1);
@@ -187,18 +186,18 @@ void backward_cuda(Context& ctx, const Tensor& ids, const Tensor& dout, const Te
   auto* const offsets = counts.data<std::int64_t>();
   Keys from{base, base + count};
   Keys to{base + 2 * count, base + 3 * count};
-  cuda::launch(ctx, op, read_ids, cuda::blocks_for(ctx, count, kThreads), kThreads, 0, IndexView(ids), count,
+  cuda::launch(ctx, "embedding_backward ids", read_ids, cuda::blocks_for(ctx, count, kThreads), kThreads, 0, IndexView(ids), count,
                vocabulary, from);
   const unsigned grid = cuda::blocks_for(ctx, tiles, 1);
   for (int shift = 0; shift < 63 && (vocabulary >> shift) > 0; shift += kDigitBits) {
-    cuda::launch(ctx, op, count_digits, grid, kThreads, 0, from, count, shift, tiles, offsets);
-    cuda::launch(ctx, op, sum_counts, 1, 1024, 0, offsets, kDigits * tiles);
-    cuda::launch(ctx, op, move_keys, grid, kThreads, 0, from, to, count, shift, tiles,
+    cuda::launch(ctx, "embedding_backward digits", count_digits, grid, kThreads, 0, from, count, shift, tiles, offsets);
+    cuda::launch(ctx, "embedding_backward offsets", sum_counts, 1, 1024, 0, offsets, kDigits * tiles);
+    cuda::launch(ctx, "embedding_backward sort", move_keys, grid, kThreads, 0, from, to, count, shift, tiles,
                  static_cast<const std::int64_t*>(offsets));
     std::swap(from, to);
   }
   const std::int64_t column_blocks = (d + 31) / 32;
-  cuda::launch(ctx, op, add_rows, cuda::blocks_for(ctx, count * column_blocks, kTileWarps, 64), kThreads, 0, from,
+  cuda::launch(ctx, "embedding_backward rows", add_rows, cuda::blocks_for(ctx, count * column_blocks, kTileWarps, 64), kThreads, 0, from,
                count, vocabulary, d, column_blocks, AnyView<2>(dout), AnyView<2>(dweight));
 }
 
