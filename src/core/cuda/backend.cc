@@ -110,16 +110,21 @@ class Backend final : public DeviceBackend {
 
   void copy(const Tensor& from, const Tensor& to) override {
     const DeviceGuard guard(index_);
+    if (profiles_) begin_kernel("copy");
     copy_elements(stream_, from, to);
+    if (profiles_) end_kernel();
   }
 
   void fill(const Tensor& t, double value) override {
     const DeviceGuard guard(index_);
+    if (profiles_) begin_kernel("fill");
     fill_elements(stream_, t, value);
+    if (profiles_) end_kernel();
   }
 
   void begin_kernel(std::string_view name) override {
     const DeviceGuard guard(index_);
+    profiles_ = true;
     Measured& m = measured_.emplace_back(name);
     check(cudaEventCreate(&m.begin), name);
     check(cudaEventCreate(&m.end), name);
@@ -131,7 +136,7 @@ class Backend final : public DeviceBackend {
   }
   std::vector<KernelTime> take_profile() override {
     synchronize();
-    std::map<std::string_view, KernelTime> sums;
+    std::map<std::string, KernelTime> sums;
     for (const Measured& m : measured_) {
       float milliseconds = 0.0F;
       check(cudaEventElapsedTime(&milliseconds, m.begin, m.end), m.name);
@@ -180,13 +185,14 @@ class Backend final : public DeviceBackend {
  private:
   struct Measured {
     explicit Measured(std::string_view n) : name(n) {}
-    std::string_view name;
+    std::string name;
     cudaEvent_t begin = nullptr;
     cudaEvent_t end = nullptr;
   };
 
   int index_;
   std::vector<Measured> measured_;
+  bool profiles_ = false;  // its user measures kernels, so copies are measured too
   cudaStream_t stream_;
   bool owned_ = false;
 };

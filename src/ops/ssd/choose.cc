@@ -28,7 +28,8 @@ bool suits_tensor_cores(const Problem& p) {
   if (p.d_state() == 0 || p.d_state() % 16 != 0 || p.d_state() > 128) return false;
   std::int64_t longest = 0;
   for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
-  if (longest < kShortest) return false;
+  constexpr std::int64_t kLongest = std::int64_t{1} << 30;
+  if (longest < kShortest || longest > kLongest) return false;
   return has_vectors(p.x) && has_vectors(p.B) && has_vectors(p.C) && (!p.out || has_vectors(p.out)) &&
          (!p.z || (p.z.dtype() == dtype && has_vectors(p.z)));
 }
@@ -43,12 +44,14 @@ bool suits_tensor_cores(const BackwardProblem& b) {
 
 std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                             std::int64_t headdim) {
-  // Blocks that keep a GPU busy; below kShortest the passes over states cost more than they gain.
-  constexpr std::int64_t kBlocks = 512;
+  // With so many blocks a GPU is busy. With fewer, runs are cut, and then so that blocks come in several
+  // waves; below kShortest the passes over states cost more than they gain.
+  constexpr std::int64_t kEnough = 256;
+  constexpr std::int64_t kBlocks = 1184;
   constexpr std::int64_t kShortest = 256;
   const auto whole_chunks = [](std::int64_t tokens) { return (tokens + kChunk - 1) / kChunk * kChunk; };
   const std::int64_t blocks = std::max<std::int64_t>(runs * heads * ((headdim + 63) / 64), 1);
-  const std::int64_t pieces = (kBlocks + blocks - 1) / blocks;
+  const std::int64_t pieces = blocks >= kEnough ? 1 : (kBlocks + blocks - 1) / blocks;
   return whole_chunks(std::max({(longest + pieces - 1) / pieces, std::min(kShortest, longest), kChunk}));
 }
 

@@ -231,8 +231,9 @@ TEST(ChooseWalk, CutsWhatWouldNotFillAGpu) {
 TEST(ChooseChunked, WholeChunks) {
   using ssd_detail::choose_chunked;
   EXPECT_EQ(choose_chunked(8, 4096, 80, 64), 4096);
-  EXPECT_EQ(choose_chunked(1, 2048, 80, 64), 320);
-  EXPECT_EQ(choose_chunked(1, 65536, 80, 64), 9408);
+  EXPECT_EQ(choose_chunked(16, 2048, 24, 64), 2048);
+  EXPECT_EQ(choose_chunked(1, 2048, 80, 64), 256);
+  EXPECT_EQ(choose_chunked(1, 65536, 80, 64), 4416);
   EXPECT_EQ(choose_chunked(1, 4096, 1, 64), 256);
   EXPECT_EQ(choose_chunked(1, 70, 1, 64), 128);
   EXPECT_EQ(choose_chunked(0, 0, 0, 0), 64);

@@ -93,6 +93,7 @@ struct Plan {
   std::shared_ptr<cublasLtMatrixLayoutOpaque_t> out;
   cublasLtMatmulAlgo_t algorithm{};
   std::size_t workspace = 0;
+  std::string name;     // "linear cublaslt 8192 x 3352 by 768, bf16 to f32": rows, out, in
   bool served = false;  // cuBLASLt has a kernel for it
 };
 
@@ -126,6 +127,7 @@ class Products {
 
   [[nodiscard]] Plan make_plan(const Shape& s) const {
     Plan plan;
+    plan.name = concat("linear cublaslt ", s.rows, " x ", s.out, " by ", s.in, ", ", s.dtype, " to ", s.out_dtype);
     cublasLtMatmulDesc_t desc = nullptr;
     // f32 is multiplied as f32: none of the modes that round it to tf32 or bf16.
     check(library_, library_.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
@@ -213,7 +215,7 @@ bool multiply(Context& ctx, const Matrix& x, const Matrix& weight, const Tensor&
   const float one = 1.0F;
   const float beta = accumulate ? 1.0F : 0.0F;
   const cuda::DeviceGuard guard(ctx.device().index);
-  const cuda::KernelScope scope(ctx, "linear cublaslt");
+  const cuda::KernelScope scope(ctx, plan.name);
   check(library,
         library.matmul(products.handle(), plan.desc.get(), &one, weight.tensor.raw(), plan.weight.get(),
                        x.tensor.raw(), plan.x.get(), &beta, out.tensor.raw(), plan.out.get(),

@@ -55,14 +55,15 @@ __global__ void __launch_bounds__(kThreads, 3)
   const T* x = static_cast<const T*>(in.x.data) + in.x.offset(segment.row, 0, head, channel0);
   const T* B = static_cast<const T*>(in.B.data) + in.B.offset(segment.row, 0, group, 0);
   const T* C = static_cast<const T*>(in.C.data) + in.C.offset(segment.row, 0, group, 0);
+  const T* z =
+      in.z ? static_cast<const T*>(in.z.data) + in.z.offset(segment.row, 0, head, channel0) : nullptr;
+  T* to = static_cast<T*>(out.data) + out.offset(segment.row, 0, head, channel0);
   const float bias = bias_of(in, head);
   const float rate = rate_of(in, head);
 
-  const auto load_x_and_B = [&](std::int64_t begin) {
+  const auto load = [&](int begin) {
     load_tile<kChannels, kThreads>(shared + At::x, x, in.x.stride[1], kChannels, segments, segment, begin);
     load_tile<kN, kThreads>(shared + At::B, B, in.B.stride[1], in.d_state, segments, segment, begin);
-  };
-  const auto load_C = [&](std::int64_t begin) {
     load_tile<kN, kThreads>(shared + At::C, C, in.C.stride[1], in.d_state, segments, segment, begin);
   };
   float dt[2] = {};
@@ -92,17 +93,19 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
   };
 
-  const std::int64_t count = segment.count;
+  const int count = static_cast<int>(segment.count);
   const bool wants_state = segment.final && final_states;
   if (count > 0) {
     if (warp == 0) load_dt(in, segments, segment, head, 0, lane, dt);
-    load_x_and_B(0);
-    load_C(0);
+    load(0);
   }
   if (carries) store_operand();
   if (thread < kChannels) skip[thread] = in.D ? in.D.load(head, channel0 + thread) : 0.0F;
+  // The rows of the later strips have more of the masked matrix; blocks begin with different ones.
+  const int strip = (warp + static_cast<int>(blockIdx.x)) % 4;
+  const int token = strip * 16 + row;  // of the lane's sums, and 8 more
 
-  for (std::int64_t begin = 0; begin < count; begin += kTokens) {
+  for (int begin = 0; begin < count; begin += kTokens) {
     const bool more = begin + kTokens < count;
     if (warp == 0) compute_steps(in, dt, bias, rate, count - begin, lane, steps);
     wait_for_copies();
@@ -110,90 +113,95 @@ __global__ void __launch_bounds__(kThreads, 3)
     if (more && warp == 0) load_dt(in, segments, segment, head, begin + kTokens, lane, dt);
 
     {
-      // The rows of the later warps have more of the masked matrix; blocks
-      // begin with different ones.
-      const int strip = (warp + static_cast<int>(blockIdx.x)) % 4;
-      float cb[kTokens / 8][4] = {};
       float y[kChannels / 8][4] = {};
+      if (carries) {
 #pragma unroll
-      for (int k = 0; k < kN / 8; k += 2) {
-        unsigned c[4];
-        load_a<kN>(c, shared + At::C, strip * 16, k);
-        unsigned b[4];
-#pragma unroll
-        for (int j = 0; j < kTokens / 16; ++j) {
-          if (j > strip) continue;
-          load_b_transposed<kN>(b, shared + At::B, j * 16, k);
-          multiply_add<T>(cb[2 * j], c, b[0], b[1]);
-          multiply_add<T>(cb[2 * j + 1], c, b[2], b[3]);
-        }
-        if (carries) {
+        for (int k = 0; k < kN / 8; k += 2) {
+          unsigned c[4];
+          load_a<kN>(c, shared + At::C, strip * 16, k);
 #pragma unroll
           for (int p = 0; p < kChannels / 16; ++p) {
+            unsigned b[4];
             load_b_transposed<kN>(b, shared + At::S, p * 16, k);
             multiply_add<T>(y[2 * p], c, b[0], b[1]);
             multiply_add<T>(y[2 * p + 1], c, b[2], b[3]);
           }
         }
+        const float from_start[2] = {steps.start[token], steps.start[token + 8]};
+#pragma unroll
+        for (int p = 0; p < kChannels / 8; ++p) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) y[p][k] *= from_start[k / 2];
+        }
       }
-      __syncthreads();  // C and the state are free
-      if (more) load_C(begin + kTokens);
 
-      const int token = strip * 16 + row;
       const float a[2] = {steps.a[token], steps.a[token + 8]};
-      const float from_start[2] = {steps.start[token], steps.start[token + 8]};
+      // Two strips of columns at a time, which all of C's fragments are read for.
 #pragma unroll
-      for (int p = 0; p < kChannels / 8; ++p) {
+      for (int j0 = 0; j0 < kTokens / 16; j0 += 2) {
+        if (j0 > strip) continue;
+        float cb[4][4] = {};
 #pragma unroll
-        for (int k = 0; k < 4; ++k) y[p][k] *= from_start[k / 2];
-      }
+        for (int k = 0; k < kN / 8; k += 2) {
+          unsigned c[4];
+          load_a<kN>(c, shared + At::C, strip * 16, k);
 #pragma unroll
-      for (int j = 0; j < kTokens / 16; ++j) {
-        if (j > strip) continue;
-        unsigned m[4];  // of the masked matrix, as left operand
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int other = j * 16 + half * 8 + column;
-          const float2 a_other = *reinterpret_cast<const float2*>(&steps.a[other]);
-          const float2 d_other = *reinterpret_cast<const float2*>(&steps.d[other]);
-          float v[4];
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const float weight = exp2_fast(a[k / 2] - (k % 2 == 0 ? a_other.x : a_other.y));
-            const float value = cb[2 * j + half][k] * (weight * (k % 2 == 0 ? d_other.x : d_other.y));
-            v[k] = j < strip || other + k % 2 <= token + k / 2 * 8 ? value : 0.0F;
+          for (int j = j0; j < j0 + 2; ++j) {
+            if (j > strip) continue;
+            unsigned b[4];
+            load_b_transposed<kN>(b, shared + At::B, j * 16, k);
+            multiply_add<T>(cb[2 * (j - j0)], c, b[0], b[1]);
+            multiply_add<T>(cb[2 * (j - j0) + 1], c, b[2], b[3]);
           }
-          m[2 * half] = pack<T>(v[0], v[1]);
-          m[2 * half + 1] = pack<T>(v[2], v[3]);
         }
 #pragma unroll
-        for (int p = 0; p < kChannels / 16; ++p) {
-          unsigned b[4];
-          load_b<kChannels>(b, shared + At::x, j * 16, 2 * p);
-          multiply_add<T>(y[2 * p], m, b[0], b[1]);
-          multiply_add<T>(y[2 * p + 1], m, b[2], b[3]);
+        for (int j = j0; j < j0 + 2; ++j) {
+          if (j > strip) continue;
+          unsigned m[4];  // of the masked matrix, as left operand
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int other = j * 16 + half * 8 + column;
+            const float2 a_other = *reinterpret_cast<const float2*>(&steps.a[other]);
+            const float2 d_other = *reinterpret_cast<const float2*>(&steps.d[other]);
+            float v[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              const float weight = exp2_fast(a[k / 2] - (k % 2 == 0 ? a_other.x : a_other.y));
+              const float value =
+                  cb[2 * (j - j0) + half][k] * (weight * (k % 2 == 0 ? d_other.x : d_other.y));
+              v[k] = j < strip || other + k % 2 <= token + k / 2 * 8 ? value : 0.0F;
+            }
+            m[2 * half] = pack<T>(v[0], v[1]);
+            m[2 * half + 1] = pack<T>(v[2], v[3]);
+          }
+#pragma unroll
+          for (int p = 0; p < kChannels / 16; ++p) {
+            unsigned b[4];
+            load_b<kChannels>(b, shared + At::x, j * 16, 2 * p);
+            multiply_add<T>(y[2 * p], m, b[0], b[1]);
+            multiply_add<T>(y[2 * p + 1], m, b[2], b[3]);
+          }
         }
       }
 
       // Through shared memory, rows of the warp's own, to stores of 16 bytes.
       char* const y_tile = memory + At::y;
 #pragma unroll
-      for (int p = 0; p < kChannels / 8; ++p) {
+      for (int k = 0; k < 4; k += 2) {
+        const int t = token + k * 4;
+        const bool gated = z != nullptr && begin + t < count;
+        const T* z_row =
+            gated ? z + segments.position(segment, begin + t) * in.z.stride[1] + column : nullptr;
 #pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          const int t = token + k * 4;
+        for (int p = 0; p < kChannels / 8; ++p) {
           const unsigned at = pair_offset<kChannels>(t, p, column);
-          const int channel = p * 8 + column;
           const float2 in_x = unpack<T>(*reinterpret_cast<const unsigned*>(memory + At::x + at));
-          float low = fmaf(skip[channel], in_x.x, y[p][k]);
-          float high = fmaf(skip[channel + 1], in_x.y, y[p][k + 1]);
-          if (in.z && begin + t < count) {
-            const std::int64_t position = segments.position(segment, begin + t);
-            const float2 z = unpack<T>(*reinterpret_cast<const unsigned*>(
-                static_cast<const T*>(in.z.data) +
-                in.z.offset(segment.row, position, head, channel0 + channel)));
-            low *= cuda::silu(z.x);
-            high *= cuda::silu(z.y);
+          float low = fmaf(skip[p * 8 + column], in_x.x, y[p][k]);
+          float high = fmaf(skip[p * 8 + column + 1], in_x.y, y[p][k + 1]);
+          if (gated) {
+            const float2 gate = unpack<T>(*reinterpret_cast<const unsigned*>(z_row + p * 8));
+            low *= silu_fast(gate.x);
+            high *= silu_fast(gate.y);
           }
           *reinterpret_cast<unsigned*>(y_tile + at) = pack<T>(low, high);
         }
@@ -203,9 +211,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       for (int i = 0; i < 4; ++i) {
         const int t = strip * 16 + i * 4 + lane / 8;
         if (begin + t >= count) continue;
-        const std::int64_t at =
-            out.offset(segment.row, segments.position(segment, begin + t), head, channel0 + lane % 8 * 8);
-        *reinterpret_cast<uint4*>(static_cast<T*>(out.data) + at) =
+        *reinterpret_cast<uint4*>(to + segments.position(segment, begin + t) * out.stride[1] + lane % 8 * 8) =
             *reinterpret_cast<const uint4*>(y_tile + tile_offset<kChannels>(t, lane % 8));
       }
     }
@@ -236,12 +242,13 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
       }
       carries = true;
-      if (more) store_operand();
     }
-    __syncthreads();  // x, B and the steps are free
-    if (more) load_x_and_B(begin + kTokens);
+    __syncthreads();  // the tiles and steps are free
+    if (more) {
+      load(begin + kTokens);
+      store_operand();
+    }
   }
-
   if (wants_state)
     write_state<kN>(state_tile, in.d_state, S, [&](int p, int n, float v) {
       final_states.store(v, segment.sequence, head, channel0 + p, n);

@@ -20,26 +20,11 @@
 namespace krait::ssd_detail {
 namespace {
 
-constexpr int kThreads =
-    256;  // 8 warps: warp w has rows [16 (w % 4), 16 (w % 4) + 16), and half w / 4 of the columns
+// Warp w of 8 has the strip w % 4 of 16 rows, and half w / 4 of the columns.
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStrips = 4;
-
-// Bytes from the begin of dynamic shared memory.
-template <int kN>
-struct Layout {
-  static constexpr int kRowsOfN = kTokens * kN * 2;
-  static constexpr int kRowsOfP = kTokens * kChannels * 2;
-  static constexpr int B = 0;
-  static constexpr int C = B + kRowsOfN;
-  static constexpr int x = C + kRowsOfN;
-  static constexpr int dy = x + kRowsOfP;
-  static constexpr int S = dy + kRowsOfP;  // (channels, N)
-  static constexpr int G = S + kChannels * kN * 2;
-  static constexpr int M = G + kChannels * kN * 2;  // (tokens, tokens); at the end the sum of W
-  static constexpr int dx = M + kTokens * kTokens * 2;
-  static constexpr int values = dx + kRowsOfP;
-};
+constexpr int kClerk = 4;  // the warp that has no pairs; it keeps the values of the heads
 
 // Sums of one value for each token. What several warps have a part of is kept apart by them, and added in
 // order.
@@ -48,8 +33,7 @@ enum Sum {
   kColumns = kRows + 2,        // of T by columns: four strips of rows
   kEnds = kColumns + kStrips,  // x . v': two halves
   kSteps = kEnds + 2,          // x . v: two halves
-  kDiagonal = kSteps + 2,      // dy . x
-  kSums,
+  kSums = kSteps + 2,
 };
 
 // Values of a head.
@@ -57,6 +41,28 @@ struct Values {
   Steps steps;
   float sums[kSums][kTokens];
   float through[kWarps];  // <G, S>
+  float skip[kWarps];     // <dy, x>
+};
+
+// Bytes from the begin of dynamic shared memory. What belongs to a head is there twice: while one is worked
+// on, the next one is copied.
+template <int kN>
+struct Layout {
+  static constexpr int kRowsOfN = kTokens * kN * 2;
+  static constexpr int kRowsOfP = kTokens * kChannels * 2;
+  static constexpr int B = 0;
+  static constexpr int C = B + kRowsOfN;
+  static constexpr int M = C + kRowsOfN;  // (tokens, tokens); at the end the sum of W
+  static constexpr int dx = M + kTokens * kTokens * 2;
+  static constexpr int heads = dx + kRowsOfP;
+  // Of a head, from its begin.
+  static constexpr int x = 0;
+  static constexpr int dy = x + kRowsOfP;
+  static constexpr int S = dy + kRowsOfP;  // (channels, N)
+  static constexpr int G = S + kChannels * kN * 2;
+  static constexpr int head = G + kChannels * kN * 2;
+  static constexpr int values = heads + 2 * head;
+  static constexpr int total = values + 2 * static_cast<int>(sizeof(Values));
 };
 
 // The sum over the four lanes that share a row of a fragment.
@@ -83,7 +89,7 @@ __device__ __forceinline__ void scale_rows(unsigned (&a)[4], float upper, float 
 }
 
 template <typename T, int kN>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 1)
     chunked_backward_kernel(Inputs in, Segments chunks, AnyView<4> dout, const T* states, const T* gradients,
                             Gradients to, Sums sums) {
   using At = Layout<kN>;
@@ -91,8 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(1024) float4 shared_memory[];
   char* const shared = reinterpret_cast<char*>(shared_memory);
   const unsigned tile = shared_address(shared_memory);
-  Values& values = *reinterpret_cast<Values*>(shared + At::values);
-  const Steps& steps = values.steps;
+  Values* const values_of = reinterpret_cast<Values*>(shared + At::values);
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
@@ -116,18 +121,19 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   const T* x = static_cast<const T*>(in.x.data) + in.x.offset(chunk.row, 0, 0, 0);
   const T* dy = static_cast<const T*>(dout.data) + dout.offset(chunk.row, 0, 0, 0);
-  const auto load_head = [&](std::int64_t head, std::int64_t channel0) {
-    load_tile<kChannels, kThreads>(tile + At::x, x + head * in.x.stride[2] + channel0, in.x.stride[1],
+  const auto load_head = [&](std::int64_t head, std::int64_t channel0, int buffer) {
+    const unsigned at = tile + At::heads + static_cast<unsigned>(buffer * At::head);
+    load_tile<kChannels, kThreads>(at + At::x, x + head * in.x.stride[2] + channel0, in.x.stride[1],
                                    kChannels, chunks, chunk, 0);
-    load_tile<kChannels, kThreads>(tile + At::dy, dy + head * dout.stride[2] + channel0, dout.stride[1],
+    load_tile<kChannels, kThreads>(at + At::dy, dy + head * dout.stride[2] + channel0, dout.stride[1],
                                    kChannels, chunks, chunk, 0);
     const std::int64_t state = ((s * in.heads + head) * in.headdim + channel0) * in.d_state;
     static_assert(kChannels == kTokens);
-    load_rows<kN, kThreads>(tile + At::S, states + state, in.d_state);
-    load_rows<kN, kThreads>(tile + At::G, gradients + state, in.d_state);
+    load_rows<kN, kThreads>(at + At::S, states + state, in.d_state);
+    load_rows<kN, kThreads>(at + At::G, gradients + state, in.d_state);
   };
 
-  float dt[2] = {};
+  float dt[2] = {};  // of the clerk: of the next head whose steps are to be computed
   load_tile<kN, kThreads>(tile + At::B,
                           static_cast<const T*>(in.B.data) + in.B.offset(chunk.row, 0, group, 0),
                           in.B.stride[1], in.d_state, chunks, chunk, 0);
@@ -135,8 +141,15 @@ __global__ void __launch_bounds__(kThreads, 2)
                           static_cast<const T*>(in.C.data) + in.C.offset(chunk.row, 0, group, 0),
                           in.C.stride[1], in.d_state, chunks, chunk, 0);
   if (first_head < last_head) {
-    load_head(first_head, 0);
-    if (warp == 0) load_dt(in, chunks, chunk, first_head, 0, lane, dt);
+    load_head(first_head, 0, 0);
+    if (warp == kClerk) {
+      load_dt(in, chunks, chunk, first_head, 0, lane, dt);
+      compute_steps(in, dt, bias_of(in, first_head), rate_of(in, first_head), count, lane,
+                    values_of[0].steps);
+      if (first_head + 1 < last_head) load_dt(in, chunks, chunk, first_head + 1, 0, lane, dt);
+    }
+    for (int i = thread; i < 2 * kSums * kTokens; i += kThreads)
+      values_of[i / (kSums * kTokens)].sums[i / kTokens % kSums][i % kTokens] = 0.0F;
   }
   wait_for_copies();
   __syncthreads();
@@ -168,17 +181,89 @@ __global__ void __launch_bounds__(kThreads, 2)
   float dC[kHalf / 8][4] = {};
   float dB[kHalf / 8][4] = {};
 
-  for (std::int64_t head = first_head; head < last_head; ++head) {
+  // Of a head whose sums are there, by the clerk.
+  const auto finish = [&](std::int64_t head, const Values& values) {
     const float rate = rate_of(in, head);
-    if (warp == 0) compute_steps(in, dt, bias_of(in, head), rate, count, lane, values.steps);
-    for (int i = thread; i < kSums * kTokens; i += kThreads) values.sums[i / kTokens][i % kTokens] = 0.0F;
-    float through = 0.0F;
+    // Tokens `lane` and `lane` + 32.
+    float from_end[2];    // to be summed over i >= t
+    float from_start[2];  // over j < t
+    float own[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = lane + i * 32;
+      const auto sum = [&](int which) { return values.sums[which][t] + values.sums[which + 1][t]; };
+      from_end[i] = sum(kRows) - (sum(kColumns) + sum(kColumns + 2));
+      own[i] = from_start[i] = values.steps.d[t] * sum(kEnds);
+#pragma unroll
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const float after = __shfl_down_sync(0xffffffffU, from_end[i], distance);
+        if (lane + distance < 32) from_end[i] += after;
+        const float before = __shfl_up_sync(0xffffffffU, from_start[i], distance);
+        if (lane >= distance) from_start[i] += before;
+      }
+    }
+    from_end[0] += __shfl_sync(0xffffffffU, from_end[1], 0);
+    from_start[1] += __shfl_sync(0xffffffffU, from_start[0], 31);
+    float state = 0.0F;
+    float dD = 0.0F;
+    for (int w = 0; w < kWarps; ++w) {
+      state += values.through[w];
+      dD += values.skip[w];
+    }
+    state *= exp2_fast(values.steps.a[kTokens - 1]);
 
-    for (std::int64_t channel0 = 0; channel0 < in.headdim; channel0 += kChannels) {
-      wait_for_copies();
-      __syncthreads();
-      if (channel0 == 0 && warp == 0 && head + 1 < last_head)
-        load_dt(in, chunks, chunk, head + 1, 0, lane, dt);
+    float dA = 0.0F;
+    float ddt_bias = 0.0F;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = lane + i * 32;
+      if (t >= count) continue;
+      const float exponent = from_end[i] + (from_start[i] - own[i]) + state;
+      dA = fmaf(values.steps.d[t], exponent, dA);
+      const float dd =
+          fmaf(rate, exponent, values.sums[kSteps][t] + values.sums[kSteps + 1][t]) * values.steps.slope[t];
+      ddt_bias += dd;
+      if (to.ddt) to.ddt.store(dd, chunk.row, chunks.position(chunk, t), head);
+    }
+    dA = cuda::warp_sum(dA);
+    ddt_bias = cuda::warp_sum(ddt_bias);
+    if (lane == 0) {
+      if (sums.dA != nullptr) sums.dA[s * in.heads + head] = dA;
+      if (sums.ddt_bias != nullptr) sums.ddt_bias[s * in.heads + head] = ddt_bias;
+      if (sums.dD != nullptr) sums.dD[s * in.heads + head] = dD;
+    }
+  };
+
+  const std::int64_t tiles = in.headdim / kChannels;
+  const std::int64_t items = (last_head - first_head) * tiles;
+  float through = 0.0F;
+  float skip_sum = 0.0F;
+  for (std::int64_t item = 0; item < items; ++item) {
+    const std::int64_t head = first_head + item / tiles;
+    const std::int64_t channel0 = item % tiles * kChannels;
+    const int parity = static_cast<int>((head - first_head) % 2);
+    Values& values = values_of[parity];
+    const Steps& steps = values.steps;
+    wait_for_copies();
+    __syncthreads();  // this head is there, and what belongs to the one before is free
+    if (item + 1 < items)
+      load_head(first_head + (item + 1) / tiles, (item + 1) % tiles * kChannels,
+                static_cast<int>((item + 1) % 2));
+    if (warp == kClerk && channel0 == 0) {
+      Values& others = values_of[1 - parity];
+      if (head > first_head) finish(head - 1, others);
+      __syncwarp();
+      if (head + 1 < last_head) {
+        compute_steps(in, dt, bias_of(in, head + 1), rate_of(in, head + 1), count, lane, others.steps);
+        if (head + 2 < last_head) load_dt(in, chunks, chunk, head + 2, 0, lane, dt);
+      }
+    }
+    const int at_head = At::heads + static_cast<int>(item % 2) * At::head;
+    const int x_tile = at_head + At::x;
+    const int dy_tile = at_head + At::dy;
+    const int S_tile = at_head + At::S;
+    const int G_tile = at_head + At::G;
+    {
       const float a[2] = {steps.a[row], steps.a[row + 8]};
 
       // Pairs of tokens.
@@ -191,8 +276,8 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int k = 0; k < kChannels / 8; k += 2) {
           unsigned left[4];
           unsigned b[4];
-          load_a<kChannels>(left, tile + At::dy, strip * 16, k);
-          load_b_transposed<kChannels>(b, tile + At::x, j * 16, k);
+          load_a<kChannels>(left, tile + static_cast<unsigned>(dy_tile), strip * 16, k);
+          load_b_transposed<kChannels>(b, tile + static_cast<unsigned>(x_tile), j * 16, k);
           multiply_add<T>(dM[0], left, b[0], b[1]);
           multiply_add<T>(dM[1], left, b[2], b[3]);
         }
@@ -218,7 +303,6 @@ __global__ void __launch_bounds__(kThreads, 2)
             const float t = w * c[k];
             row_sum[k / 2] += t;
             column_sum[k % 2] += t;
-            if (other + k % 2 == i) values.sums[kDiagonal][i] += dM[q][k];
           }
           const unsigned at = pair_offset<kTokens>(row, j * 2 + q, column);
           pair_at(At::M, at) = pack<T>(m[0], m[1]);
@@ -243,7 +327,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const float factor[2] = {steps.start[row], steps.start[row + 8]};
 #pragma unroll
         for (int k = 0; k < kChannels / 16; ++k) {
-          load_a<kChannels>(left[k], tile + At::dy, strip * 16, 2 * k);
+          load_a<kChannels>(left[k], tile + static_cast<unsigned>(dy_tile), strip * 16, 2 * k);
           scale_rows<T>(left[k], factor[0], factor[1]);
         }
         float off[2] = {};
@@ -254,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int k = 0; k < kChannels / 16; ++k) {
             unsigned b[4];
-            load_b<kN>(b, tile + At::S, k * 16, vector);
+            load_b<kN>(b, tile + static_cast<unsigned>(S_tile), k * 16, vector);
             multiply_add<T>(c[0], left[k], b[0], b[1]);
             multiply_add<T>(c[1], left[k], b[2], b[3]);
           }
@@ -281,12 +365,12 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int k = 0; k < kChannels / 16; ++k) {
           unsigned left[4];
-          load_a<kChannels>(left, tile + At::x, strip * 16, 2 * k);
+          load_a<kChannels>(left, tile + static_cast<unsigned>(x_tile), strip * 16, 2 * k);
           scale_rows<T>(left, factor[0], factor[1]);
 #pragma unroll
           for (int n = 0; n < kHalf / 8; n += 2) {
             unsigned b[4];
-            load_b<kN>(b, tile + At::G, k * 16, half * (kHalf / 8) + n);
+            load_b<kN>(b, tile + static_cast<unsigned>(G_tile), k * 16, half * (kHalf / 8) + n);
             multiply_add<T>(dB[n], left, b[0], b[1]);
             multiply_add<T>(dB[n + 1], left, b[2], b[3]);
           }
@@ -295,8 +379,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       // <G, S>: the tiles lie alike.
 #pragma unroll
       for (int i = 0; i < kChannels * kN / 8; i += kThreads) {
-        const uint4 u = *reinterpret_cast<const uint4*>(shared + At::S + (i + thread) * 16);
-        const uint4 v = *reinterpret_cast<const uint4*>(shared + At::G + (i + thread) * 16);
+        const uint4 u = *reinterpret_cast<const uint4*>(shared + S_tile + (i + thread) * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(shared + G_tile + (i + thread) * 16);
         const unsigned of_S[4] = {u.x, u.y, u.z, u.w};
         const unsigned of_G[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -318,7 +402,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int p = 0; p < 2; ++p) {
             unsigned b[4];
-            load_b_transposed<kN>(b, tile + At::G, half * 32 + p * 16, k);
+            load_b_transposed<kN>(b, tile + static_cast<unsigned>(G_tile), half * 32 + p * 16, k);
             multiply_add<T>(v[2 * p], left, b[0], b[1]);
             multiply_add<T>(v[2 * p + 1], left, b[2], b[3]);
           }
@@ -331,7 +415,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int k = 0; k < 4; k += 2) {
             const unsigned at = pair_offset<kChannels>(row + k * 4, half * 4 + p, column);
-            const float2 of_x = unpack<T>(pair_at(At::x, at));
+            const float2 of_x = unpack<T>(pair_at(x_tile, at));
             v[p][k] *= to_end[k / 2];
             v[p][k + 1] *= to_end[k / 2];
             ends[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, ends[k / 2]));
@@ -345,7 +429,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int p = 0; p < 2; ++p) {
             unsigned b[4];
-            load_b<kChannels>(b, tile + At::dy, i * 16, half * 4 + 2 * p);
+            load_b<kChannels>(b, tile + static_cast<unsigned>(dy_tile), i * 16, half * 4 + 2 * p);
             multiply_add<T>(v[2 * p], left, b[0], b[1]);
             multiply_add<T>(v[2 * p + 1], left, b[2], b[3]);
           }
@@ -357,10 +441,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
           for (int k = 0; k < 4; k += 2) {
             const unsigned at = pair_offset<kChannels>(row + k * 4, half * 4 + p, column);
-            const float2 of_x = unpack<T>(pair_at(At::x, at));
-            const float2 of_dy = unpack<T>(pair_at(At::dy, at));
+            const float2 of_x = unpack<T>(pair_at(x_tile, at));
+            const float2 of_dy = unpack<T>(pair_at(dy_tile, at));
             const float d = steps.d[row + k * 4];
             dd[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, dd[k / 2]));
+            skip_sum = fmaf(of_x.x, of_dy.x, fmaf(of_x.y, of_dy.y, skip_sum));
             pair_at(At::dx, at) =
                 pack<T>(fmaf(d, v[p][k], skip * of_dy.x), fmaf(d, v[p][k + 1], skip * of_dy.y));
           }
@@ -375,82 +460,38 @@ __global__ void __launch_bounds__(kThreads, 2)
           }
         }
       }
-      __syncthreads();  // dx is there; x, dy, S and G are free
-      const bool last_channels = channel0 + kChannels >= in.headdim;
-      if (!last_channels)
-        load_head(head, channel0 + kChannels);
-      else if (head + 1 < last_head)
-        load_head(head + 1, 0);
       if (to.dx) {
+        __syncwarp();  // dx of the warp is there
 #pragma unroll
-        for (int i = 0; i < kTokens * kChannels / 8; i += kThreads) {
-          const int t = (i + thread) / (kChannels / 8);
-          const int vector = (i + thread) % (kChannels / 8);
+        for (int i = 0; i < 2; ++i) {
+          const int t = strip * 16 + i * 8 + lane / 4;
+          const int vector = half * 4 + lane % 4;
           if (t >= count) continue;
           const std::int64_t at =
               to.dx.offset(chunk.row, chunks.position(chunk, t), head, channel0 + vector * 8);
           *reinterpret_cast<uint4*>(static_cast<T*>(to.dx.data) + at) =
               *reinterpret_cast<const uint4*>(shared + At::dx + tile_offset<kChannels>(t, vector));
         }
+        __syncwarp();
       }
     }
-
-    through = cuda::warp_sum(through);
-    if (lane == 0) values.through[warp] = through;
-    __syncthreads();
-    if (warp == 0) {
-      // Tokens `lane` and `lane` + 32.
-      float from_end[2];    // to be summed over i >= t
-      float from_start[2];  // over j < t
-      float own[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int t = lane + i * 32;
-        const auto sum = [&](int which) { return values.sums[which][t] + values.sums[which + 1][t]; };
-        from_end[i] = sum(kRows) - (sum(kColumns) + sum(kColumns + 2));
-        own[i] = from_start[i] = steps.d[t] * sum(kEnds);
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-          const float after = __shfl_down_sync(0xffffffffU, from_end[i], distance);
-          if (lane + distance < 32) from_end[i] += after;
-          const float before = __shfl_up_sync(0xffffffffU, from_start[i], distance);
-          if (lane >= distance) from_start[i] += before;
-        }
-      }
-      from_end[0] += __shfl_sync(0xffffffffU, from_end[1], 0);
-      from_start[1] += __shfl_sync(0xffffffffU, from_start[0], 31);
-      float state = 0.0F;
-      for (int w = 0; w < kWarps; ++w) state += values.through[w];
-      state *= exp2_fast(steps.a[kTokens - 1]);
-
-      float dA = 0.0F;
-      float ddt_bias = 0.0F;
-      float dD = 0.0F;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int t = lane + i * 32;
-        if (t >= count) continue;
-        const float exponent = from_end[i] + (from_start[i] - own[i]) + state;
-        dA = fmaf(steps.d[t], exponent, dA);
-        const float dd =
-            fmaf(rate, exponent, values.sums[kSteps][t] + values.sums[kSteps + 1][t]) * steps.slope[t];
-        ddt_bias += dd;
-        dD += values.sums[kDiagonal][t];
-        if (to.ddt) to.ddt.store(dd, chunk.row, chunks.position(chunk, t), head);
-      }
-      dA = cuda::warp_sum(dA);
-      ddt_bias = cuda::warp_sum(ddt_bias);
-      dD = cuda::warp_sum(dD);
+    if (channel0 + kChannels == in.headdim) {
+      through = cuda::warp_sum(through);
+      skip_sum = cuda::warp_sum(skip_sum);
       if (lane == 0) {
-        if (sums.dA != nullptr) sums.dA[s * in.heads + head] = dA;
-        if (sums.ddt_bias != nullptr) sums.ddt_bias[s * in.heads + head] = ddt_bias;
-        if (sums.dD != nullptr) sums.dD[s * in.heads + head] = dD;
+        values.through[warp] = through;
+        values.skip[warp] = skip_sum;
       }
+      through = skip_sum = 0.0F;
+      // The clerk had finished with those of the head before when M was there.
+      for (int i = thread; i < kSums * kTokens; i += kThreads)
+        values_of[1 - parity].sums[i / kTokens][i % kTokens] = 0.0F;
     }
-    __syncthreads();  // the values are free
   }
+  __syncthreads();
+  if (warp == kClerk && items > 0) finish(last_head - 1, values_of[(last_head - 1 - first_head) % 2]);
 
-  // What the pairs of all heads have.
+    // What the pairs of all heads have.
 #pragma unroll
   for (int jj = 0; jj < 2; ++jj) {
     const int j = half * 2 + jj;
@@ -509,7 +550,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-int chunked_backward_shared_memory() { return Layout<128>::values + static_cast<int>(sizeof(Values)); }
+int chunked_backward_shared_memory() { return Layout<128>::total; }
 
 void chunked_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
                       const Tensor& states, const Tensor& gradients, const Gradients& to, const Sums& sums) {
@@ -524,9 +565,9 @@ void chunked_backward(Context& ctx, const Inputs& in, const Segments& chunks, co
                      static_cast<const T*>(states.raw()), static_cast<const T*>(gradients.raw()), to, sums);
       };
       if (in.d_state <= 64)
-        with(chunked_backward_kernel<T, 64>, Layout<64>::values + static_cast<int>(sizeof(Values)));
+        with(chunked_backward_kernel<T, 64>, Layout<64>::total);
       else
-        with(chunked_backward_kernel<T, 128>, Layout<128>::values + static_cast<int>(sizeof(Values)));
+        with(chunked_backward_kernel<T, 128>, Layout<128>::total);
     }
   });
 }

@@ -104,6 +104,11 @@ __device__ __forceinline__ float exp2_fast(float v) { return exp2f(v); }
 
 #endif
 
+// silu to about 2^-20, which a 16-bit result does not see.
+__device__ __forceinline__ float silu_fast(float v) {
+  return __fdividef(v, 1.0F + exp2_fast(v * -1.4426950408889634F));
+}
+
 // Where two neighbours of a row lie, from the even column 8 `vector` + `column` on, column < 8.
 template <int kColumns>
 __device__ __forceinline__ unsigned pair_offset(int row, int vector, int column) {

@@ -34,7 +34,8 @@ struct Layout {
 };
 
 template <typename T, int kN, bool kBackward>
-__global__ void __launch_bounds__(kThreads, 4) states_kernel(Inputs in, AnyView<4> dout, Walkers walkers) {
+__global__ void __launch_bounds__(kThreads, kN > 64 ? 3 : 4)
+    states_kernel(Inputs in, AnyView<4> dout, Walkers walkers) {
   using At = Layout<kN>;
   extern __shared__ __align__(1024) float4 shared_memory[];
   char* const shared = reinterpret_cast<char*>(shared_memory);
@@ -105,16 +106,19 @@ __global__ void __launch_bounds__(kThreads, 4) states_kernel(Inputs in, AnyView<
         }
       }
       __syncwarp();
-      T* to = static_cast<T*>(walkers.states) +
-              (((first_chunk + begin / kTokens) * in.heads + head) * in.headdim + channel0) * in.d_state;
       constexpr int kVectors = kN / 8;
+      const int first = warp * 16 + lane / kVectors;
+      const int vector = lane % kVectors;
+      T* to =
+          static_cast<T*>(walkers.states) +
+          (((first_chunk + begin / kTokens) * in.heads + head) * in.headdim + channel0 + first) * in.d_state +
+          vector * 8;
 #pragma unroll
-      for (int k = 0; k < 16 * kVectors; k += 32) {
-        const int p = warp * 16 + (k + lane) / kVectors;
-        const int vector = (k + lane) % kVectors;
+      for (int p = 0; p < 16; p += 32 / kVectors) {
         if (vector * 8 < in.d_state)
-          *reinterpret_cast<uint4*>(to + p * in.d_state + vector * 8) =
-              *reinterpret_cast<const uint4*>(shared + At::S + tile_offset<kN>(p, vector));
+          *reinterpret_cast<uint4*>(to) =
+              *reinterpret_cast<const uint4*>(shared + At::S + tile_offset<kN>(first + p, vector));
+        to += 32 / kVectors * in.d_state;
       }
       __syncwarp();
     }
