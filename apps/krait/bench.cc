@@ -216,7 +216,7 @@ void add_bench(const Command& program) {
             "Random weights for this config.json (of type f32 unless --dtype says otherwise)")
       .excludes(model);
   command.integer("--prompt-length", b.prompt_length, 1, kMaxCount, "Tokens of each prompt");
-  command.integer("--new-tokens", b.new_tokens, 1, kMaxCount, "Tokens to make, one at a time");
+  command.integer("--new-tokens", b.new_tokens, 0, kMaxCount, "Tokens to make, one at a time");
   command.integer("--batch", b.batch, 1, 1'000'000, "Sequences at once");
   command.integer("--repeat", b.repeat, 1, 1'000'000, "Runs, of which the median counts");
   TrainBenchOptions& t = options->training;

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <optional>
 
+#include "generate/row_sampler.h"
 #include "krait/core/error.h"
 #include "krait/models/stepper.h"
 
@@ -25,19 +25,17 @@ class Decoding {
         options_(options),
         rng_(options.seed, static_cast<std::uint64_t>(index)),
         stop_(options.stop) {
-    if (tokenizer != nullptr) {
-      decoder_.emplace(*tokenizer, /*skip_special=*/true);
-      known_ids_ = tokenizer->vocab_size();
-    }
+    if (tokenizer != nullptr) decoder_.emplace(*tokenizer, /*skip_special=*/true);
     result.ids = prompt;
     result.prompt_length = static_cast<std::int64_t>(prompt.size());
   }
 
-  // Draws the next token from its logits; afterwards done() says whether it was the last.
-  void take(std::span<const float> logits, const ModelConfig& config) {
-    // A model may have more rows than its tokenizer has tokens.
-    const Sample next =
-        sample(logits, std::min(config.vocab_size, known_ids_), result.ids, options_.sampling, rng_);
+  Sample draw(std::span<const float> logits, std::int64_t vocab_size) {
+    return sample(logits, vocab_size, result.ids, options_.sampling, rng_);
+  }
+
+  // Appends the next token; afterwards done() says whether it was the last.
+  void take(const Sample& next, const ModelConfig& config) {
     result.ids.push_back(next.id);
     result.logprobs.push_back(next.logprob);
     const auto& eos = config.eos_token_ids;
@@ -63,6 +61,7 @@ class Decoding {
   }
 
   [[nodiscard]] bool done() const { return done_; }
+  [[nodiscard]] std::int64_t index() const { return index_; }
 
   State state;
   Generation result;
@@ -77,13 +76,32 @@ class Decoding {
   std::int64_t index_;
   const GenerateOptions& options_;
   Rng rng_;
-  std::int64_t known_ids_ = std::numeric_limits<std::int64_t>::max();
   std::optional<StreamDecoder> decoder_;
   StopText stop_;
   bool done_ = false;
 };
 
-void decode_all(Context& ctx, const LanguageModel& model, std::span<Decoding> all, GenerateResult& result) {
+// The next token of each sequence, drawn where the logits are.
+std::vector<Sample> draw_all(Context& ctx, const Tensor& logits, std::span<Decoding* const> active,
+                             std::int64_t vocab_size, RowSampler& sampler) {
+  std::vector<Sample> samples;
+  if (ctx.on_gpu()) {
+    std::vector<std::int64_t> sequences;
+    std::vector<std::span<const std::int64_t>> previous;
+    for (const Decoding* d : active) {
+      sequences.push_back(d->index());
+      previous.emplace_back(d->result.ids);
+    }
+    return sampler.draw(logits, sequences, previous);
+  }
+  for (std::size_t i = 0; i < active.size(); ++i)
+    samples.push_back(
+        active[i]->draw(logits.select(0, static_cast<std::int64_t>(i)).span<float>(), vocab_size));
+  return samples;
+}
+
+void decode_all(Context& ctx, const LanguageModel& model, std::int64_t vocab_size,
+                const GenerateOptions& options, std::span<Decoding> all, GenerateResult& result) {
   auto begin = std::chrono::steady_clock::now();
   std::vector<Decoding*> active;
   std::vector<Sequence> inputs;
@@ -92,13 +110,14 @@ void decode_all(Context& ctx, const LanguageModel& model, std::span<Decoding> al
     inputs.push_back({.ids = d.result.ids, .state = &d.state});
   }
   Stepper stepper(ctx, model);
+  RowSampler sampler(ctx, options.sampling, options.seed, vocab_size);
   std::vector<std::int64_t> ids;
   std::vector<State*> states;
   bool first = true;
   while (!active.empty()) {
-    const Tensor logits = ctx.to_host(first ? model.logits(ctx, inputs) : stepper.step(ids, states));
-    for (std::size_t i = 0; i < active.size(); ++i)
-      active[i]->take(logits.select(0, static_cast<std::int64_t>(i)).span<float>(), model.config());
+    const Tensor logits = first ? model.logits(ctx, inputs) : stepper.step(ids, states);
+    const std::vector<Sample> samples = draw_all(ctx, logits, active, vocab_size, sampler);
+    for (std::size_t i = 0; i < active.size(); ++i) active[i]->take(samples[i], model.config());
     if (first) {
       result.prefill_seconds = seconds_since(begin);
       begin = std::chrono::steady_clock::now();
@@ -146,7 +165,11 @@ GenerateResult generate(Context& ctx, const LanguageModel& model, const Tokenize
   }
   if (options.max_new_tokens > 0) {
     try {
-      decode_all(ctx, model, all, result);
+      // A model may have more rows than its tokenizer has tokens.
+      const std::int64_t vocab_size = tokenizer == nullptr
+                                          ? model.config().vocab_size
+                                          : std::min(model.config().vocab_size, tokenizer->vocab_size());
+      decode_all(ctx, model, vocab_size, options, all, result);
     } catch (const Error& e) {
       if (e.kind() != ErrorKind::interrupted) throw;
       for (Decoding& d : all) d.end(FinishReason::interrupted);

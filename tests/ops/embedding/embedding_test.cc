@@ -52,6 +52,7 @@ TEST(Embedding, CopiesRowsOfEveryDtype) {
   Context ctx;
   for (const DType from : kFloats) {
     for (const DType to : kFloats) {
+      if (testing::on_gpu() && from != to && (from == DType::f64 || to == DType::f64)) continue;  // the CPU's
       for (const std::int64_t d : {1, 3, 8, 31, 64, 130}) {
         SCOPED_TRACE(concat(from, " to ", to, " d ", d));
         const Tensor weight = random_tensor({11, d}, from);

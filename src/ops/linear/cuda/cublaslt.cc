@@ -127,7 +127,8 @@ class Products {
 
   [[nodiscard]] Plan make_plan(const Shape& s) const {
     Plan plan;
-    plan.name = concat("linear cublaslt ", s.rows, " x ", s.out, " by ", s.in, ", ", s.dtype, " to ", s.out_dtype);
+    plan.name =
+        concat("linear cublaslt ", s.rows, " x ", s.out, " by ", s.in, ", ", s.dtype, " to ", s.out_dtype);
     cublasLtMatmulDesc_t desc = nullptr;
     // f32 is multiplied as f32: none of the modes that round it to tf32 or bf16.
     check(library_, library_.desc_create(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a product");
@@ -270,16 +271,16 @@ bool gpu::cublaslt(Context& ctx, const Problem& p) {
   auto out_layout = layout_of(p.out);
   // A destination stored by columns is one by rows of the product with its factors exchanged.
   if (out_layout && !out_layout->by_rows && !p.bias &&
-      (p.out.dtype() == DType::f32 || p.out.dtype() == dtype))
+      (p.out.dtype() == DType::f32 || (p.out.dtype() == dtype && !p.accumulate)))
     return multiply_in_parts(ctx, matrix_of(ctx, p.weight), matrix_of(ctx, x), {},
                              {p.out.transpose(0, 1), {true, out_layout->stride}}, p.accumulate);
 
-  // A 16-bit destination of another dtype than the factors goes through f32; so does one with a bias, which
-  // cuBLASLt adds to what it has rounded already. A result is rounded once.
+  // A 16-bit destination of another dtype than the factors goes through f32; so does one with a bias or with
+  // what is there already, which cuBLASLt may add to what it has rounded. A result is rounded once.
   Tensor out = p.out;
   Tensor bias = p.bias ? ctx.contiguous(p.bias) : Tensor();
   const bool direct = out_layout && out_layout->by_rows &&
-                      (out.dtype() == DType::f32 || (out.dtype() == dtype && !bias));
+                      (out.dtype() == DType::f32 || (out.dtype() == dtype && !bias && !p.accumulate));
   if (!direct) {
     out = ctx.empty(p.out.shape(), DType::f32);
     if (p.accumulate) ctx.copy(p.out, out);
