@@ -55,7 +55,9 @@ struct SelectiveScanResult {
 
 // Accumulation and state in f32; 64-bit offsets; L, B, D, N may be 0. The bits of the result do not depend on
 // the number of threads. The inputs may have dtypes of their own; where any of them is f64 or c128, the
-// reference computes in f64. Throws Error(invalid_argument) for shapes, dtypes or sequences that do not fit.
+// reference computes in f64. On a GPU there is no f64, path is automatic, and seq_idx, cu_seqlens and
+// state_positions may be on the host or on the device (which is waited for then). Throws
+// Error(invalid_argument) for shapes, dtypes or sequences that do not fit.
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args);
 
 struct SelectiveScanBackwardArgs {
@@ -81,6 +83,7 @@ struct SelectiveScanBackwardArgs {
 // States are recomputed from checkpoints, a few dozen tokens at a time; without `checkpoints` each thread
 // walks to those of the 64 channels at its hands first. Beside them memory holds sums for dB and dC, at most
 // 32 times the larger of the two, and for dA. The bits of the result do not depend on the number of threads.
+// A GPU has checkpoints of its own, every 32 tokens, and sums of D / 32 to D / 8 times the size of dB and dC.
 void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args);
 
 }  // namespace krait
