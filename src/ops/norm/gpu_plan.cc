@@ -55,7 +55,8 @@ GpuPlan choose_gpu_plan(const Problem& p) {
       !all_of_dtype(DType::f32, {&p.residual, &p.residual_out}))
     return {};
   if (p.z && (p.residual || p.residual_out)) return {};
-  return choose_gpu_plan(p.group_size, 4);
+  // Rows wait in shared memory, which holds half as many f32.
+  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 2 : 4);
 }
 
 GpuPlan choose_gpu_plan(const BackwardProblem& p) {

@@ -31,7 +31,7 @@ struct Layout {
 };
 
 template <typename T, int kN>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kN > 64 ? 2 : 3)
     chunked_kernel(Inputs in, Segments segments, const float* starts, AnyView<4> out,
                    AnyView<4> final_states) {
   using At = Layout<kN>;
