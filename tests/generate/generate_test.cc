@@ -134,7 +134,7 @@ TEST_F(Generate, EndsAtEndOfText) {
 
 TEST_F(Generate, InterruptionKeepsWhatWasMade) {
   std::atomic<int> asked{0};
-  Context ctx(ContextOptions{.cancelled = [&] { return ++asked > 6; }});
+  Context ctx(ContextOptions{.device = testing::test_device(), .cancelled = [&] { return ++asked > 6; }});
   const std::vector<std::vector<std::int64_t>> prompts{tokenizer_.encode("ROMEO:")};
   const GenerateResult r =
       generate(ctx, model_, &tokenizer_, prompts, {.max_new_tokens = 1000, .ignore_eos = true});

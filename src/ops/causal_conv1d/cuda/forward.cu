@@ -57,7 +57,7 @@ struct ForwardRows {
 template <typename T, int kTaps, int kVector>
 __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
   constexpr int kChannels = 32 * kVector;
-  constexpr int kAhead = 8;
+  constexpr int kAhead = 4;
   __shared__ float staged[kTaps + 1][kChannels];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t channel0 = std::int64_t{blockIdx.x % p.channel_blocks} * kChannels;
@@ -99,11 +99,15 @@ __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
 #pragma unroll
   for (int j = 0; j < kAhead; ++j) next[j] = load(j);
   for (int begin = 0; begin < count; begin += kAhead) {
+    Pack<T, kVector> now[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) now[j] = next[j];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) next[j] = load(begin + kAhead + j);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
       float input[kVector];
-      widen(next[j], input);
-      next[j] = load(begin + kAhead + j);
+      widen(now[j], input);
       float result[kVector];
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {

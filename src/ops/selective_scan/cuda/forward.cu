@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 2 : 4) walk_tiles(Opera
     const std::int64_t group = item / blocks % in.groups;
     const std::int64_t first_in_group = item % blocks * kChannels;
     const std::int64_t first = group * in_group + first_in_group;
-    const int channels = in_group - first_in_group < kChannels ? static_cast<int>(in_group - first_in_group)
-                                                               : kChannels;
+    const int channels =
+        in_group - first_in_group < kChannels ? static_cast<int>(in_group - first_in_group) : kChannels;
     const bool mine = team < channels;
     const std::int64_t d = first + (mine ? team : 0);
 
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 2 : 4) walk_tiles(Opera
     };
     const auto load = [&](const Tile32& tile) {
       load_span(in.u.data, in.u.dtype, moves.span(in.u, tile, piece.row, first, channels), next_u);
-      load_span(in.delta.data, in.delta.dtype, moves.span(in.delta, tile, piece.row, first, channels), next_delta);
+      load_span(in.delta.data, in.delta.dtype, moves.span(in.delta, tile, piece.row, first, channels),
+                next_delta);
       if (!kStatesOnly && in.z)
         load_span(in.z.data, in.z.dtype, moves.span(in.z, tile, piece.row, first, channels), next_z);
       if constexpr (kAhead) load_factors(tile);
@@ -161,7 +162,8 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 2 : 4) walk_tiles(Opera
         if (in.softplus) dt = softplus_fast(dt);
         // Empty rows leave the state as it is.
         if (row >= tile.count) dt = 0.0F;
-        tile_of_steps[row * kRow + moves.channel_of(e)] = make_float2(dt, row < tile.count ? dt * u[e] : 0.0F);
+        tile_of_steps[row * kRow + moves.channel_of(e)] =
+            make_float2(dt, row < tile.count ? dt * u[e] : 0.0F);
       }
       __syncthreads();
 
@@ -194,9 +196,10 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 2 : 4) walk_tiles(Opera
           else
             y[s] = sum;
         }
-        // Nobody but these lanes reads dt of these rows, and they have.
+        // Nobody but these lanes reads dt of these rows, and behind the barrier of the warp they have.
         if constexpr (!kStatesOnly) {
           const float sum = sum_and_scatter<kLanes>(y);
+          __syncwarp();
           tile_of_steps[(row + lane) * kRow + team].x = sum;
         }
       }
@@ -261,7 +264,8 @@ void launch_tiles(Context& ctx, const Operands& o) {
   constexpr std::int64_t kChannels = kBlock / kLanes;
   const std::int64_t in_group = o.in.channels / o.in.groups;
   const std::int64_t items = o.pieces.count * o.in.groups * ((in_group + kChannels - 1) / kChannels);
-  cuda::launch(ctx, kStatesOnly ? "selective_scan_states" : "selective_scan", walk_tiles<kLanes, kStates, kStatesOnly>,
+  cuda::launch(ctx, kStatesOnly ? "selective_scan_states" : "selective_scan",
+               walk_tiles<kLanes, kStates, kStatesOnly>,
                dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kBlock),
                shared_bytes<kLanes, kStates>(), o);
 }
