@@ -238,8 +238,8 @@ TEST(Norm, RowsOfModels) {
     std::int64_t group_size;
   };
   for (const Case& c :
-       {Case{1, 768, 0}, Case{1400, 768, 0}, Case{5000, 64, 0}, Case{5, 1536, 0}, Case{9, 4096, 512},
-        Case{3, 5120, 0}, Case{30, 5120, 0}, Case{2, 16384, 0}, Case{2, 17408, 0}, Case{6, 24, 8}})
+       {Case{1, 768, 0}, Case{37, 768, 0}, Case{700, 64, 0}, Case{5, 1536, 0}, Case{9, 4096, 512},
+        Case{3, 5120, 0}, Case{9, 5120, 0}, Case{2, 16384, 0}, Case{2, 17408, 0}, Case{6, 24, 8}})
     for (const DType dtype : kDtypes)
       for (const NormKind kind : kKinds)
         for (const bool gated : {false, true})
@@ -270,6 +270,21 @@ TEST(Norm, RowsOfModels) {
                            "residual");
             if (::testing::Test::HasFailure()) return;
           }
+}
+
+// More rows than a GPU works on at once: blocks go on to others, several warps and one warp for each row.
+TEST(Norm, ManyRows) {
+  Rng rng(10);
+  Context ctx;
+  for (const Dims& shape : {Dims{2000, 768}, Dims{6000, 64}}) {
+    SCOPED_TRACE(concat(shape));
+    const NormArgs args{.x = random_tensor(rng, shape, DType::bf16),
+                        .z = random_tensor(rng, shape, DType::bf16),
+                        .norm_before_gate = false,
+                        .path = fast()};
+    expect_close(run_rms(ctx, args).out, rms_norm(ctx, widened(args)).out, 4e-6 + rounding_of(DType::bf16),
+                 "out");
+  }
 }
 
 TEST(Norm, GpuPlans) {

@@ -390,9 +390,12 @@ void run_plain(Context& ctx, const BackwardProblem& p) {
   partial.add_to(ctx, p);
 }
 
+// False where the device has too little shared memory for the plan.
 template <typename T, typename X>
-void run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
+bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
+  bool done = false;
   with_fast<T, X>(p, plan, [&](auto* kernel, std::size_t shared) {
+    if (!shared_memory_suffices(ctx, shared)) return;
     const int threads = plan.warps * plan.groups * 32;
     const std::int64_t shares = shares_of(ctx, p, resident_blocks(ctx, threads, shared, 512), plan.groups);
     const std::int64_t groups = p.channels / p.group_size;
@@ -418,16 +421,20 @@ void run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
     cuda::launch(ctx, "norm_backward", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared, problem);
     partial.add_to(ctx, p);
+    done = true;
   });
+  return done;
 }
 
 }  // namespace
 
 void cuda(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
-  if (plan.vectors == 0) return run_plain(ctx, p);
-  dispatch_pair(p.dout.dtype(), p.x.dtype(), [&](auto t, auto x) {
-    run_fast<decltype(t), decltype(x)>(ctx, p, plan);
-  });
+  bool done = false;
+  if (plan.vectors > 0)
+    dispatch_pair(p.dout.dtype(), p.x.dtype(), [&](auto t, auto x) {
+      done = run_fast<decltype(t), decltype(x)>(ctx, p, plan);
+    });
+  if (!done) run_plain(ctx, p);
 }
 
 }  // namespace krait::norm_kernels

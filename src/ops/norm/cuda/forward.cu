@@ -195,19 +195,22 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) fast_forward(const FastForw
   }
 }
 
+// False where the device has too little shared memory for the plan.
 template <typename T, typename R, int kVectors, bool kGate>
-void launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
+bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
   const int threads = plan.warps * plan.groups * 32;
   const auto shared = static_cast<std::size_t>(threads) * kStages * kVectors * 16 *
                       static_cast<std::size_t>(kSlots<T> + (kGate ? kSlots<T> : kSlots<R>));
+  if (!shared_memory_suffices(ctx, shared)) return false;
   const std::int64_t blocks = std::min((problem.units + plan.groups - 1) / plan.groups,
                                        resident_blocks(ctx, threads, shared, 1024) * cuda::limits_of(ctx).multiprocessors);
   cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>, dim3(static_cast<unsigned>(blocks)),
                dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared, problem);
+  return true;
 }
 
 template <typename T, typename R, bool kGate>
-void launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
+bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
   switch (plan.vectors) {
     case 1: return launch_fast<T, R, 1, kGate>(ctx, plan, problem);
     case 2: return launch_fast<T, R, 2, kGate>(ctx, plan, problem);
@@ -215,30 +218,31 @@ void launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& pro
   }
 }
 
-}  // namespace
-
-void cuda(Context& ctx, const Problem& p, const GpuPlan& plan) {
+void run_plain(Context& ctx, const Problem& p) {
   const std::int64_t groups = p.channels / p.group_size;
   const std::int64_t units = p.rows * groups;
-  if (plan.vectors == 0) {
-    const PlainForward problem{.x = GpuRows(p.x),
-                               .residual = GpuRows(p.residual),
-                               .z = GpuRows(p.z),
-                               .weight = GpuRows(p.weight),
-                               .bias = GpuRows(p.bias),
-                               .out = GpuRows(p.out),
-                               .residual_out = GpuRows(p.residual_out),
-                               .units = units,
-                               .groups = groups,
-                               .group_size = p.group_size,
-                               .eps = static_cast<float>(p.eps),
-                               .layer = p.kind == NormKind::layer,
-                               .norm_before_gate = p.norm_before_gate};
-    const auto threads = static_cast<unsigned>(std::min<std::int64_t>((p.group_size + 31) / 32 * 32, 256));
-    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(units, 1 << 30));
-    cuda::launch(ctx, "norm", plain_forward, dim3(blocks), dim3(threads), 0, problem);
-    return;
-  }
+  const PlainForward problem{.x = GpuRows(p.x),
+                             .residual = GpuRows(p.residual),
+                             .z = GpuRows(p.z),
+                             .weight = GpuRows(p.weight),
+                             .bias = GpuRows(p.bias),
+                             .out = GpuRows(p.out),
+                             .residual_out = GpuRows(p.residual_out),
+                             .units = units,
+                             .groups = groups,
+                             .group_size = p.group_size,
+                             .eps = static_cast<float>(p.eps),
+                             .layer = p.kind == NormKind::layer,
+                             .norm_before_gate = p.norm_before_gate};
+  const auto threads = static_cast<unsigned>(std::min<std::int64_t>((p.group_size + 31) / 32 * 32, 256));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(units, 1 << 30));
+  cuda::launch(ctx, "norm", plain_forward, dim3(blocks), dim3(threads), 0, problem);
+}
+
+bool run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
+  const std::int64_t groups = p.channels / p.group_size;
+  const std::int64_t units = p.rows * groups;
+  bool done = false;
   const DType residual = p.residual ? p.residual.dtype() : p.residual_out ? p.residual_out.dtype() : p.x.dtype();
   dispatch_pair(p.x.dtype(), residual, [&](auto t, auto r) {
     using T = decltype(t);
@@ -257,9 +261,19 @@ void cuda(Context& ctx, const Problem& p, const GpuPlan& plan) {
                                     .layer = p.kind == NormKind::layer,
                                     .norm_before_gate = p.norm_before_gate};
     if constexpr (std::is_same_v<T, R>)
-      if (p.z) return launch_fast<T, R, true>(ctx, plan, problem);
-    launch_fast<T, R, false>(ctx, plan, problem);
+      if (p.z) {
+        done = launch_fast<T, R, true>(ctx, plan, problem);
+        return;
+      }
+    done = launch_fast<T, R, false>(ctx, plan, problem);
   });
+  return done;
+}
+
+}  // namespace
+
+void cuda(Context& ctx, const Problem& p, const GpuPlan& plan) {
+  if (plan.vectors == 0 || !run_fast(ctx, p, plan)) run_plain(ctx, p);
 }
 
 }  // namespace krait::norm_kernels

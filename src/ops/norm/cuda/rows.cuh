@@ -145,11 +145,17 @@ class Stages {
   int per_row_;
 };
 
+// Whether a block may have so much of what it asks for at a launch, beside what the kernels declare.
+inline constexpr std::size_t kDeclaredShared = 1024;
+inline bool shared_memory_suffices(const Context& ctx, std::size_t shared) {
+  return shared + kDeclaredShared <= static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block);
+}
+
 // Blocks of `threads` with `shared` bytes each that a multiprocessor holds, of a kernel whose registers let it
 // hold `threads_at_once`.
 inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t shared, int threads_at_once) {
   const auto bytes = static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block);
-  const auto by_memory = static_cast<std::int64_t>(bytes / (shared + 1024));
+  const auto by_memory = static_cast<std::int64_t>(bytes / (shared + kDeclaredShared));
   return std::max<std::int64_t>(std::min<std::int64_t>(threads_at_once / threads, by_memory), 1);
 }
 
