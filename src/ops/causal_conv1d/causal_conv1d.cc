@@ -64,9 +64,11 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
   const std::int64_t vector = rows_vector(size_of(dtype));
   for (const Tensor& t : tensors) {
     if (!t) continue;
+    constexpr std::int64_t kLargestStep = std::int64_t{1} << 30;  // the kernel steps over tokens by an int
     const auto steps_by_vectors = [&](int dim) { return t.size(dim) <= 1 || t.stride(dim) % vector == 0; };
     if (t.dtype() != dtype || t.stride(1) != 1 || t.size(1) % vector != 0 || !steps_by_vectors(0) ||
-        !steps_by_vectors(2) || reinterpret_cast<std::uintptr_t>(t.raw()) % 16 != 0)
+        !steps_by_vectors(2) || t.stride(2) > kLargestStep || t.stride(2) < -kLargestStep ||
+        reinterpret_cast<std::uintptr_t>(t.raw()) % 16 != 0)
       return ConvKernel::plain;
   }
   return ConvKernel::rows;

@@ -133,7 +133,7 @@ __global__ void copy_ahead(RowsProblem p, T* to) {
     for (int j = 0; j < width; ++j) {
       const std::int64_t i = piece.begin + piece.count + j;
       if (i >= walk.count) break;
-      const T* from = p.dout.at<T>(walk.row, 0) + walk.position(i) * p.dout.token_stride;
+      const T* from = p.dout.at<T>(walk, i, 0);
       for (std::int64_t c = threadIdx.x; c < p.channels; c += blockDim.x)
         to[(index * width + j) * p.channels + c] = from[c];
     }
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
   constexpr int kChannels = 32 * kVector;
   constexpr int kWidth = kTaps - 1;
   constexpr int kAhead = 4;
-  using Vector = Pack<T, kVector>;
+  using Vector = PackWord<T, kVector>;
   __shared__ float staged[kTaps + 1][kChannels];
   __shared__ float sums[kWarps][kTaps + 1][kChannels];
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -162,13 +162,14 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
   if (channel < p.channels && index < p.runs.count) {
     const Piece piece = p.runs.piece(index);
     const Walk walk = p.runs.run(piece.run);
-    const T* const x = p.x.at<T>(walk.row, channel);
-    const T* const dout = p.dout.at<T>(walk.row, channel);
-    T* const dx = p.dx.data != nullptr ? p.dx.at<T>(walk.row, channel) : nullptr;
-    const T* const ahead =
-        p.ahead != nullptr ? static_cast<const T*>(p.ahead) + index * kWidth * p.channels + channel : nullptr;
+    const T* x = p.x.at<T>(walk, piece.begin, channel);
+    const T* dout = p.dout.at<T>(walk, piece.begin, channel);
+    T* dx = p.dx.data != nullptr ? p.dx.at<T>(walk, piece.begin, channel) : nullptr;
+    const int x_step = p.x.step(walk);
+    const int dout_step = p.dout.step(walk);
+    const int dx_step = p.dx.step(walk);
+    const int count = static_cast<int>(piece.count);
     const bool needs_x = p.partial != nullptr || p.filter.silu;
-    const bool has_final = walk.last && p.dfinal;
     float weight[kTaps][kVector];
     float bias[kVector];
 #pragma unroll
@@ -181,33 +182,58 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
     for (int k = 0; k < kWidth; ++k) {
       const std::int64_t i = piece.begin - kWidth + k;
       if (i >= 0) {
-        widen(*reinterpret_cast<const Vector*>(x + walk.position(i) * p.x.token_stride), inputs[k]);
+        widen<T>(load_pack<T, kVector>(p.x.at<T>(walk, i, channel)), inputs[k]);
       } else {
 #pragma unroll
         for (int v = 0; v < kVector; ++v) inputs[k][v] = p.line.load(walk, i, channel + v);
       }
     }
 
-    const int count = static_cast<int>(piece.count);
-    // Tokens of the run from the piece on: those behind it end it.
-    const std::int64_t left = walk.count - piece.begin;
-    const int reach = static_cast<int>(left < count + kWidth ? left : count + kWidth);
-    const int steps = dx != nullptr ? count + kWidth : count;
-    const auto load_x = [&](int i) {
-      Vector pack{};
-      if (i < reach && needs_x)
-        pack = *reinterpret_cast<const Vector*>(x + walk.position(piece.begin + i) * p.x.token_stride);
-      return pack;
+    // Takes token i (of the piece, from 0; or of the kWidth behind it) and gives the gradient of the token kWidth
+    // before it, `back` being what the final state adds.
+    const auto advance = [&](const Vector& token, const Vector& gradient, bool counted, float (&back)[kVector]) {
+      float input[kVector];
+      float d[kVector];
+      widen<T>(token, input);
+      widen<T>(gradient, d);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        float sum = bias[v];
+#pragma unroll
+        for (int k = 0; k < kWidth; ++k) sum = fmaf(weight[k][v], inputs[k][v], sum);
+        sum = fmaf(weight[kWidth][v], input[v], sum);
+        const float g = d[v] * activation_derivative(sum, p.filter.silu);
+        if (counted) {
+#pragma unroll
+          for (int k = 0; k < kWidth; ++k) dweight[k][v] = fmaf(g, inputs[k][v], dweight[k][v]);
+          dweight[kWidth][v] = fmaf(g, input[v], dweight[kWidth][v]);
+          dweight[kTaps][v] += g;
+        }
+        float result = fmaf(weight[0][v], g, back[v]);
+#pragma unroll
+        for (int k = 1; k < kTaps; ++k) result = fmaf(weight[k][v], gradients[kWidth - k][v], result);
+        back[v] = result;
+#pragma unroll
+        for (int k = 0; k < kWidth - 1; ++k) {
+          inputs[k][v] = inputs[k + 1][v];
+          gradients[k][v] = gradients[k + 1][v];
+        }
+        inputs[kWidth - 1][v] = input[v];
+        gradients[kWidth - 1][v] = g;
+      }
+    };
+
+    const auto load_x = [&](int i) {  // of tokens in their order, as dout
+      Vector word{};
+      if (i < count && needs_x) word = load_pack<T, kVector>(x);
+      x += x_step;
+      return word;
     };
     const auto load_dout = [&](int i) {
-      Vector pack{};
-      if (i < reach) {
-        const T* at = ahead != nullptr && i >= count
-                          ? ahead + (i - count) * p.channels
-                          : dout + walk.position(piece.begin + i) * p.dout.token_stride;
-        pack = *reinterpret_cast<const Vector*>(at);
-      }
-      return pack;
+      Vector word{};
+      if (i < count) word = load_pack<T, kVector>(dout);
+      dout += dout_step;
+      return word;
     };
     Vector next_x[kAhead];
     Vector next_dout[kAhead];
@@ -216,64 +242,50 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
       next_x[j] = load_x(j);
       next_dout[j] = load_dout(j);
     }
-    for (int begin = 0; begin < steps; begin += kAhead) {
-      Vector now_x[kAhead];
-      Vector now_dout[kAhead];
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        now_x[j] = next_x[j];
-        now_dout[j] = next_dout[j];
+    const auto take = [&](int j, int i) {
+      const Vector token = next_x[j];
+      const Vector gradient = next_dout[j];
+      next_x[j] = load_x(i + kAhead);
+      next_dout[j] = load_dout(i + kAhead);
+      float back[kVector] = {};
+      advance(token, gradient, true, back);
+      if (dx != nullptr && i >= kWidth) {
+        store_pack(back, dx);
+        dx += dx_step;
       }
+    };
+    // Whole groups without a way out between tokens, so that windows move by other names of registers.
+    int begin = 0;
+    for (; begin + kAhead <= count; begin += kAhead) {
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        next_x[j] = load_x(begin + kAhead + j);
-        next_dout[j] = load_dout(begin + kAhead + j);
-      }
+      for (int j = 0; j < kAhead; ++j) take(j, begin + j);
+    }
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) {
-        const int i = begin + j;
-        const float counted = i < count ? 1.0F : 0.0F;  // tokens behind the piece are in another's sums
-        float input[kVector];
-        float result[kVector];
+    for (int j = 0; j < kAhead - 1; ++j)
+      if (begin + j < count) take(j, begin + j);
+    // The tokens behind the piece, which are in another's sums; behind the run there is the final state.
+    if (dx != nullptr) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const std::int64_t i = piece.begin + count + j;
+        Vector token{};
+        Vector gradient{};
         float back[kVector] = {};
-        widen(now_x[j], input);
-        widen(now_dout[j], result);
-        if (has_final && i >= left && i < left + kWidth)
-          {
+        if (i < walk.count) {
+          if (needs_x) token = load_pack<T, kVector>(p.x.at<T>(walk, i, channel));
+          gradient = load_pack<T, kVector>(
+              p.ahead != nullptr ? static_cast<const T*>(p.ahead) + (index * kWidth + j) * p.channels + channel
+                                 : p.dout.at<T>(walk, i, channel));
+        } else if (walk.last && p.dfinal) {
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) back[v] = p.dfinal.load(walk.sequence, channel + v, i - left);
+          for (int v = 0; v < kVector; ++v)
+            back[v] = p.dfinal.load(walk.sequence, channel + v, i - walk.count);
         }
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) {
-          float sum = bias[v];
-#pragma unroll
-          for (int k = 0; k < kWidth; ++k) sum = fmaf(weight[k][v], inputs[k][v], sum);
-          sum = fmaf(weight[kWidth][v], input[v], sum);
-          // dout is 0 where the run has ended.
-          const float g = result[v] * activation_derivative(sum, p.filter.silu);
-          const float own = g * counted;
-#pragma unroll
-          for (int k = 0; k < kWidth; ++k) dweight[k][v] = fmaf(own, inputs[k][v], dweight[k][v]);
-          dweight[kWidth][v] = fmaf(own, input[v], dweight[kWidth][v]);
-          dweight[kTaps][v] += own;
-
-          // The token kWidth behind: its own gradient is the oldest one kept, for the last tap.
-          float sum_back = fmaf(weight[0][v], g, back[v]);
-#pragma unroll
-          for (int k = 1; k < kTaps; ++k) sum_back = fmaf(weight[k][v], gradients[kWidth - k][v], sum_back);
-          result[v] = sum_back;
-
-#pragma unroll
-          for (int k = 0; k < kWidth - 1; ++k) {
-            inputs[k][v] = inputs[k + 1][v];
-            gradients[k][v] = gradients[k + 1][v];
-          }
-          inputs[kWidth - 1][v] = input[v];
-          gradients[kWidth - 1][v] = g;
+        advance(token, gradient, false, back);
+        if (count + j >= kWidth) {
+          store_pack(back, dx);
+          dx += dx_step;
         }
-        if (dx != nullptr && i >= kWidth && i < steps)
-          *reinterpret_cast<Vector*>(dx + walk.position(piece.begin + i - kWidth) * p.dx.token_stride) =
-              narrow<T>(result);
       }
     }
   }
@@ -333,7 +345,7 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
   const bool rows = choose_kernel(kernel, {b.x, b.dout, b.dx}) == ConvKernel::rows;
   const std::int64_t tokens =
       rows ? choose_tokens(b.x.size(0) * length, channels, kBackwardVector, 128) : kPlainTokens;
-  const RunsOnDevice placed = place_runs(ctx, *b.runs, whole_rows, length, tokens);
+  const RunsOnDevice placed = place_runs(ctx, *b.runs, whole_rows, length, tokens, rows);
   // Runs are walked side by side: what one writes, another may still have to read.
   const bool replaces_final = same_view(b.dinitial_states, b.dfinal_states);
   const Tensor dfinal = replaces_final && b.dfinal_states.numel() > 0 ? ctx.clone(b.dfinal_states) : b.dfinal_states;

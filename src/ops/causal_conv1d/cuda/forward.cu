@@ -68,8 +68,6 @@ __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
 
   const Piece piece = p.runs.piece(index);
   const Walk walk = p.runs.run(piece.run);
-  const T* const x = p.x.at<T>(walk.row, channel);
-  T* const out = p.out.at<T>(walk.row, channel);
   float weight[kTaps][kVector];
   float bias[kVector];
 #pragma unroll
@@ -81,7 +79,7 @@ __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
   for (int k = 0; k < kTaps - 1; ++k) {
     const std::int64_t i = piece.begin - (kTaps - 1) + k;
     if (i >= 0) {
-      widen(*reinterpret_cast<const Pack<T, kVector>*>(x + walk.position(i) * p.x.token_stride), window[k]);
+      widen<T>(load_pack<T, kVector>(p.x.at<T>(walk, i, channel)), window[k]);
     } else {
 #pragma unroll
       for (int v = 0; v < kVector; ++v) window[k][v] = p.line.load(walk, i, channel + v);
@@ -89,25 +87,25 @@ __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
   }
 
   const int count = static_cast<int>(piece.count);
-  const auto load = [&](int i) {
-    Pack<T, kVector> pack{};
-    if (i < count)
-      pack = *reinterpret_cast<const Pack<T, kVector>*>(x + walk.position(piece.begin + i) * p.x.token_stride);
-    return pack;
+  const T* x = p.x.at<T>(walk, piece.begin, channel);
+  T* out = p.out.at<T>(walk, piece.begin, channel);
+  const int x_step = p.x.step(walk);
+  const int out_step = p.out.step(walk);
+  const auto load = [&](int i) {  // of tokens in their order
+    PackWord<T, kVector> word{};
+    if (i < count) word = load_pack<T, kVector>(x);
+    x += x_step;
+    return word;
   };
-  Pack<T, kVector> next[kAhead];
+  PackWord<T, kVector> next[kAhead];
 #pragma unroll
   for (int j = 0; j < kAhead; ++j) next[j] = load(j);
   for (int begin = 0; begin < count; begin += kAhead) {
-    Pack<T, kVector> now[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) now[j] = next[j];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) next[j] = load(begin + kAhead + j);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
       float input[kVector];
-      widen(now[j], input);
+      widen<T>(next[j], input);
+      next[j] = load(begin + kAhead + j);
       float result[kVector];
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
@@ -120,9 +118,8 @@ __global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
         for (int k = 0; k < kTaps - 2; ++k) window[k][v] = window[k + 1][v];
         window[kTaps - 2][v] = input[v];
       }
-      if (begin + j < count)
-        *reinterpret_cast<Pack<T, kVector>*>(out + walk.position(piece.begin + begin + j) * p.out.token_stride) =
-            narrow<T>(result);
+      if (begin + j < count) store_pack(result, out);
+      out += out_step;
     }
   }
 }
@@ -190,7 +187,7 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
   const bool rows = choose_kernel(f.weight.size(1), {f.x, f.out}) == ConvKernel::rows;
   const std::int64_t tokens =
       rows ? choose_tokens(f.x.size(0) * f.x.size(2), channels, rows_vector(size_of(f.x.dtype())), 64) : kPlainTokens;
-  const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens);
+  const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens, rows);
   const Line line = line_of(f.x, f.initial_states, f.weight);
   const Filter filter = filter_of(f.weight, f.bias, f.activation);
   if (placed.view.count > 0 && rows) {

@@ -68,9 +68,10 @@ struct RunsOnDevice {
   Tensor list;
 };
 
-// `whole_rows`: there are no index tensors, so that run r is row r.
+// `whole_rows`: there are no index tensors, so that run r is row r. `in_step`: positions of a piece are a step
+// apart, it ends where padding lies between.
 inline RunsOnDevice place_runs(Context& ctx, const TokenRuns& host, bool whole_rows, std::int64_t length,
-                               std::int64_t tokens) {
+                               std::int64_t tokens, bool in_step) {
   RunsOnDevice result;
   RunsView& view = result.view;
   view.run_count = static_cast<std::int64_t>(host.runs.size());
@@ -82,9 +83,18 @@ inline RunsOnDevice place_runs(Context& ctx, const TokenRuns& host, bool whole_r
     return result;
   }
   std::vector<Piece> pieces;
-  for (std::size_t r = 0; r < host.runs.size(); ++r)
-    for (std::int64_t begin = 0; begin < host.runs[r].count; begin += tokens)
-      pieces.push_back({static_cast<std::int64_t>(r), begin, std::min(tokens, host.runs[r].count - begin)});
+  for (std::size_t r = 0; r < host.runs.size(); ++r) {
+    const TokenRun& run = host.runs[r];
+    for (std::int64_t begin = 0; begin < run.count;) {
+      const std::int64_t end = std::min(begin + tokens, run.count);
+      std::int64_t count = in_step && run.listed >= 0 ? 1 : end - begin;
+      while (begin + count < end &&
+             host.position(run, begin + count) == host.position(run, begin) + count * run.step)
+        ++count;
+      pieces.push_back({static_cast<std::int64_t>(r), begin, count});
+      begin += count;
+    }
+  }
   result.runs = upload_runs(ctx, host);
   view.runs = result.runs.runs;
   view.positions = result.runs.positions;
@@ -137,9 +147,20 @@ inline Filter filter_of(const Tensor& weight, const Tensor& bias, Activation act
 }
 
 // All kernels go through these two and add taps in one order with fmaf, so that a step gives the bits of the
-// forward pass and no bit depends on layout or kernel. exp and the reciprocal are the hardware's: together
-// they are right to about 1e-6 of 1 + |value|.
-__device__ __forceinline__ float logistic(float v) { return __fdividef(1.0F, 1.0F + __expf(-v)); }
+// forward pass and no bit depends on layout or kernel. On NVIDIA's hardware the power of 2 and the reciprocal
+// are one instruction each, right to about 1e-7; together they are right to about 1e-6 of 1 + |value|.
+__device__ __forceinline__ float logistic(float v) {
+  const float exponent = v * -1.44269504F;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float power = 0.0F;
+  float result = 0.0F;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0F + power));
+  return result;
+#else
+  return 1.0F / (1.0F + exp2f(exponent));
+#endif
+}
 __device__ __forceinline__ float activate(float v, bool silu) { return silu ? v * logistic(v) : v; }
 __device__ __forceinline__ float activation_derivative(float v, bool silu) {
   if (!silu) return 1.0F;

@@ -8,11 +8,6 @@ namespace krait::conv_detail {
 // A warp walks one piece of a run, each lane with kVector channels; warps of a block take neighbouring pieces.
 inline constexpr int kWarps = 4;
 
-template <typename T, int kVector>
-struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
-  T v[kVector];
-};
-
 // A tensor (B, D, L) with channels side by side.
 struct Rows {
   void* data = nullptr;
@@ -26,8 +21,12 @@ struct Rows {
   Rows(void* d, std::int64_t row, std::int64_t token) : data(d), row_stride(row), token_stride(token) {}
 
   template <typename T>
-  __device__ __forceinline__ T* at(std::int64_t row, std::int64_t channel) const {
-    return static_cast<T*>(data) + row * row_stride + channel;
+  __device__ __forceinline__ T* at(const Walk& walk, std::int64_t token, std::int64_t channel) const {
+    return static_cast<T*>(data) + walk.row * row_stride + walk.position(token) * token_stride + channel;
+  }
+  // From one token of a piece to the next; choose_kernel sees to it that it is that small.
+  __device__ __forceinline__ int step(const Walk& walk) const {
+    return static_cast<int>(walk.step) * static_cast<int>(token_stride);
   }
 };
 
@@ -51,18 +50,76 @@ __device__ __forceinline__ void read_staged(const float (&staged)[kRows][kChanne
   for (int v = 0; v < kVector; ++v) to[v] = staged[row][lane * kVector + v];
 }
 
+// 4, 8 or 16 bytes, moved by one instruction.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<4> {
+  using Type = unsigned;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
 template <typename T, int kVector>
-__device__ __forceinline__ void widen(const Pack<T, kVector>& from, float (&to)[kVector]) {
-#pragma unroll
-  for (int v = 0; v < kVector; ++v) to[v] = cuda::to_float(from.v[v]);
+using PackWord = typename Word<static_cast<int>(sizeof(T)) * kVector>::Type;
+
+template <typename T, int kVector>
+__device__ __forceinline__ PackWord<T, kVector> load_pack(const T* from) {
+  return *reinterpret_cast<const PackWord<T, kVector>*>(from);
 }
 
 template <typename T, int kVector>
-__device__ __forceinline__ Pack<T, kVector> narrow(const float (&from)[kVector]) {
-  Pack<T, kVector> to;
+__device__ __forceinline__ void widen(const PackWord<T, kVector>& from, float (&to)[kVector]) {
+  T elements[kVector];
+  memcpy(elements, &from, sizeof(from));
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) to.v[v] = cuda::from_float<T>(from[v]);
-  return to;
+  for (int v = 0; v < kVector; ++v) to[v] = cuda::to_float(elements[v]);
+}
+
+// Two neighbours as one register.
+__device__ __forceinline__ unsigned narrow_pair(__nv_bfloat16, float a, float b) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(a, b);
+  unsigned bits = 0;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+__device__ __forceinline__ unsigned narrow_pair(__half, float a, float b) {
+  const __half2 pair = __floats2half2_rn(a, b);
+  unsigned bits = 0;
+  memcpy(&bits, &pair, sizeof(bits));
+  return bits;
+}
+
+// One store: elements that are stored apart would each send a part of a sector to the memory.
+template <typename T, int kVector>
+__device__ __forceinline__ void store_pack(const float (&from)[kVector], T* to) {
+  constexpr int kRegisters = static_cast<int>(sizeof(T)) * kVector / 4;
+  unsigned registers[kRegisters];
+#pragma unroll
+  for (int i = 0; i < kRegisters; ++i) {
+    if constexpr (sizeof(T) == 4)
+      registers[i] = __float_as_uint(from[i]);
+    else
+      registers[i] = narrow_pair(T{}, from[2 * i], from[2 * i + 1]);
+  }
+  PackWord<T, kVector> word;
+  if constexpr (kRegisters == 1)
+    word = registers[0];
+  else if constexpr (kRegisters == 2)
+    word = make_uint2(registers[0], registers[1]);
+  else
+    word = make_uint4(registers[0], registers[1], registers[2], registers[3]);
+#if defined(__CUDA_ARCH__)
+  __stcg(reinterpret_cast<PackWord<T, kVector>*>(to), word);  // an assignment may be taken apart again
+#else
+  *reinterpret_cast<PackWord<T, kVector>*>(to) = word;
+#endif
 }
 
 }  // namespace krait::conv_detail
