@@ -70,19 +70,20 @@ void plain(Context& ctx, const Problem& problem);
 
 void column_sums(Context& ctx, const Tensor& dout, const Tensor& bias);
 
-// How gemv divides the weight. A warp takes kGemvRows rows of it with each `lanes` of its 32 lanes; of the
-// eight warps of a block, `splits` share the same rows and take steps along `in` in turn.
+// How gemv divides the weight. A unit is the kGemvRows rows of it that a warp takes with each `lanes` of its
+// lanes; `splits` of the kGemvWarps warps of a block share a unit and take steps along `in` in turn.
 inline constexpr int kGemvRows = 4;
 inline constexpr int kGemvWarps = 8;
+// Blocks for which a multiprocessor has registers and shared memory.
+[[nodiscard]] constexpr int gemv_blocks(std::int64_t rows_of_x) { return rows_of_x <= 4 ? 3 : 2; }
 struct GemvPlan {
-  int lanes = 32;           // 4, 8, 16 or 32
-  int splits = 1;           // 1, 2, 4 or 8
-  std::int64_t steps = 0;   // along `in`, of `lanes` pieces of 16 bytes
-  std::int64_t tile = 0;    // steps whose x is in shared memory at a time
-  std::int64_t groups = 0;  // of rows that a block takes at a time
+  int lanes = 32;          // 4, 8, 16 or 32
+  int splits = 1;          // 1, 2, 4 or 8
+  std::int64_t steps = 0;  // along `in`, of `lanes` pieces of 16 bytes
+  std::int64_t tile = 0;   // steps whose x is in shared memory at a time
+  std::int64_t units = 0;
 
-  [[nodiscard]] int rows_of_warp() const { return kGemvRows * (32 / lanes); }
-  [[nodiscard]] int rows_of_block() const { return kGemvWarps / splits * rows_of_warp(); }
+  [[nodiscard]] int rows_of_unit() const { return kGemvRows * (32 / lanes); }
 };
 [[nodiscard]] GemvPlan choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
                                         int multiprocessors);

@@ -444,11 +444,12 @@ TEST(Linear, DividesWeightsOfFewRowsOnAGpu) {
           EXPECT_LE(plan.tile, plan.steps);
           EXPECT_TRUE(plan.tile == plan.steps || plan.tile % plan.splits == 0);
           EXPECT_LE(rows * plan.tile * plan.lanes * piece * 4, 96 * 1024);
-          EXPECT_GE(plan.groups * plan.rows_of_block(), out);
-          EXPECT_LT((plan.groups - 1) * plan.rows_of_block(), out);
+          EXPECT_GE(plan.units * plan.rows_of_unit(), out);
+          EXPECT_LT((plan.units - 1) * plan.rows_of_unit(), out);
         }
   EXPECT_EQ(choose_gemv_plan(1, 768, 50280, DType::bf16, 132).splits, 1);
-  EXPECT_GT(choose_gemv_plan(1, 5120, 2560, DType::bf16, 132).splits, 1);
+  EXPECT_EQ(choose_gemv_plan(1, 2560, 10576, DType::bf16, 132).splits, 1);
+  EXPECT_EQ(choose_gemv_plan(1, 5120, 2560, DType::bf16, 132).splits, 4);
   EXPECT_EQ(choose_gemv_plan(1, 48, 1536, DType::bf16, 132).lanes, 8);
 }
 

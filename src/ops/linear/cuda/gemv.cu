@@ -29,7 +29,7 @@ struct Gemv {
   int splits_log2;
   int steps;
   int tile;
-  int groups;
+  int units;
 
   __device__ void store(std::int64_t column, int row, float sum) const {
     if (column >= out_size || row >= rows) return;
@@ -75,22 +75,63 @@ struct Piece {
   }
 };
 
-// Elements k .. k + 3 of row `row` of x; zeros beyond its end.
-__device__ __forceinline__ float4 load_quad(const Gemv& p, int row, int k) {
-  if (row >= p.rows || k >= p.in) return {0.0F, 0.0F, 0.0F, 0.0F};
-  if (!p.x_quads) return {p.x.load(row, k), p.x.load(row, k + 1), p.x.load(row, k + 2), p.x.load(row, k + 3)};
-  const std::int64_t at = row * p.x.stride[0] + k;
-  if (p.x.dtype == DType::f32)
-    return *reinterpret_cast<const float4*>(static_cast<const float*>(p.x.data) + at);
-  const uint2 v = *reinterpret_cast<const uint2*>(static_cast<const unsigned short*>(p.x.data) + at);
-  const uint4 pair = {v.x, v.y, 0, 0};
-  return p.x.dtype == DType::bf16 ? Piece<__nv_bfloat16>::quad(pair, 0) : Piece<__half>::quad(pair, 0);
+// to[place(r, i)] = quad i (from `first` on, of kRows x quads) of row r of x, zeros beyond its ends. Several
+// loads of a thread are on their way at once.
+template <int kRows, typename Load, typename Place>
+__device__ __forceinline__ void stage(const Gemv& p, float4* to, int first, int quads, const Load& load,
+                                      const Place& place) {
+  constexpr int kAtOnce = 4;
+  for (int begin = static_cast<int>(threadIdx.x); begin < kRows * quads; begin += kAtOnce * kThreads) {
+    float4 held[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int i = begin + n * kThreads;
+      const int r = kRows == 1 ? 0 : i / quads;
+      const int k = (first + i - r * quads) * 4;
+      held[n] = i < kRows * quads && r < p.rows && k < p.in ? load(r, k) : float4{0.0F, 0.0F, 0.0F, 0.0F};
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int i = begin + n * kThreads;
+      const int r = kRows == 1 ? 0 : i / quads;
+      if (i < kRows * quads) to[r * quads + place(i - r * quads)] = held[n];
+    }
+  }
+}
+
+template <int kRows, typename Place>
+__device__ __forceinline__ void stage_x(const Gemv& p, float4* to, int first, int quads, const Place& place) {
+  const std::int64_t stride = p.x.stride[0];
+  if (p.x_quads && p.x.dtype == DType::f32) {
+    const auto* x = static_cast<const float*>(p.x.data);
+    stage<kRows>(
+        p, to, first, quads,
+        [=](int r, int k) { return *reinterpret_cast<const float4*>(x + r * stride + k); }, place);
+  } else if (p.x_quads) {
+    const auto* x = static_cast<const unsigned short*>(p.x.data);
+    const bool bf16 = p.x.dtype == DType::bf16;
+    stage<kRows>(
+        p, to, first, quads,
+        [=](int r, int k) {
+          const uint2 v = *reinterpret_cast<const uint2*>(x + r * stride + k);
+          const uint4 pair = {v.x, v.y, 0, 0};
+          return bf16 ? Piece<__nv_bfloat16>::quad(pair, 0) : Piece<__half>::quad(pair, 0);
+        },
+        place);
+  } else {
+    stage<kRows>(
+        p, to, first, quads,
+        [&](int r, int k) {
+          return float4{p.x.load(r, k), p.x.load(r, k + 1), p.x.load(r, k + 2), p.x.load(r, k + 3)};
+        },
+        place);
+  }
 }
 
 // Shared memory: x of a tile as f32, kRows of (steps, quads of a piece, lanes, 4), so that the lanes of a warp
 // read neighbours; then, twice, the sums of all warps where several share rows.
 template <typename Weight, int kRows>
-__global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv p) {
+__global__ void __launch_bounds__(kThreads, gpu::gemv_blocks(kRows)) gemv_kernel(Gemv p) {
   constexpr int kCount = Piece<Weight>::kCount;
   constexpr int kQuads = kCount / 4;
   constexpr int kSums = kGemvRows * kRows;
@@ -100,54 +141,54 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv
   const int lanes = 1 << lanes_log2;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int at = lane & (lanes - 1);        // among the lanes of a row
-  const int sub_rows = 32 >> lanes_log2;    // rows side by side in a warp
+  const int at = lane & (lanes - 1);      // among the lanes of a row
+  const int sub_rows = 32 >> lanes_log2;  // rows side by side in a warp
   const int splits = 1 << p.splits_log2;
   const int slice = warp & (splits - 1);
-  const int rows_of_warp = kGemvRows * sub_rows;
-  const int rows_of_block = (kGemvWarps >> p.splits_log2) * rows_of_warp;
-  const int first_row = (warp >> p.splits_log2) * rows_of_warp + (lane >> lanes_log2);
+  const int team = warp >> p.splits_log2;
+  const int rows_of_unit = kGemvRows * sub_rows;
   const int step_size = lanes * kCount;
   const int in = static_cast<int>(p.in);
   const int quads_of_tile = p.tile * kQuads * lanes;  // of one row of x
+  const int unit_step = static_cast<int>(gridDim.x) * (kGemvWarps >> p.splits_log2);
   float* const parts = reinterpret_cast<float*>(shared + kRows * quads_of_tile);
 
   const Weight* row[kGemvRows];
   uint4 next[kGemvRows];
-  int next_group = static_cast<int>(blockIdx.x);
+  // Neighbouring units go to different blocks, so that every multiprocessor has the same number of them.
+  int next_unit = static_cast<int>(blockIdx.x + gridDim.x * static_cast<unsigned>(team));
   int next_step = slice;
-  const auto go_to_next_group = [&] {
+  const auto find_rows = [&] {
 #pragma unroll
     for (int j = 0; j < kGemvRows; ++j) {
       // Rows beyond the last one repeat it; their sums are not stored.
-      const std::int64_t r =
-          min(std::int64_t{next_group} * rows_of_block + first_row + j * sub_rows, p.out_size - 1);
+      const std::int64_t r = min(std::int64_t{next_unit} * rows_of_unit + (lane >> lanes_log2) + j * sub_rows,
+                                 p.out_size - 1);
       row[j] = static_cast<const Weight*>(p.weight) + r * p.weight_stride + at * kCount;
     }
   };
   const auto fetch = [&] {
     const int k = next_step * step_size;
-    const bool inside = k + at * kCount < in;
+    const bool inside = k + at * kCount < in && next_unit < p.units;
 #pragma unroll
     for (int j = 0; j < kGemvRows; ++j) next[j] = inside ? load_once(row[j] + k) : uint4{0, 0, 0, 0};
   };
-  go_to_next_group();
+  find_rows();
   fetch();
   bool staged = false;
   int round = 0;
-  for (int group = static_cast<int>(blockIdx.x); group < p.groups; group += static_cast<int>(gridDim.x), ++round) {
+  // All warps of a block take the same rounds, those without a unit with zeros.
+  for (int base = static_cast<int>(blockIdx.x); base < p.units; base += unit_step, ++round) {
+    const int unit = base + static_cast<int>(gridDim.x) * team;
     float sum[kGemvRows][kRows] = {};
     for (int tile = 0; tile < p.steps; tile += p.tile) {
       if (!staged || p.tile < p.steps) {
         if (staged) __syncthreads();  // everyone is done with the tile before
-        const int first = tile * kQuads * lanes;
-        for (int r = 0; r < kRows; ++r)
-          for (int i = static_cast<int>(threadIdx.x); i < quads_of_tile; i += kThreads) {
-            const int step = i >> lanes_log2 >> (kQuads / 2);
-            const int in_step = i & (kQuads * lanes - 1);
-            const int to = (step * kQuads + in_step % kQuads) * lanes + in_step / kQuads;
-            shared[r * quads_of_tile + to] = load_quad(p, r, (first + i) * 4);
-          }
+        stage_x<kRows>(p, shared, tile * kQuads * lanes, quads_of_tile, [=](int i) {
+          const int step = i >> lanes_log2 >> (kQuads / 2);
+          const int in_step = i & (kQuads * lanes - 1);
+          return (step * kQuads + in_step % kQuads) * lanes + in_step / kQuads;
+        });
         staged = true;
         __syncthreads();
       }
@@ -159,8 +200,8 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv
         next_step += splits;
         if (next_step >= p.steps) {
           next_step = slice;
-          next_group += static_cast<int>(gridDim.x);
-          go_to_next_group();
+          next_unit += unit_step;
+          find_rows();
         }
         fetch();
         const float4* from = shared + (step - tile) * kQuads * lanes + at;
@@ -189,13 +230,14 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv
 #pragma unroll
         for (int r = 0; r < kRows; ++r) sum[j][r] += __shfl_xor_sync(0xffffffffU, sum[j][r], half);
 
-    const std::int64_t base = std::int64_t{group} * rows_of_block;
+    const std::int64_t first_row = std::int64_t{unit} * rows_of_unit;
     if (splits == 1) {
 #pragma unroll
       for (int j = 0; j < kGemvRows; ++j)
 #pragma unroll
         for (int r = 0; r < kRows; ++r)
-          if (at == ((j * kRows + r) & (lanes - 1))) p.store(base + first_row + j * sub_rows, r, sum[j][r]);
+          if (at == ((j * kRows + r) & (lanes - 1)))
+            p.store(first_row + (lane >> lanes_log2) + j * sub_rows, r, sum[j][r]);
       continue;
     }
     // Two buffers in turn: whoever writes this one again has passed the barrier of the other.
@@ -206,12 +248,10 @@ __global__ void __launch_bounds__(kThreads, kRows <= 4 ? 3 : 2) gemv_kernel(Gemv
       for (int r = 0; r < kRows; ++r)
         if (lane == (j * kRows + r) % 32) mine[warp * kSums + j * kRows + r] = sum[j][r];
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < (kGemvWarps >> p.splits_log2) * kSums; i += kThreads) {
-      const int team = i / kSums;
-      const int of_team = i % kSums;
+    for (int i = slice * 32 + lane; i < kSums; i += splits * 32) {
       float total = 0.0F;
-      for (int s = 0; s < splits; ++s) total += mine[((team << p.splits_log2) + s) * kSums + of_team];
-      p.store(base + team * kGemvRows + of_team / kRows, of_team % kRows, total);
+      for (int s = 0; s < splits; ++s) total += mine[(team * splits + s) * kSums + i];
+      p.store(first_row + i / kRows, i % kRows, total);
     }
   }
 }
@@ -256,11 +296,11 @@ void launch_rows(Context& ctx, Gemv p) {
   p.splits_log2 = log2_of(plan.splits);
   p.steps = static_cast<int>(plan.steps);
   p.tile = static_cast<int>(plan.tile);
-  p.groups = static_cast<int>(plan.groups);
+  p.units = static_cast<int>(plan.units);
   const std::int64_t x_bytes = std::int64_t{kRows} * plan.tile * plan.lanes * 16 * (kCount / 4);
   const std::size_t shared =
       static_cast<std::size_t>(x_bytes) + (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
-  const std::int64_t blocks = std::min(plan.groups, std::int64_t{multiprocessors} * (kRows <= 4 ? 3 : 2));
+  const std::int64_t blocks = std::min(plan.units, std::int64_t{multiprocessors} * gpu::gemv_blocks(kRows));
   cuda::launch(ctx, "linear gemv", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
                p);
 }

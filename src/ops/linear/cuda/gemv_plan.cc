@@ -15,31 +15,19 @@ gpu::GemvPlan gpu::choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int
   while (plan.lanes > 4 && plan.lanes / 2 >= pieces) plan.lanes /= 2;
   plan.steps = (pieces + plan.lanes - 1) / plan.lanes;
 
-  // x of a tile in shared memory, so that 3 blocks (2 for many rows) fit a multiprocessor.
-  const std::int64_t budget = (rows <= 4 ? 64 : 96) * 1024;
+  // x of a tile in shared memory.
+  const std::int64_t budget = 192 * 1024 / gemv_blocks(rows);
   const std::int64_t step_bytes = rows * plan.lanes * piece * 4;
   plan.tile = std::min(plan.steps, std::max<std::int64_t>(1, budget / step_bytes));
 
-  // The multiprocessor with the most rows sets the time. More splits divide rows more evenly, while warps
-  // that have a step less than others wait for them.
-  const auto groups = [&] { return (out + plan.rows_of_block() - 1) / plan.rows_of_block(); };
-  double best = 0.0;
-  int chosen = 1;
-  for (const int splits : {1, 2, 4, 8}) {
-    if (splits > 1 && (plan.lanes < 32 || splits > plan.tile)) break;
-    plan.splits = splits;
-    const std::int64_t rounds = (groups() + multiprocessors - 1) / multiprocessors;
-    const auto steps_of_warp = static_cast<double>((plan.steps + splits - 1) / splits);
-    const double unevenness = steps_of_warp * splits / static_cast<double>(plan.steps);
-    const double time = static_cast<double>(rounds * plan.rows_of_block()) * (0.75 + 0.25 * unevenness);
-    if (splits > 1 && time >= best) continue;
-    best = time;
-    chosen = splits;
-  }
-  plan.splits = chosen;
+  // Where there are fewer units than warps at work, warps share them, so that enough bytes are on their way.
+  plan.units = (out + plan.rows_of_unit() - 1) / plan.rows_of_unit();
+  const std::int64_t warps = std::int64_t{multiprocessors} * gemv_blocks(rows) * kGemvWarps;
+  while (plan.lanes == 32 && plan.splits < kGemvWarps && 2 * plan.splits <= plan.tile &&
+         4 * plan.units * plan.splits < 3 * warps)
+    plan.splits *= 2;
   // Every warp takes its steps of every tile at the same places.
   if (plan.tile < plan.steps) plan.tile -= plan.tile % plan.splits;
-  plan.groups = groups();
   return plan;
 }
 
