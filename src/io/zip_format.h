@@ -21,6 +21,7 @@ inline constexpr std::size_t kEnd64Size = 56;
 inline constexpr std::size_t kLocator64Size = 20;
 
 inline constexpr std::uint16_t kZip64Extra = 0x0001;
-inline constexpr std::uint32_t kSeeZip64 = 0xffffffff;  // in a field of 32 bits: the value stands in a zip64 one
+inline constexpr std::uint32_t kSeeZip64 =
+    0xffffffff;  // in a field of 32 bits: the value stands in a zip64 one
 
 }  // namespace krait::io::zip

@@ -77,10 +77,10 @@ std::string message_of(const F& f) {
 }
 
 inline ::testing::AssertionResult contains(const char*, const char*, std::string_view message,
-                                         std::string_view part) {
+                                           std::string_view part) {
   if (message.find(part) != std::string_view::npos) return ::testing::AssertionSuccess();
-  return ::testing::AssertionFailure() << "the message is \"" << message << "\", expected \"" << part
-                                     << "\" in it";
+  return ::testing::AssertionFailure()
+         << "the message is \"" << message << "\", expected \"" << part << "\" in it";
 }
 
 template <typename T>

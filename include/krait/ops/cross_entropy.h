@@ -22,9 +22,9 @@ struct CrossEntropyResult {
   std::int64_t count = 0;  // of those targets
 };
 
-// Sums are in f64. Throws where a target is neither ignore_index nor in [0, V). On a GPU targets are there too, and
-// the host does not read them: the call ends by waiting for mean and count, and throws then. Until it does, the
-// loss of a target that is not allowed is NaN.
+// Sums are in f64. Throws where a target is neither ignore_index nor in [0, V). On a GPU targets are there
+// too, and the host does not read them: the call ends by waiting for mean and count, and throws then. Until
+// it does, the loss of a target that is not allowed is NaN.
 CrossEntropyResult cross_entropy(Context& ctx, const CrossEntropyArgs& args);
 
 struct LinearCrossEntropyArgs {
@@ -62,9 +62,9 @@ struct LinearCrossEntropyBackwardArgs {
 };
 
 // Losses and gradients in one pass: a block of logits is computed once, turned into its gradient in place
-// and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns. On a
-// GPU with x and weight in bf16, the gradient of the logits is rounded to bf16 for those products, and where a
-// target is not allowed NaN has been added to the gradients when the call throws.
+// and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns. On
+// a GPU with x and weight in bf16, the gradient of the logits is rounded to bf16 for those products, and
+// where a target is not allowed NaN has been added to the gradients when the call throws.
 CrossEntropyResult linear_cross_entropy_backward(Context& ctx, const LinearCrossEntropyBackwardArgs& args);
 
 }  // namespace krait

@@ -23,8 +23,8 @@ struct EmbeddingBackwardArgs {
   Tensor dweight;  // (vocabulary, d) f32 (f64 beside a dout of f64), added to
 };
 
-// dweight[ids] += dout, repeated ids in the order of their positions. On a GPU an id outside of the table adds
-// nothing; on the CPU it is an error.
+// dweight[ids] += dout, repeated ids in the order of their positions. On a GPU an id outside of the table
+// adds nothing; on the CPU it is an error.
 void embedding_backward(Context& ctx, const EmbeddingBackwardArgs& args);
 
 }  // namespace krait

@@ -59,9 +59,8 @@ struct NormBackwardArgs {
 };
 
 // Gradients are written or added to where a destination is given. Statistics are computed anew from x. The
-// bits of the result do not depend on the number of threads, nor on a GPU on anything but shapes, layouts and the
-// device. f64 anywhere (dweight and dbias may be f64 too)
-// runs on the reference.
+// bits of the result do not depend on the number of threads, nor on a GPU on anything but shapes, layouts and
+// the device. f64 anywhere (dweight and dbias may be f64 too) runs on the reference.
 void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args);
 
 }  // namespace krait

@@ -1,5 +1,5 @@
-// Copies from global to shared memory that run while the thread goes on: 16 bytes each, both addresses multiples
-// of 16. A thread that reads only what it copied itself needs no barrier.
+// Copies from global to shared memory that run while the thread goes on: 16 bytes each, both addresses
+// multiples of 16. A thread that reads only what it copied itself needs no barrier.
 #pragma once
 
 #include "core/cuda/gpu.h"

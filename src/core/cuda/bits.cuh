@@ -52,7 +52,8 @@ struct Bits {
   __device__ __forceinline__ void to_floats(DType dtype, float (&to)[kCount]) const {
 #pragma unroll
     for (int e = 0; e < kCount; ++e)
-      to[e] = is_narrow(dtype) ? float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, dtype) : float_of(word[e], dtype);
+      to[e] = is_narrow(dtype) ? float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, dtype)
+                               : float_of(word[e], dtype);
   }
 
  private:

@@ -66,8 +66,8 @@ class KernelScope {
 };
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
-// Launches `kernel` on the context's stream; `what` is named where the launch fails. Beyond 48 KB, what a kernel
-// declares itself included, the runtime wants to be told how much a launch may ask for.
+// Launches `kernel` on the context's stream; `what` is named where the launch fails. Beyond 48 KB, what a
+// kernel declares itself included, the runtime wants to be told how much a launch may ask for.
 template <typename... Parameters, typename... Arguments>
 void launch(const Context& ctx, std::string_view what, void (*kernel)(Parameters...), dim3 grid, dim3 block,
             std::size_t shared, Arguments&&... arguments) {

@@ -1,4 +1,5 @@
-// Vectors of 8 elements in kernels: 16 bytes of bf16 and f16, twice that of f32. Addresses are multiples of 16.
+// Vectors of 8 elements in kernels: 16 bytes of bf16 and f16, twice that of f32. Addresses are multiples
+// of 16.
 #pragma once
 
 #include "core/cuda/elements.cuh"
@@ -32,7 +33,8 @@ __device__ __forceinline__ void store_pack(T* to, const float (&values)[kPack]) 
 }
 
 // 8 elements of a dtype known at run time, such as a weight that every row reads: they stay in the caches.
-__device__ __forceinline__ void load_floats(const void* from, DType dtype, std::int64_t at, float (&to)[kPack]) {
+__device__ __forceinline__ void load_floats(const void* from, DType dtype, std::int64_t at,
+                                            float (&to)[kPack]) {
   if (dtype == DType::f32) {
     const auto pack = *reinterpret_cast<const Pack<float>*>(static_cast<const float*>(from) + at);
 #pragma unroll

@@ -99,7 +99,8 @@ struct Operands {
 
   // Elements side by side in whole vectors, in one row or in rows of one stride for each operand.
   [[nodiscard]] bool in_vectors() const {
-    if (rank < 1 || rank > 2 || size[rank - 1] % kPack != 0 || count / kPack > (std::int64_t{1} << 31)) return false;
+    if (rank < 1 || rank > 2 || size[rank - 1] % kPack != 0 || count / kPack > (std::int64_t{1} << 31))
+      return false;
     for (int t = 0; t < kCount; ++t) {
       if (data[t] == nullptr) continue;
       if (dtype[t] != dtype[0] || stride[t][rank - 1] != 1) return false;

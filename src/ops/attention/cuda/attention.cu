@@ -38,15 +38,16 @@ __device__ Task task_of(std::int64_t index, const GpuPlan& plan, std::int64_t he
   return t;
 }
 
-__device__ __forceinline__ float rescale(float before, float now) { return before == now ? 1.0F : exp2f(before - now); }
+__device__ __forceinline__ float rescale(float before, float now) {
+  return before == now ? 1.0F : exp2f(before - now);
+}
 
 // The row's result where there is one part of the keys, else the part's.
-__device__ __forceinline__ void store_state(const Problem& p, const Partials& partials, const Task& t, bool whole,
-                                            std::int64_t row, float largest, float total) {
+__device__ __forceinline__ void store_state(const Problem& p, const Partials& partials, const Task& t,
+                                            bool whole, std::int64_t row, float largest, float total) {
   if (whole) {
     if (p.logsumexp.data == nullptr) return;
-    const std::int64_t at =
-        offset_of_row(p.logsumexp, row / p.group, t.head_kv * p.group + row % p.group);
+    const std::int64_t at = offset_of_row(p.logsumexp, row / p.group, t.head_kv * p.group + row % p.group);
     cuda::store_float(p.logsumexp.data, p.logsumexp.dtype, at, (largest + log2f(total)) * kLn2);
     return;
   }
@@ -55,18 +56,21 @@ __device__ __forceinline__ void store_state(const Problem& p, const Partials& pa
   to[1] = total;
 }
 
-__device__ __forceinline__ void store_out(const Problem& p, const Partials& partials, const Task& t, bool whole,
-                                          std::int64_t row, std::int64_t channel, float sum, float total) {
+__device__ __forceinline__ void store_out(const Problem& p, const Partials& partials, const Task& t,
+                                          bool whole, std::int64_t row, std::int64_t channel, float sum,
+                                          float total) {
   if (whole) {
     const std::int64_t at = offset_of_row(p.out, row / p.group, t.head_kv * p.group + row % p.group);
     cuda::store_float(p.out.data, p.out.dtype, at + channel * p.out.channel_stride,
                       total == 0.0F ? 0.0F : sum / total);
     return;
   }
-  partials.out[((t.split * p.heads_kv + t.head_kv) * p.queries * p.group + row) * p.head_dim_v + channel] = sum;
+  partials.out[((t.split * p.heads_kv + t.head_kv) * p.queries * p.group + row) * p.head_dim_v + channel] =
+      sum;
 }
 
-__global__ void __launch_bounds__(kThreads) tile_kernel(Problem p, GpuPlan plan, std::int64_t tasks, Partials partials) {
+__global__ void __launch_bounds__(kThreads)
+    tile_kernel(Problem p, GpuPlan plan, std::int64_t tasks, Partials partials) {
   __shared__ Stage a_stage;
   __shared__ Stage b_stage;
   __shared__ Weights weights;
@@ -170,7 +174,8 @@ constexpr int kKeys = 128;  // of a step of few_rows_kernel
 // are spread over all threads, which meet at the end. Shared memory: q as f32 (kRows, head_dim rounded up to
 // 8), the weights of a step, and sums.
 template <int kRows>
-__global__ void __launch_bounds__(kThreads) few_rows_kernel(Problem p, GpuPlan plan, std::int64_t tasks, Partials partials) {
+__global__ void __launch_bounds__(kThreads)
+    few_rows_kernel(Problem p, GpuPlan plan, std::int64_t tasks, Partials partials) {
   extern __shared__ float4 shared_quads[];
   float* const shared = reinterpret_cast<float*>(shared_quads);
   __shared__ float weights[kRows][kKeys];
@@ -320,7 +325,9 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Problem p, GpuPlan plan,
   for (std::int64_t i = std::int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32; i < all;
        i += std::int64_t{gridDim.x} * (kThreads / 32)) {
     const Task t{.head_kv = i / rows};
-    const auto state = [&](std::int64_t split, int which) { return partials.state[(split * all + i) * 2 + which]; };
+    const auto state = [&](std::int64_t split, int which) {
+      return partials.state[(split * all + i) * 2 + which];
+    };
     float largest = -INFINITY;
     for (std::int64_t s = 0; s < plan.splits; ++s) largest = fmaxf(largest, state(s, 0));
     float total = 0.0F;
@@ -351,7 +358,8 @@ void forward(Context& ctx, const Problem& p) {
   const std::int64_t tasks = plan.tasks(p.heads_kv);
   const dim3 grid(cuda::blocks_for(ctx, tasks, 1));
   const auto few_rows = [&](auto* kernel) {
-    const auto shared = static_cast<std::size_t>(plan.rows_of_block * ((p.head_dim + 7) / 8) * 8) * sizeof(float);
+    const auto shared =
+        static_cast<std::size_t>(plan.rows_of_block * ((p.head_dim + 7) / 8) * 8) * sizeof(float);
     cuda::launch(ctx, "attention few rows", kernel, grid, dim3(kThreads), shared, p, plan, tasks, partials);
   };
   if (plan.rows_of_block == 1)
@@ -361,8 +369,9 @@ void forward(Context& ctx, const Problem& p) {
   else
     cuda::launch(ctx, "attention", &tile_kernel, grid, dim3(kThreads), 0, p, plan, tasks, partials);
   if (plan.splits > 1)
-    cuda::launch(ctx, "attention join", &join_kernel, dim3(cuda::blocks_for(ctx, p.heads_kv * rows, kThreads / 32)),
-                 dim3(kThreads), 0, p, plan, partials);
+    cuda::launch(ctx, "attention join", &join_kernel,
+                 dim3(cuda::blocks_for(ctx, p.heads_kv * rows, kThreads / 32)), dim3(kThreads), 0, p, plan,
+                 partials);
 }
 
 }  // namespace gpu

@@ -1,6 +1,6 @@
 // The backward on a GPU, in tiles of 64 x 64 whose weights are computed again: one kernel for dk and dv, a
-// block a tile of keys, which walks along the rows that see them; one for dq, a block a tile of rows. So every
-// sum belongs to one thread, in a fixed order. Widths beyond 64 channels are divided among blocks.
+// block a tile of keys, which walks along the rows that see them; one for dq, a block a tile of rows. So
+// every sum belongs to one thread, in a fixed order. Widths beyond 64 channels are divided among blocks.
 #include <algorithm>
 
 #include "core/cuda/elements.cuh"
@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kThreads) row_terms_kernel(Problem p, Operand 
     if (lane != 0) continue;
     terms.at[2 * i] = sum;
     terms.at[2 * i + 1] =
-        cuda::load_float(p.logsumexp.data, p.logsumexp.dtype, offset_of_row(p.logsumexp, query, head)) * kLog2E;
+        cuda::load_float(p.logsumexp.data, p.logsumexp.dtype, offset_of_row(p.logsumexp, query, head)) *
+        kLog2E;
   }
 }
 
@@ -48,7 +49,8 @@ struct Shared {
 // The weights of rows `row` .. with keys `key` .., and the gradients of their scaled scores.
 __device__ __forceinline__ void weights_of_tile(const Problem& p, const Operand& dout, const RowTerms& terms,
                                                 std::int64_t head_kv, std::int64_t row, std::int64_t key,
-                                                Shared& shared, float (&weight)[4][4], float (&dproduct)[4][4]) {
+                                                Shared& shared, float (&weight)[4][4],
+                                                float (&dproduct)[4][4]) {
   const int tx = static_cast<int>(threadIdx.x) % 16;
   const int ty = static_cast<int>(threadIdx.x) / 16;
   const std::int64_t rows = p.queries * p.group;
@@ -95,12 +97,14 @@ __device__ __forceinline__ void store_keys(const Operand& to, const Problem& p, 
       const std::int64_t c = channel + tx + 16 * j;
       if (k < p.keys && c < width)
         cuda::store_float(to.data, to.dtype,
-                          k * to.position_stride + head_kv * to.head_stride + c * to.channel_stride, sum[i][j]);
+                          k * to.position_stride + head_kv * to.head_stride + c * to.channel_stride,
+                          sum[i][j]);
     }
 }
 
 __global__ void __launch_bounds__(kThreads)
-    keys_kernel(Problem p, Gradients g, RowTerms terms, std::int64_t key_blocks, std::int64_t channel_blocks) {
+    keys_kernel(Problem p, Gradients g, RowTerms terms, std::int64_t key_blocks,
+                std::int64_t channel_blocks) {
   __shared__ Shared shared;
   const std::int64_t rows = p.queries * p.group;
   const std::int64_t tasks = key_blocks * channel_blocks * p.heads_kv;
@@ -124,7 +128,8 @@ __global__ void __launch_bounds__(kThreads)
       weights_of_tile(p, g.dout, terms, head_kv, row, key, shared, weight, dproduct);
       if (wants_dv) {
         put(shared.weights, weight);
-        add_weighted_rows(shared.weights, g.dout, shared.rows.dout, channel, p.head_dim_v, shared.a_stage, dv);
+        add_weighted_rows(shared.weights, g.dout, shared.rows.dout, channel, p.head_dim_v, shared.a_stage,
+                          dv);
       }
       if (wants_dk) {
         put(shared.weights, dproduct);
@@ -137,7 +142,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    queries_kernel(Problem p, Gradients g, RowTerms terms, std::int64_t row_blocks, std::int64_t channel_blocks) {
+    queries_kernel(Problem p, Gradients g, RowTerms terms, std::int64_t row_blocks,
+                   std::int64_t channel_blocks) {
   __shared__ Shared shared;
   const int tx = static_cast<int>(threadIdx.x) % 16;
   const int ty = static_cast<int>(threadIdx.x) / 16;
@@ -166,10 +172,10 @@ __global__ void __launch_bounds__(kThreads)
         const std::int64_t r = row + ty + 16 * i;
         const std::int64_t c = channel + tx + 16 * j;
         if (r < rows && c < p.head_dim)
-          cuda::store_float(g.dq.data, g.dq.dtype,
-                            offset_of_row(g.dq, r / p.group, head_kv * p.group + r % p.group) +
-                                c * g.dq.channel_stride,
-                            dq[i][j]);
+          cuda::store_float(
+              g.dq.data, g.dq.dtype,
+              offset_of_row(g.dq, r / p.group, head_kv * p.group + r % p.group) + c * g.dq.channel_stride,
+              dq[i][j]);
       }
   }
 }
@@ -186,12 +192,13 @@ void backward(Context& ctx, const Problem& p, const Gradients& g) {
     cuda::launch(ctx, "attention_backward rows", &row_terms_kernel,
                  dim3(cuda::blocks_for(ctx, p.heads_kv * rows, kThreads / 32)), dim3(kThreads), 0, p, g.dout,
                  row_terms);
-  const std::int64_t key_channels = std::max(g.dk.data != nullptr ? tiles(p.head_dim) : 0,
-                                             g.dv.data != nullptr ? tiles(p.head_dim_v) : 0);
+  const std::int64_t key_channels =
+      std::max(g.dk.data != nullptr ? tiles(p.head_dim) : 0, g.dv.data != nullptr ? tiles(p.head_dim_v) : 0);
   if (const std::int64_t tasks = tiles(p.keys) * key_channels * p.heads_kv; tasks > 0)
     cuda::launch(ctx, "attention_backward keys", &keys_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)),
                  dim3(kThreads), 0, p, g, row_terms, tiles(p.keys), key_channels);
-  if (const std::int64_t tasks = tiles(rows) * tiles(p.head_dim) * p.heads_kv; g.dq.data != nullptr && tasks > 0)
+  if (const std::int64_t tasks = tiles(rows) * tiles(p.head_dim) * p.heads_kv;
+      g.dq.data != nullptr && tasks > 0)
     cuda::launch(ctx, "attention_backward queries", &queries_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)),
                  dim3(kThreads), 0, p, g, row_terms, tiles(rows), tiles(p.head_dim));
 }

@@ -30,7 +30,8 @@ struct Rows {
   std::int64_t visible[kTile];
 };
 
-__device__ __forceinline__ std::int64_t offset_of_row(const Operand& o, std::int64_t query, std::int64_t head) {
+__device__ __forceinline__ std::int64_t offset_of_row(const Operand& o, std::int64_t query,
+                                                      std::int64_t head) {
   return query * o.position_stride + head * o.head_stride;
 }
 
@@ -82,12 +83,12 @@ __device__ __forceinline__ void multiply_stage(const A& a, const Stage& b, float
   }
 }
 
-// sum (rows, keys) of the dot products over `width` channels of rows of `a`, which begin at `begins`, with keys
-// `key` .. of `b` of one head. Barriers before and behind.
+// sum (rows, keys) of the dot products over `width` channels of rows of `a`, which begin at `begins`, with
+// keys `key` .. of `b` of one head. Barriers before and behind.
 __device__ __forceinline__ void multiply_rows_by_keys(const Operand& a, const std::int64_t* begins,
-                                                      const Operand& b, std::int64_t head_kv, std::int64_t key,
-                                                      std::int64_t keys, std::int64_t width, Stage& a_stage,
-                                                      Stage& b_stage, float (&sum)[4][4]) {
+                                                      const Operand& b, std::int64_t head_kv,
+                                                      std::int64_t key, std::int64_t keys, std::int64_t width,
+                                                      Stage& a_stage, Stage& b_stage, float (&sum)[4][4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -102,8 +103,7 @@ __device__ __forceinline__ void multiply_rows_by_keys(const Operand& a, const st
       const std::int64_t c = channel + depth;
       if (c >= width || key + line >= keys) return 0.0F;
       return cuda::load_float(
-          b.data, b.dtype,
-          (key + line) * b.position_stride + head_kv * b.head_stride + c * b.channel_stride);
+          b.data, b.dtype, (key + line) * b.position_stride + head_kv * b.head_stride + c * b.channel_stride);
     });
     __syncthreads();
     multiply_stage([&](int line, int depth) { return a_stage.at[depth][line]; }, b_stage, sum);
@@ -111,11 +111,12 @@ __device__ __forceinline__ void multiply_rows_by_keys(const Operand& a, const st
   __syncthreads();
 }
 
-// sum (rows, channels) += weights (rows, keys) of channels `first` .. of keys `key` .. of `b`. Barriers before
-// and behind.
-__device__ __forceinline__ void add_weighted_keys(const Weights& weights, const Operand& b, std::int64_t head_kv,
-                                                  std::int64_t key, std::int64_t keys, std::int64_t first,
-                                                  std::int64_t width, Stage& stage, float (&sum)[4][4]) {
+// sum (rows, channels) += weights (rows, keys) of channels `first` .. of keys `key` .. of `b`. Barriers
+// before and behind.
+__device__ __forceinline__ void add_weighted_keys(const Weights& weights, const Operand& b,
+                                                  std::int64_t head_kv, std::int64_t key, std::int64_t keys,
+                                                  std::int64_t first, std::int64_t width, Stage& stage,
+                                                  float (&sum)[4][4]) {
   for (int part = 0; part < kTile && key + part < keys; part += kDepth) {
     __syncthreads();
     fill_stage<false>(stage, [&](int line, int depth) {
@@ -131,8 +132,8 @@ __device__ __forceinline__ void add_weighted_keys(const Weights& weights, const 
   __syncthreads();
 }
 
-// sum (keys, channels) += weights (rows, keys) transposed, times channels `first` .. of rows of `b`. Rows that
-// are not there have begins of the first row and weights of 0. Barriers before and behind.
+// sum (keys, channels) += weights (rows, keys) transposed, times channels `first` .. of rows of `b`. Rows
+// that are not there have begins of the first row and weights of 0. Barriers before and behind.
 __device__ __forceinline__ void add_weighted_rows(const Weights& weights, const Operand& b,
                                                   const std::int64_t* begins, std::int64_t first,
                                                   std::int64_t width, Stage& stage, float (&sum)[4][4]) {
@@ -140,7 +141,8 @@ __device__ __forceinline__ void add_weighted_rows(const Weights& weights, const 
     __syncthreads();
     fill_stage<false>(stage, [&](int line, int depth) {
       const std::int64_t c = first + line;
-      return c < width ? cuda::load_float(b.data, b.dtype, begins[part + depth] + c * b.channel_stride) : 0.0F;
+      return c < width ? cuda::load_float(b.data, b.dtype, begins[part + depth] + c * b.channel_stride)
+                       : 0.0F;
     });
     __syncthreads();
     multiply_stage([&](int line, int depth) { return weights.at[part + depth][line]; }, stage, sum);

@@ -52,7 +52,8 @@ __device__ __forceinline__ void for_tokens(const BackwardProblem& p, const Body&
 
 __global__ void plain_gradient(BackwardProblem p) {
   for_tokens(p, [&](const Walk& walk, std::int64_t i, std::int64_t channel) {
-    p.gradient[(walk.row * p.length + walk.position(i)) * p.channels + channel] = p.gradient_of(walk, i, channel);
+    p.gradient[(walk.row * p.length + walk.position(i)) * p.channels + channel] =
+        p.gradient_of(walk, i, channel);
   });
 }
 
@@ -140,8 +141,8 @@ __global__ void copy_ahead(RowsProblem p, T* to) {
   }
 }
 
-// Channel-last: one walk over a piece and the K - 1 tokens behind it. dx follows K - 1 tokens behind dout; the
-// last inputs and gradients, the K + 1 sums and the taps stay in registers.
+// Channel-last: one walk over a piece and the K - 1 tokens behind it. dx follows K - 1 tokens behind dout;
+// the last inputs and gradients, the K + 1 sums and the taps stay in registers.
 template <typename T, int kTaps, int kVector>
 __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
   constexpr int kChannels = 32 * kVector;
@@ -189,9 +190,10 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
       }
     }
 
-    // Takes token i (of the piece, from 0; or of the kWidth behind it) and gives the gradient of the token kWidth
-    // before it, `back` being what the final state adds.
-    const auto advance = [&](const Vector& token, const Vector& gradient, bool counted, float (&back)[kVector]) {
+    // Takes token i (of the piece, from 0; or of the kWidth behind it) and gives the gradient of the token
+    // kWidth before it, `back` being what the final state adds.
+    const auto advance = [&](const Vector& token, const Vector& gradient, bool counted,
+                             float(&back)[kVector]) {
       float input[kVector];
       float d[kVector];
       widen<T>(token, input);
@@ -273,9 +275,10 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
         float back[kVector] = {};
         if (i < walk.count) {
           if (needs_x) token = load_pack<T, kVector>(p.x.at<T>(walk, i, channel));
-          gradient = load_pack<T, kVector>(
-              p.ahead != nullptr ? static_cast<const T*>(p.ahead) + (index * kWidth + j) * p.channels + channel
-                                 : p.dout.at<T>(walk, i, channel));
+          gradient =
+              load_pack<T, kVector>(p.ahead != nullptr ? static_cast<const T*>(p.ahead) +
+                                                             (index * kWidth + j) * p.channels + channel
+                                                       : p.dout.at<T>(walk, i, channel));
         } else if (walk.last && p.dfinal) {
 #pragma unroll
           for (int v = 0; v < kVector; ++v)
@@ -307,9 +310,11 @@ __global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
   }
 }
 
-// dweight and dbias += the sums of `groups` partial sums. Warps take every 8th group, then are added in order.
-__global__ void __launch_bounds__(256) add_partials(const float* partial, std::int64_t groups, int kernel,
-                                                    std::int64_t channels, AnyView<2> dweight, AnyView<1> dbias) {
+// dweight and dbias += the sums of `groups` partial sums. Warps take every 8th group, then are added in
+// order.
+__global__ void __launch_bounds__(256)
+    add_partials(const float* partial, std::int64_t groups, int kernel, std::int64_t channels,
+                 AnyView<2> dweight, AnyView<1> dbias) {
   __shared__ float sums[8][32];
   const std::int64_t columns = (kernel + 1) * channels;
   const std::int64_t column = std::int64_t{blockIdx.x} * 32 + threadIdx.x;
@@ -348,7 +353,8 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
   const RunsOnDevice placed = place_runs(ctx, *b.runs, whole_rows, length, tokens, rows);
   // Runs are walked side by side: what one writes, another may still have to read.
   const bool replaces_final = same_view(b.dinitial_states, b.dfinal_states);
-  const Tensor dfinal = replaces_final && b.dfinal_states.numel() > 0 ? ctx.clone(b.dfinal_states) : b.dfinal_states;
+  const Tensor dfinal =
+      replaces_final && b.dfinal_states.numel() > 0 ? ctx.clone(b.dfinal_states) : b.dfinal_states;
   BackwardProblem problem{.line = line_of(b.x, b.initial_states, b.weight),
                           .filter = filter_of(b.weight, b.bias, b.activation),
                           .runs = placed.view,
@@ -362,8 +368,8 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
   // Before dx, which may replace the dout that this reads.
   if (b.dinitial_states && b.dinitial_states.numel() > 0) {
     problem.dinitial = AnyView<3>(b.dinitial_states);
-    cuda::launch(ctx, "causal_conv1d_backward initial states", initial_gradients, edge_grid(ctx, problem.runs.run_count, channels * (kernel - 1)),
-                 kEdgeThreads, 0, problem);
+    cuda::launch(ctx, "causal_conv1d_backward initial states", initial_gradients,
+                 edge_grid(ctx, problem.runs.run_count, channels * (kernel - 1)), kEdgeThreads, 0, problem);
   }
 
   const bool sums = b.dweight || b.dbias;
@@ -393,8 +399,8 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
       cuda::dispatch_element(b.x.dtype(), "[causal_conv1d_backward] x", [&](auto element) {
         using T = decltype(element);
         if (replaces_dout)
-          cuda::launch(ctx, "causal_conv1d_backward ahead", copy_ahead<T>, cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk,
-                       static_cast<T*>(ahead.raw()));
+          cuda::launch(ctx, "causal_conv1d_backward ahead", copy_ahead<T>,
+                       cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk, static_cast<T*>(ahead.raw()));
         switch (kernel) {
           case 2: return launch_rows<T, 2>(ctx, walk);
           case 3: return launch_rows<T, 3>(ctx, walk);
@@ -405,14 +411,16 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
       const Tensor gradient = ctx.empty({b.x.size(0), length, channels});
       problem.gradient = gradient.data<float>();
       const unsigned grid = cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1);
-      cuda::launch(ctx, "causal_conv1d_backward plain gradient", plain_gradient, grid, dim3(32, 8), 0, problem);
-      if (sums) cuda::launch(ctx, "causal_conv1d_backward plain sums", plain_sums, grid, dim3(32, 8), 0, problem);
+      cuda::launch(ctx, "causal_conv1d_backward plain gradient", plain_gradient, grid, dim3(32, 8), 0,
+                   problem);
+      if (sums)
+        cuda::launch(ctx, "causal_conv1d_backward plain sums", plain_sums, grid, dim3(32, 8), 0, problem);
       if (b.dx) cuda::launch(ctx, "causal_conv1d_backward plain dx", plain_dx, grid, dim3(32, 8), 0, problem);
     }
     if (sums) {
       const auto grid = static_cast<unsigned>(((kernel + 1) * channels + 31) / 32);
-      cuda::launch(ctx, "causal_conv1d_backward sums", add_partials, grid, dim3(32, 8), 0, problem.partial, groups, static_cast<int>(kernel),
-                   channels, AnyView<2>(b.dweight), AnyView<1>(b.dbias));
+      cuda::launch(ctx, "causal_conv1d_backward sums", add_partials, grid, dim3(32, 8), 0, problem.partial,
+                   groups, static_cast<int>(kernel), channels, AnyView<2>(b.dweight), AnyView<1>(b.dbias));
     }
   }
   if (b.dx) clear_padding(ctx, placed.runs, b.dx);

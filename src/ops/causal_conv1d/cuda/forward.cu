@@ -35,7 +35,8 @@ __global__ void forward_plain(ForwardProblem p) {
         const std::int64_t token = piece.begin + i;
         float sum = p.filter.bias_of(channel);
         for (int k = 0; k < kernel; ++k)
-          sum = fmaf(p.filter.weight.load(channel, k), p.line.load(walk, token - (kernel - 1) + k, channel), sum);
+          sum = fmaf(p.filter.weight.load(channel, k), p.line.load(walk, token - (kernel - 1) + k, channel),
+                     sum);
         p.out.store(activate(sum, p.filter.silu), walk.row, channel, walk.position(token));
       }
     }
@@ -176,8 +177,8 @@ void launch_rows(const Context& ctx, ForwardRows rows) {
 
 void clear_padding(const Context& ctx, const DeviceRuns& runs, const Tensor& to) {
   if (runs.padding_count == 0 || to.numel() == 0) return;
-  cuda::launch(ctx, "causal_conv1d padding", clear_tokens, cuda::blocks_for(ctx, runs.padding_count, 1), 128, 0,
-               runs.padding, runs.padding_count, to.size(1), AnyView<3>(to));
+  cuda::launch(ctx, "causal_conv1d padding", clear_tokens, cuda::blocks_for(ctx, runs.padding_count, 1), 128,
+               0, runs.padding, runs.padding_count, to.size(1), AnyView<3>(to));
 }
 
 void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor& states,
@@ -186,7 +187,8 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
   if (channels == 0) return;
   const bool rows = choose_kernel(f.weight.size(1), {f.x, f.out}) == ConvKernel::rows;
   const std::int64_t tokens =
-      rows ? choose_tokens(f.x.size(0) * f.x.size(2), channels, rows_vector(size_of(f.x.dtype())), 64) : kPlainTokens;
+      rows ? choose_tokens(f.x.size(0) * f.x.size(2), channels, rows_vector(size_of(f.x.dtype())), 64)
+           : kPlainTokens;
   const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens, rows);
   const Line line = line_of(f.x, f.initial_states, f.weight);
   const Filter filter = filter_of(f.weight, f.bias, f.activation);
@@ -214,7 +216,8 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
                                  .channel_blocks = (channels + 31) / 32,
                                  .lanes_over_time = f.x.stride(2) == 1 && f.x.stride(1) != 1};
     cuda::launch(ctx, "causal_conv1d plain", forward_plain,
-                 cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1), dim3(32, 8), 0, problem);
+                 cuda::blocks_for(ctx, problem.runs.count * problem.channel_blocks, 1), dim3(32, 8), 0,
+                 problem);
   }
   clear_padding(ctx, placed.runs, f.out);
 
@@ -224,15 +227,15 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
     windows.requests = placed.runs.requests;
     windows.count = static_cast<std::int64_t>(f.runs->requests.size());
     windows.states = AnyView<4>(states);
-    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
-                 0, windows);
+    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels),
+                 kEdgeThreads, 0, windows);
   }
   if (final_states && final_states.numel() > 0) {
     windows.requests = nullptr;
     windows.count = placed.view.run_count;
     windows.final_states = AnyView<3>(final_states);
-    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels), kEdgeThreads,
-                 0, windows);
+    cuda::launch(ctx, "causal_conv1d windows", write_windows, edge_grid(ctx, windows.count, channels),
+                 kEdgeThreads, 0, windows);
   }
 }
 

@@ -50,8 +50,8 @@ struct RunsView {
   __device__ __forceinline__ Walk run(std::int64_t r) const {
     if (runs == nullptr) return {r, r, true, true, length, 0, 1, nullptr};
     const TokenRun& t = runs[r];
-    return {t.row, t.sequence, t.first, t.last, t.count, t.start, t.step,
-            t.listed < 0 ? nullptr : positions + t.listed};
+    return {t.row,   t.sequence, t.first, t.last,
+            t.count, t.start,    t.step,  t.listed < 0 ? nullptr : positions + t.listed};
   }
   __device__ __forceinline__ Piece piece(std::int64_t p) const {
     if (list != nullptr) return list[p];
@@ -68,8 +68,8 @@ struct RunsOnDevice {
   Tensor list;
 };
 
-// `whole_rows`: there are no index tensors, so that run r is row r. `in_step`: positions of a piece are a step
-// apart, it ends where padding lies between.
+// `whole_rows`: there are no index tensors, so that run r is row r. `in_step`: positions of a piece are a
+// step apart, it ends where padding lies between.
 inline RunsOnDevice place_runs(Context& ctx, const TokenRuns& host, bool whole_rows, std::int64_t length,
                                std::int64_t tokens, bool in_step) {
   RunsOnDevice result;
@@ -99,10 +99,12 @@ inline RunsOnDevice place_runs(Context& ctx, const TokenRuns& host, bool whole_r
   view.runs = result.runs.runs;
   view.positions = result.runs.positions;
   view.count = static_cast<std::int64_t>(pieces.size());
-  result.list = ctx.empty({static_cast<std::int64_t>(std::max<std::size_t>(pieces.size(), 1) * sizeof(Piece))}, DType::u8);
+  result.list = ctx.empty(
+      {static_cast<std::int64_t>(std::max<std::size_t>(pieces.size(), 1) * sizeof(Piece))}, DType::u8);
   if (!pieces.empty())
-    ctx.copy(Tensor::wrap(pieces.data(), {static_cast<std::int64_t>(pieces.size() * sizeof(Piece))}, DType::u8),
-             result.list);
+    ctx.copy(
+        Tensor::wrap(pieces.data(), {static_cast<std::int64_t>(pieces.size() * sizeof(Piece))}, DType::u8),
+        result.list);
   view.list = static_cast<const Piece*>(result.list.raw());
   return result;
 }

@@ -5,7 +5,8 @@
 
 namespace krait::conv_detail {
 
-// A warp walks one piece of a run, each lane with kVector channels; warps of a block take neighbouring pieces.
+// A warp walks one piece of a run, each lane with kVector channels; warps of a block take neighbouring
+// pieces.
 inline constexpr int kWarps = 4;
 
 // A tensor (B, D, L) with channels side by side.
@@ -32,8 +33,8 @@ struct Rows {
 
 // Weights as (K, channels), the bias behind them, of the channels of a block: read together, transposed.
 template <int kTaps, int kChannels>
-__device__ __forceinline__ void stage_filter(const Filter& filter, std::int64_t channel0, std::int64_t channels,
-                                             float (&staged)[kTaps + 1][kChannels]) {
+__device__ __forceinline__ void stage_filter(const Filter& filter, std::int64_t channel0,
+                                             std::int64_t channels, float (&staged)[kTaps + 1][kChannels]) {
   for (int i = static_cast<int>(threadIdx.x); i < kTaps * kChannels; i += kWarps * 32) {
     const std::int64_t channel = channel0 + i / kTaps;
     staged[i % kTaps][i / kTaps] = channel < channels ? filter.weight.load(channel, i % kTaps) : 0.0F;

@@ -1,5 +1,5 @@
-// cross_entropy on a GPU: a block has a row of logits and reads it once for the loss. A gradient that is wanted
-// with it reads the row again while it is in the second-level cache.
+// cross_entropy on a GPU: a block has a row of logits and reads it once for the loss. A gradient that is
+// wanted with it reads the row again while it is in the second-level cache.
 #include <algorithm>
 #include <type_traits>
 
@@ -20,7 +20,7 @@ struct RowsOnGpu {
   AnyView<2> logits;
   AnyView<2> dlogits;  // absent: no gradient
   IndexView targets;
-  float* losses;     // null: logsumexp is known, and read
+  float* losses;  // null: logsumexp is known, and read
   float* logsumexp;
   std::int64_t rows;
   std::int64_t vocabulary;
@@ -29,8 +29,8 @@ struct RowsOnGpu {
   float scale;
 };
 
-// Elements of a row, T known at compile time and side by side: each thread has 8 at a time. The last, fewer than
-// 8, are those of the first thread.
+// Elements of a row, T known at compile time and side by side: each thread has 8 at a time. The last, fewer
+// than 8, are those of the first thread.
 template <typename T>
 class PackedRow {
  public:
@@ -137,7 +137,7 @@ __device__ RowSums sums_of(const Row& row, std::int64_t vocabulary, bool last_ti
   float largest = -INFINITY;
   float sum = 0.0F;  // relative to this thread's largest
   float logits = 0.0F;
-  row.walk(vocabulary, last_time, [&](const float (&values)[kPack], int count, std::int64_t) {
+  row.walk(vocabulary, last_time, [&](const float(&values)[kPack], int count, std::int64_t) {
     float most = largest;
 #pragma unroll
     for (int i = 0; i < kPack; ++i)
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rows_kernel(const RowsOnGpu p)
       logsumexp = static_cast<float>(sums.logsumexp);
       if (threadIdx.x == 0) {
         p.logsumexp[t] = logsumexp;
-        p.losses[t] = ignored  ? 0.0F
+        p.losses[t] = ignored ? 0.0F
                       : valid ? static_cast<float>(loss_of(sums, at_target, p.label_smoothing, p.vocabulary))
                               : NAN;
       }
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rows_kernel(const RowsOnGpu p)
     if (p.dlogits.data == nullptr) continue;
     const GradientRow gradient(p.dlogits, t);
     const auto hit = static_cast<float>(static_cast<double>(p.scale) * (1.0 - p.label_smoothing));
-    row.walk(p.vocabulary, true, [&](const float (&values)[kPack], int count, std::int64_t first) {
+    row.walk(p.vocabulary, true, [&](const float(&values)[kPack], int count, std::int64_t first) {
       float d[kPack];
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
@@ -203,13 +203,15 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rows_kernel(const RowsOnGpu p)
 
 // Rows whose elements lie side by side and begin on the boundary of a vector.
 bool in_vectors(const Tensor& t) {
-  return !t || (t.stride(1) == 1 && t.stride(0) % kPack == 0 && reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0);
+  return !t || (t.stride(1) == 1 && t.stride(0) % kPack == 0 &&
+                reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0);
 }
 
 void run(Context& ctx, const Tensor& logits, const Tensor& dlogits, const RowsOnGpu& problem) {
   if (problem.rows == 0) return;
   const auto start = [&](auto* kernel, std::int64_t width) {
-    const std::int64_t threads = std::clamp<std::int64_t>((problem.vocabulary + width - 1) / width, 32, kMaxThreads);
+    const std::int64_t threads =
+        std::clamp<std::int64_t>((problem.vocabulary + width - 1) / width, 32, kMaxThreads);
     cuda::launch(ctx, "cross_entropy", kernel,
                  dim3(static_cast<unsigned>(std::min<std::int64_t>(problem.rows, 1 << 30))),
                  dim3(static_cast<unsigned>((threads + 31) / 32 * 32)), 0, problem);
@@ -294,7 +296,8 @@ void cuda_finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, s
   if (rows == 0) return;
   const Tensor memory = ctx.empty({static_cast<std::int64_t>(sizeof(Totals))}, DType::u8);
   cuda::launch(ctx, op, totals_kernel, dim3(1), dim3(kMaxThreads), 0, IndexView(targets),
-               result.losses.data<float>(), rows, vocabulary, ignore_index, static_cast<Totals*>(memory.raw()));
+               result.losses.data<float>(), rows, vocabulary, ignore_index,
+               static_cast<Totals*>(memory.raw()));
   Totals totals{};
   ctx.copy(memory, Tensor::wrap(&totals, memory.shape(), DType::u8));
   if (totals.bad_place >= 0) fail_target(totals.bad_target, totals.bad_place, vocabulary, ignore_index, op);

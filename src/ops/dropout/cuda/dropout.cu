@@ -21,16 +21,19 @@ __device__ uint4 philox(std::uint64_t place, std::uint64_t stream, std::uint64_t
   auto key1 = static_cast<std::uint32_t>(seed >> 32);
 #pragma unroll
   for (int round = 0; round < 10; ++round) {
-    c = make_uint4(__umulhi(kMul1, c.z) ^ c.y ^ key0, kMul1 * c.z, __umulhi(kMul0, c.x) ^ c.w ^ key1, kMul0 * c.x);
+    c = make_uint4(__umulhi(kMul1, c.z) ^ c.y ^ key0, kMul1 * c.z, __umulhi(kMul0, c.x) ^ c.w ^ key1,
+                   kMul0 * c.x);
     key0 += kWeyl0;
     key1 += kWeyl1;
   }
   return c;
 }
 
-// A thread has one block of the generator and the eight elements, or fewer at the ends, that its bits are for.
+// A thread has one block of the generator and the eight elements, or fewer at the ends, that its bits are
+// for.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) drop(const Rule rule, std::int64_t count, bool aligned, const T* x, T* out) {
+__global__ void __launch_bounds__(kThreads)
+    drop(const Rule rule, std::int64_t count, bool aligned, const T* x, T* out) {
   struct alignas(16) Eight {
     T v[kBlock];
   };
@@ -67,12 +70,15 @@ __global__ void __launch_bounds__(kThreads) drop(const Rule rule, std::int64_t c
 void cuda(Context& ctx, const Rule& rule, const Tensor& x, const Tensor& out) {
   const std::int64_t count = x.numel();
   if (count == 0) return;
-  const auto on_boundary = [](const Tensor& t) { return reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0; };
+  const auto on_boundary = [](const Tensor& t) {
+    return reinterpret_cast<std::uintptr_t>(t.raw()) % 16 == 0;
+  };
   const bool aligned = rule.offset % kBlock == 0 && on_boundary(x) && on_boundary(out);
   cuda::dispatch_element(x.dtype(), "[dropout] x", [&](auto t) {
     using T = decltype(t);
-    cuda::launch(ctx, "dropout", drop<T>, dim3(cuda::blocks_for(ctx, count / kBlock + 2, kThreads)), dim3(kThreads),
-                 0, rule, count, aligned, static_cast<const T*>(x.raw()), static_cast<T*>(out.raw()));
+    cuda::launch(ctx, "dropout", drop<T>, dim3(cuda::blocks_for(ctx, count / kBlock + 2, kThreads)),
+                 dim3(kThreads), 0, rule, count, aligned, static_cast<const T*>(x.raw()),
+                 static_cast<T*>(out.raw()));
   });
 }
 

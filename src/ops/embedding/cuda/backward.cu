@@ -38,8 +38,8 @@ __device__ __forceinline__ int digit_of(std::int64_t key, int shift) {
 }
 
 // counts (digits, tiles)
-__global__ void __launch_bounds__(kThreads) count_digits(Keys from, std::int64_t count, int shift, std::int64_t tiles,
-                                                         std::int64_t* counts) {
+__global__ void __launch_bounds__(kThreads)
+    count_digits(Keys from, std::int64_t count, int shift, std::int64_t tiles, std::int64_t* counts) {
   __shared__ int found[kDigits];
   for (std::int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     found[threadIdx.x] = 0;
@@ -135,14 +135,14 @@ __global__ void __launch_bounds__(kThreads) move_keys(Keys from, Keys to, std::i
 
 // dweight += the rows of each id, in the order of their positions. A warp a range of columns of one id, found
 // at the first of its places; kAhead rows are on their way at once.
-__global__ void __launch_bounds__(kThreads) add_rows(Keys sorted, std::int64_t count, std::int64_t vocabulary,
-                                                     std::int64_t d, std::int64_t column_blocks, AnyView<2> dout,
-                                                     AnyView<2> dweight) {
+__global__ void __launch_bounds__(kThreads)
+    add_rows(Keys sorted, std::int64_t count, std::int64_t vocabulary, std::int64_t d,
+             std::int64_t column_blocks, AnyView<2> dout, AnyView<2> dweight) {
   constexpr int kAhead = 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t warps = std::int64_t{gridDim.x} * kTileWarps;
-  for (std::int64_t item = std::int64_t{blockIdx.x} * kTileWarps + threadIdx.x / 32; item < count * column_blocks;
-       item += warps) {
+  for (std::int64_t item = std::int64_t{blockIdx.x} * kTileWarps + threadIdx.x / 32;
+       item < count * column_blocks; item += warps) {
     const std::int64_t first = item / column_blocks;
     const std::int64_t id = sorted.key[first];
     if (id == vocabulary || (first > 0 && sorted.key[first - 1] == id)) continue;
@@ -186,19 +186,21 @@ void backward_cuda(Context& ctx, const Tensor& ids, const Tensor& dout, const Te
   auto* const offsets = counts.data<std::int64_t>();
   Keys from{base, base + count};
   Keys to{base + 2 * count, base + 3 * count};
-  cuda::launch(ctx, "embedding_backward ids", read_ids, cuda::blocks_for(ctx, count, kThreads), kThreads, 0, IndexView(ids), count,
-               vocabulary, from);
+  cuda::launch(ctx, "embedding_backward ids", read_ids, cuda::blocks_for(ctx, count, kThreads), kThreads, 0,
+               IndexView(ids), count, vocabulary, from);
   const unsigned grid = cuda::blocks_for(ctx, tiles, 1);
   for (int shift = 0; shift < 63 && (vocabulary >> shift) > 0; shift += kDigitBits) {
-    cuda::launch(ctx, "embedding_backward digits", count_digits, grid, kThreads, 0, from, count, shift, tiles, offsets);
+    cuda::launch(ctx, "embedding_backward digits", count_digits, grid, kThreads, 0, from, count, shift, tiles,
+                 offsets);
     cuda::launch(ctx, "embedding_backward offsets", sum_counts, 1, 1024, 0, offsets, kDigits * tiles);
     cuda::launch(ctx, "embedding_backward sort", move_keys, grid, kThreads, 0, from, to, count, shift, tiles,
                  static_cast<const std::int64_t*>(offsets));
     std::swap(from, to);
   }
   const std::int64_t column_blocks = (d + 31) / 32;
-  cuda::launch(ctx, "embedding_backward rows", add_rows, cuda::blocks_for(ctx, count * column_blocks, kTileWarps, 64), kThreads, 0, from,
-               count, vocabulary, d, column_blocks, AnyView<2>(dout), AnyView<2>(dweight));
+  cuda::launch(ctx, "embedding_backward rows", add_rows,
+               cuda::blocks_for(ctx, count * column_blocks, kTileWarps, 64), kThreads, 0, from, count,
+               vocabulary, d, column_blocks, AnyView<2>(dout), AnyView<2>(dweight));
 }
 
 }  // namespace krait::embedding_detail

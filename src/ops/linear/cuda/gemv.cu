@@ -128,8 +128,8 @@ __device__ __forceinline__ void stage_x(const Gemv& p, float4* to, int first, in
   }
 }
 
-// Shared memory: x of a tile as f32, kRows of (steps, quads of a piece, lanes, 4), so that the lanes of a warp
-// read neighbours; then, twice, the sums of all warps where several share rows.
+// Shared memory: x of a tile as f32, kRows of (steps, quads of a piece, lanes, 4), so that the lanes of a
+// warp read neighbours; then, twice, the sums of all warps where several share rows.
 template <typename Weight, int kRows>
 __global__ void __launch_bounds__(kThreads, gpu::gemv_blocks(kRows)) gemv_kernel(Gemv p) {
   constexpr int kCount = Piece<Weight>::kCount;
@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kThreads, gpu::gemv_blocks(kRows)) gemv_kernel
 #pragma unroll
     for (int j = 0; j < kGemvRows; ++j) {
       // Rows beyond the last one repeat it; their sums are not stored.
-      const std::int64_t r = min(std::int64_t{next_unit} * rows_of_unit + (lane >> lanes_log2) + j * sub_rows,
-                                 p.out_size - 1);
+      const std::int64_t r =
+          min(std::int64_t{next_unit} * rows_of_unit + (lane >> lanes_log2) + j * sub_rows, p.out_size - 1);
       row[j] = static_cast<const Weight*>(p.weight) + r * p.weight_stride + at * kCount;
     }
   };
@@ -298,11 +298,11 @@ void launch_rows(Context& ctx, Gemv p) {
   p.tile = static_cast<int>(plan.tile);
   p.units = static_cast<int>(plan.units);
   const std::int64_t x_bytes = std::int64_t{kRows} * plan.tile * plan.lanes * 16 * (kCount / 4);
-  const std::size_t shared =
-      static_cast<std::size_t>(x_bytes) + (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
+  const std::size_t shared = static_cast<std::size_t>(x_bytes) +
+                             (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
   const std::int64_t blocks = std::min(plan.units, std::int64_t{multiprocessors} * gpu::gemv_blocks(kRows));
-  cuda::launch(ctx, "linear gemv", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
-               p);
+  cuda::launch(ctx, "linear gemv", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)),
+               dim3(kThreads), shared, p);
 }
 
 template <typename Weight>
@@ -345,8 +345,9 @@ void gpu::gemv(Context& ctx, const Problem& problem) {
       cuda::dispatch_element(weight.dtype(), "[linear] weight",
                              [&](auto tag) { launch_weight<decltype(tag)>(ctx, p); });
     else
-      cuda::launch(ctx, "linear gemv any", &gemv_any_kernel, dim3(cuda::blocks_for(ctx, p.out_size, kGemvWarps)),
-                   dim3(kThreads), 0, p, cuda::AnyView<2>(weight));
+      cuda::launch(ctx, "linear gemv any", &gemv_any_kernel,
+                   dim3(cuda::blocks_for(ctx, p.out_size, kGemvWarps)), dim3(kThreads), 0, p,
+                   cuda::AnyView<2>(weight));
   }
 }
 

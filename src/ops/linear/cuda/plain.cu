@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads) add_chunks_kernel(const float* partials, std::int64_t chunks,
-                                                              std::int64_t columns, cuda::AnyView<1> to) {
+__global__ void __launch_bounds__(kThreads)
+    add_chunks_kernel(const float* partials, std::int64_t chunks, std::int64_t columns, cuda::AnyView<1> to) {
   for (std::int64_t c = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; c < columns;
        c += std::int64_t{gridDim.x} * kThreads) {
     float sum = 0.0F;
@@ -136,8 +136,8 @@ void gpu::column_sums(Context& ctx, const Tensor& dout, const Tensor& bias) {
   const std::int64_t chunks = (rows + chunk - 1) / chunk;
   const Tensor partials = ctx.empty({chunks, columns});
   const std::int64_t tasks = (columns + kColumns - 1) / kColumns * chunks;
-  cuda::launch(ctx, "column sums", &chunk_sums_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)), dim3(kThreads), 0,
-               cuda::AnyView<2>(dout), rows, columns, chunk, chunks, partials.data<float>());
+  cuda::launch(ctx, "column sums", &chunk_sums_kernel, dim3(cuda::blocks_for(ctx, tasks, 1)), dim3(kThreads),
+               0, cuda::AnyView<2>(dout), rows, columns, chunk, chunks, partials.data<float>());
   cuda::launch(ctx, "column sums", &add_chunks_kernel, dim3(cuda::blocks_for(ctx, columns, kThreads)),
                dim3(kThreads), 0, partials.data<float>(), chunks, columns, cuda::AnyView<1>(bias));
 }

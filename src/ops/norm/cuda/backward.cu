@@ -106,8 +106,8 @@ __global__ void plain_backward(const PlainBackward p) {
 }
 
 // One read and one write of every operand. A thread keeps the sums of its channels in registers over all rows
-// of its share. Rows are copied to shared memory ahead of time, each thread's part by itself: no barriers, and
-// the memory is busy while sums are on their way through the block.
+// of its share. Rows are copied to shared memory ahead of time, each thread's part by itself: no barriers,
+// and the memory is busy while sums are on their way through the block.
 template <typename T, typename X>
 struct FastBackward {
   PackedRows<X> x;
@@ -130,7 +130,7 @@ struct FastBackward {
 
 // Rows in shared memory, one in turn and the others on their way: as many as fit for the largest block.
 template <typename T, typename X, int kVectors, bool kGate>
-inline constexpr int kRowSlots = kVectors * (kSlots<X> + kSlots<T> + kSlots<std::conditional_t<kGate, T, X>>);
+inline constexpr int kRowSlots = kVectors*(kSlots<X> + kSlots<T> + kSlots<std::conditional_t<kGate, T, X>>);
 constexpr int stages_for(int slots) { return slots <= 6 ? 4 : 2; }
 
 template <typename T, typename X, int kVectors, bool kGate, bool kBias>
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
   __shared__ float scratch[GroupSums<3>::kFloats];
   __shared__ float mean_scratch[GroupSums<1>::kFloats];
   extern __shared__ uint4 staged[];
-  using Other = std::conditional_t<kGate, T, X>;   // z or dresidual
-  constexpr int kDout = kVectors * kSlots<X>;      // the first slot of dout
+  using Other = std::conditional_t<kGate, T, X>;  // z or dresidual
+  constexpr int kDout = kVectors * kSlots<X>;     // the first slot of dout
   constexpr int kOther = kDout + kVectors * kSlots<T>;
   constexpr int kSlotsOfRow = kRowSlots<T, X, kVectors, kGate>;
   constexpr int kStages = stages_for(kSlotsOfRow);
@@ -315,9 +315,9 @@ __global__ void add_shares(const float* partial, std::int64_t shares, std::int64
 
 void add_up(Context& ctx, const Tensor& partial, const Rows& to) {
   const std::int64_t channels = partial.size(1);
-  cuda::launch(ctx, "norm_backward", add_shares, dim3(static_cast<unsigned>((channels + kWidth - 1) / kWidth)),
-               dim3(kWidth, kDepth), 0, partial.data<float>(), partial.size(0), channels, to.row(0),
-               to.channel_stride());
+  cuda::launch(ctx, "norm_backward", add_shares,
+               dim3(static_cast<unsigned>((channels + kWidth - 1) / kWidth)), dim3(kWidth, kDepth), 0,
+               partial.data<float>(), partial.size(0), channels, to.row(0), to.channel_stride());
 }
 
 template <typename T, typename X, int kVectors, bool kGate>
@@ -333,14 +333,19 @@ void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
     f(fast_backward<T, X, kVectors, kGate, kBias>, shared_bytes<T, X, kVectors, kGate>(plan));
   };
   if constexpr (std::is_same_v<T, X>)
-    if (p.z) return plan.vectors == 1 ? call.template operator()<1, true, false>() : call.template operator()<2, true, false>();
+    if (p.z)
+      return plan.vectors == 1 ? call.template operator()<1, true, false>()
+                               : call.template operator()<2, true, false>();
   if (p.dbias)
-    return plan.vectors == 1 ? call.template operator()<1, false, true>() : call.template operator()<2, false, true>();
-  return plan.vectors == 1 ? call.template operator()<1, false, false>() : call.template operator()<2, false, false>();
+    return plan.vectors == 1 ? call.template operator()<1, false, true>()
+                             : call.template operator()<2, false, true>();
+  return plan.vectors == 1 ? call.template operator()<1, false, false>()
+                           : call.template operator()<2, false, false>();
 }
 
 // Shares to fill the device once, of rows enough to be worth their sums.
-std::int64_t shares_of(const Context& ctx, const BackwardProblem& p, std::int64_t blocks_each, int side_by_side) {
+std::int64_t shares_of(const Context& ctx, const BackwardProblem& p, std::int64_t blocks_each,
+                       int side_by_side) {
   const std::int64_t blocks = blocks_each * cuda::limits_of(ctx).multiprocessors;
   const std::int64_t wanted = std::max<std::int64_t>(blocks / (p.channels / p.group_size), 1) * side_by_side;
   return std::min(wanted, std::max<std::int64_t>(p.rows / 8, 1));
@@ -355,7 +360,8 @@ struct Partial {
   Partial(Context& ctx, const BackwardProblem& p, std::int64_t shares) {
     if (p.dweight) dweight = ctx.empty({shares, p.channels});
     if (p.dbias) dbias = ctx.empty({shares, p.channels});
-    sums = {.dweight = dweight ? dweight.data<float>() : nullptr, .dbias = dbias ? dbias.data<float>() : nullptr};
+    sums = {.dweight = dweight ? dweight.data<float>() : nullptr,
+            .dbias = dbias ? dbias.data<float>() : nullptr};
   }
   void add_to(Context& ctx, const BackwardProblem& p) const {
     if (dweight) add_up(ctx, dweight, p.dweight);
@@ -419,7 +425,8 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
                                      .norm_before_gate = p.norm_before_gate};
     const std::int64_t blocks = (shares + plan.groups - 1) / plan.groups * groups;
     cuda::launch(ctx, "norm_backward", kernel, dim3(static_cast<unsigned>(blocks)),
-                 dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared, problem);
+                 dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
+                 problem);
     partial.add_to(ctx, p);
     done = true;
   });
@@ -431,9 +438,8 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
 void cuda(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
   bool done = false;
   if (plan.vectors > 0)
-    dispatch_pair(p.dout.dtype(), p.x.dtype(), [&](auto t, auto x) {
-      done = run_fast<decltype(t), decltype(x)>(ctx, p, plan);
-    });
+    dispatch_pair(p.dout.dtype(), p.x.dtype(),
+                  [&](auto t, auto x) { done = run_fast<decltype(t), decltype(x)>(ctx, p, plan); });
   if (!done) run_plain(ctx, p);
 }
 

@@ -202,10 +202,12 @@ bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& pro
   const auto shared = static_cast<std::size_t>(threads) * kStages * kVectors * 16 *
                       static_cast<std::size_t>(kSlots<T> + (kGate ? kSlots<T> : kSlots<R>));
   if (!shared_memory_suffices(ctx, shared)) return false;
-  const std::int64_t blocks = std::min((problem.units + plan.groups - 1) / plan.groups,
-                                       resident_blocks(ctx, threads, shared, 1024) * cuda::limits_of(ctx).multiprocessors);
+  const std::int64_t blocks =
+      std::min((problem.units + plan.groups - 1) / plan.groups,
+               resident_blocks(ctx, threads, shared, 1024) * cuda::limits_of(ctx).multiprocessors);
   cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>, dim3(static_cast<unsigned>(blocks)),
-               dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared, problem);
+               dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
+               problem);
   return true;
 }
 
@@ -243,7 +245,9 @@ bool run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
   const std::int64_t groups = p.channels / p.group_size;
   const std::int64_t units = p.rows * groups;
   bool done = false;
-  const DType residual = p.residual ? p.residual.dtype() : p.residual_out ? p.residual_out.dtype() : p.x.dtype();
+  const DType residual = p.residual       ? p.residual.dtype()
+                         : p.residual_out ? p.residual_out.dtype()
+                                          : p.x.dtype();
   dispatch_pair(p.x.dtype(), residual, [&](auto t, auto r) {
     using T = decltype(t);
     using R = decltype(r);

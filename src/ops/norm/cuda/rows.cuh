@@ -88,7 +88,8 @@ struct PackedVector {
     dtype = rows.dtype();
   }
   __device__ explicit operator bool() const { return data != nullptr; }
-  __device__ __forceinline__ void load(std::int64_t channel, float otherwise, float (&to)[cuda::kPack]) const {
+  __device__ __forceinline__ void load(std::int64_t channel, float otherwise,
+                                       float (&to)[cuda::kPack]) const {
     if (data != nullptr) {
       cuda::load_floats(data, dtype, channel, to);
     } else {
@@ -107,8 +108,8 @@ __device__ __forceinline__ int first_channel() {
   return (warp * kVectors * 32 + lane) * cuda::kPack;
 }
 
-// Rows are copied to shared memory ahead of their turn, each thread's vectors by the thread itself: that takes
-// no barriers, and the memory is busy while sums go round the block. Neighbouring threads' 16 bytes are
+// Rows are copied to shared memory ahead of their turn, each thread's vectors by the thread itself: that
+// takes no barriers, and the memory is busy while sums go round the block. Neighbouring threads' 16 bytes are
 // neighbours, for the sake of the banks.
 template <typename T>
 inline constexpr int kSlots = static_cast<int>(sizeof(cuda::Pack<T>) / 16);  // of 16 bytes for a vector
@@ -151,9 +152,10 @@ inline bool shared_memory_suffices(const Context& ctx, std::size_t shared) {
   return shared + kDeclaredShared <= static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block);
 }
 
-// Blocks of `threads` with `shared` bytes each that a multiprocessor holds, of a kernel whose registers let it
-// hold `threads_at_once`.
-inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t shared, int threads_at_once) {
+// Blocks of `threads` with `shared` bytes each that a multiprocessor holds, of a kernel whose registers let
+// it hold `threads_at_once`.
+inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t shared,
+                                    int threads_at_once) {
   const auto bytes = static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block);
   const auto by_memory = static_cast<std::int64_t>(bytes / (shared + kDeclaredShared));
   return std::max<std::int64_t>(std::min<std::int64_t>(threads_at_once / threads, by_memory), 1);
@@ -161,7 +163,8 @@ inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t
 
 // Sums over the threads of a group, each of kSums values in every thread, in a fixed order. A group is a row
 // of the block (threadIdx.y), or the whole block where that has one row of several warps. Two halves of
-// `scratch` take turns: who writes one has passed the barrier of the other, and with it all who read this one.
+// `scratch` take turns: who writes one has passed the barrier of the other, and with it all who read this
+// one.
 template <int kSums>
 class GroupSums {
  public:

@@ -82,7 +82,9 @@ __device__ __forceinline__ void walk(const Piece& piece, std::int64_t count, con
     body(i, end - i < 4 ? static_cast<int>(end - i) : 4);
 }
 
-__device__ __forceinline__ bool on_boundary(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
+__device__ __forceinline__ bool on_boundary(const void* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % 16 == 0;
+}
 
 __device__ __forceinline__ Vector load(const float* from, int count, bool aligned) {
   Vector r = {};
@@ -106,7 +108,8 @@ __device__ __forceinline__ void store(float* to, const Vector& value, int count,
 }
 
 template <typename T>
-__device__ __forceinline__ void store_rounded(void* to, std::int64_t at, const Vector& value, int count, bool aligned) {
+__device__ __forceinline__ void store_rounded(void* to, std::int64_t at, const Vector& value, int count,
+                                              bool aligned) {
   struct alignas(8) Four {
     T v[4];
   };
@@ -121,13 +124,13 @@ __device__ __forceinline__ void store_rounded(void* to, std::int64_t at, const V
   }
 }
 
-__global__ void __launch_bounds__(kThreads) adamw_kernel(const Record* records, const Piece* pieces, const AdamWStep s,
-                                                         float decay) {
+__global__ void __launch_bounds__(kThreads)
+    adamw_kernel(const Record* records, const Piece* pieces, const AdamWStep s, float decay) {
   const Piece piece = pieces[blockIdx.x];
   const Record t = records[piece.tensor];
   const float kept = t.decay != 0 ? decay : 1.0F;
-  const bool aligned = on_boundary(t.parameter) && on_boundary(t.gradient) && on_boundary(t.m) && on_boundary(t.v) &&
-                       reinterpret_cast<std::uintptr_t>(t.compute) % 8 == 0;
+  const bool aligned = on_boundary(t.parameter) && on_boundary(t.gradient) && on_boundary(t.m) &&
+                       on_boundary(t.v) && reinterpret_cast<std::uintptr_t>(t.compute) % 8 == 0;
   walk(piece, t.count, [&](std::int64_t at, int count) {
     const Vector gradient = load(t.gradient + at, count, aligned);
     Vector p = load(t.parameter + at, count, aligned);
@@ -151,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(const Record* records, 
   });
 }
 
-__global__ void __launch_bounds__(kThreads) average_kernel(const Record* records, const Piece* pieces, float decay) {
+__global__ void __launch_bounds__(kThreads)
+    average_kernel(const Record* records, const Piece* pieces, float decay) {
   const Piece piece = pieces[blockIdx.x];
   const Record t = records[piece.tensor];
   const bool aligned = on_boundary(t.parameter) && on_boundary(t.gradient);
@@ -159,8 +163,7 @@ __global__ void __launch_bounds__(kThreads) average_kernel(const Record* records
     const Vector now = load(t.gradient + at, count, aligned);
     Vector average = load(t.parameter + at, count, aligned);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      average.v[i] = fmaf(1.0F - decay, now.v[i] - average.v[i], average.v[i]);
+    for (int i = 0; i < 4; ++i) average.v[i] = fmaf(1.0F - decay, now.v[i] - average.v[i], average.v[i]);
     store(t.parameter + at, average, count, aligned);
   });
 }
@@ -177,7 +180,8 @@ __device__ double block_sum(double sum) {
   return scratch[0];
 }
 
-__global__ void __launch_bounds__(kThreads) squares_kernel(const Record* records, const Piece* pieces, double* sums) {
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const Record* records, const Piece* pieces, double* sums) {
   const Piece piece = pieces[blockIdx.x];
   const Record t = records[piece.tensor];
   const bool aligned = on_boundary(t.gradient);
@@ -191,7 +195,8 @@ __global__ void __launch_bounds__(kThreads) squares_kernel(const Record* records
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads) add_kernel(const double* sums, std::int64_t count, double* total) {
+__global__ void __launch_bounds__(kThreads)
+    add_kernel(const double* sums, std::int64_t count, double* total) {
   double sum = 0.0;
   for (std::int64_t i = threadIdx.x; i < count; i += kThreads) sum += sums[i];
   sum = block_sum(sum);
@@ -227,8 +232,8 @@ void cuda_update_average(Context& ctx, float decay, std::span<const AveragedTens
                        .count = t.parameter.numel()});
   const Table& table = table_of(ctx, &key, records);
   if (table.pieces == 0) return;
-  cuda::launch(ctx, "update_average", average_kernel, dim3(static_cast<unsigned>(table.pieces)), dim3(kThreads), 0,
-               table.first_record(), table.first_piece(), decay);
+  cuda::launch(ctx, "update_average", average_kernel, dim3(static_cast<unsigned>(table.pieces)),
+               dim3(kThreads), 0, table.first_record(), table.first_piece(), decay);
 }
 
 double cuda_sum_of_squares(Context& ctx, std::span<const Tensor> tensors) {
@@ -239,8 +244,8 @@ double cuda_sum_of_squares(Context& ctx, std::span<const Tensor> tensors) {
   if (table.pieces == 0) return 0.0;
   const Tensor sums = ctx.empty({table.pieces + 1}, DType::f64);
   auto* partial = sums.data<double>();
-  cuda::launch(ctx, "global_norm", squares_kernel, dim3(static_cast<unsigned>(table.pieces)), dim3(kThreads), 0,
-               table.first_record(), table.first_piece(), partial);
+  cuda::launch(ctx, "global_norm", squares_kernel, dim3(static_cast<unsigned>(table.pieces)), dim3(kThreads),
+               0, table.first_record(), table.first_piece(), partial);
   cuda::launch(ctx, "global_norm", add_kernel, dim3(1), dim3(kThreads), 0, partial, table.pieces,
                partial + table.pieces);
   return ctx.to_host(sums.slice(0, table.pieces, table.pieces + 1)).data<double>()[0];

@@ -52,7 +52,7 @@ __device__ __forceinline__ Turn turn_of(double angle) {
   }
 }
 
-__global__ void __launch_bounds__(kPairs * kHeadRows) turn(const __grid_constant__ TurnProblem p) {
+__global__ void __launch_bounds__(kPairs* kHeadRows) turn(const __grid_constant__ TurnProblem p) {
   const auto pair = static_cast<int>(threadIdx.x);
   if (pair >= p.pairs) return;
   const std::int64_t i = p.first_pair + pair;
@@ -86,8 +86,8 @@ void turn_cuda(Context& ctx, const Tensor& x, const Tensor& positions, const std
     problem.pairs = static_cast<int>(std::min<std::int64_t>(kPairs, problem.all_pairs - begin));
     std::copy_n(frequencies.begin() + begin, problem.pairs, problem.frequencies.value);
     const auto threads = static_cast<unsigned>((problem.pairs + 31) / 32 * 32);
-    cuda::launch(ctx, "rotary", turn, cuda::blocks_for(ctx, problem.tokens, 1, 32), dim3(threads, kHeadRows), 0,
-                        problem);
+    cuda::launch(ctx, "rotary", turn, cuda::blocks_for(ctx, problem.tokens, 1, 32), dim3(threads, kHeadRows),
+                 0, problem);
   }
 }
 

@@ -1,6 +1,6 @@
 // Sampling on a GPU: a block a row of logits. The semantics are those of filters.cc; as in sample.cc, tokens
-// are ranked by logits, only those near the cut of top_k or top_p are ever sorted, and sums of weights are made
-// in one order whatever the timing.
+// are ranked by logits, only those near the cut of top_k or top_p are ever sorted, and sums of weights are
+// made in one order whatever the timing.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
@@ -24,13 +24,13 @@ constexpr std::uint64_t kEverything = ~std::uint64_t{0};
 struct RowsProblem {
   AnyView<2> logits;
   int vocab = 0;
-  bool draws = true;        // no argmax
+  bool draws = true;  // no argmax
   bool has_penalty = false;
   double penalty = 1.0;
-  int top_k = 0;            // 0: off
-  double top_p = 0.0;       // 0: off
-  double log_min_p = 0.0;   // -infinity: off
-  float scale = 1.0F;       // 1 / temperature
+  int top_k = 0;           // 0: off
+  double top_p = 0.0;      // 0: off
+  double log_min_p = 0.0;  // -infinity: off
+  float scale = 1.0F;      // 1 / temperature
   std::uint64_t seed = 0;
   IndexView streams;
   std::int64_t* positions = nullptr;
@@ -58,7 +58,8 @@ __device__ __forceinline__ std::uint64_t rank_key(float logit, int id) {
 }
 
 // Number `at` of Rng(seed, stream).
-__device__ __forceinline__ std::uint32_t random_number(std::uint64_t seed, std::uint64_t stream, std::uint64_t at) {
+__device__ __forceinline__ std::uint32_t random_number(std::uint64_t seed, std::uint64_t stream,
+                                                       std::uint64_t at) {
   const std::uint64_t block = at / 4;
   std::uint32_t c[4] = {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),
                         static_cast<std::uint32_t>(stream), static_cast<std::uint32_t>(stream >> 32)};
@@ -67,10 +68,9 @@ __device__ __forceinline__ std::uint32_t random_number(std::uint64_t seed, std::
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = std::uint64_t{0xD2511F53U} * c[0];
     const std::uint64_t p1 = std::uint64_t{0xCD9E8D57U} * c[2];
-    const std::uint32_t next[4] = {static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ key0,
-                                   static_cast<std::uint32_t>(p1),
-                                   static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ key1,
-                                   static_cast<std::uint32_t>(p0)};
+    const std::uint32_t next[4] = {
+        static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ key0, static_cast<std::uint32_t>(p1),
+        static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ key1, static_cast<std::uint32_t>(p0)};
     for (int i = 0; i < 4; ++i) c[i] = next[i];
     key0 += 0x9E3779B9U;
     key1 += 0xBB67AE85U;
@@ -127,8 +127,8 @@ struct Shared {
   int id;
 };
 
-// A row of scores, and what a thread has of it: warps take consecutive parts, so that sums over parts are sums
-// in the order of ids.
+// A row of scores, and what a thread has of it: warps take consecutive parts, so that sums over parts are
+// sums in the order of ids.
 struct Row {
   const float* scores;
   int count;
@@ -214,12 +214,14 @@ __device__ __forceinline__ void sort_keys(std::uint64_t* keys, int size) {
   __syncthreads();
 }
 
-// The rank key of the last token of the smallest set of best tokens whose measures reach `wanted`, among those
-// whose rank key is at most `limit`. The band of logits in which it lies is narrowed until it holds few tokens,
-// which are sorted, or equal ones alone. `spread` is a step of logits in which the top of the row is spread.
+// The rank key of the last token of the smallest set of best tokens whose measures reach `wanted`, among
+// those whose rank key is at most `limit`. The band of logits in which it lies is narrowed until it holds few
+// tokens, which are sorted, or equal ones alone. `spread` is a step of logits in which the top of the row is
+// spread.
 template <typename Measure>
-__device__ __forceinline__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t* candidates, double wanted,
-                                  std::uint64_t limit, float spread, const Measure& measure) {
+__device__ __forceinline__ std::uint64_t find_cut(const Row& row, Shared& shared, std::uint64_t* candidates,
+                                                  double wanted, std::uint64_t limit, float spread,
+                                                  const Measure& measure) {
   constexpr float kSteps[kLevelCount - 1] = {0.5F, 1.0F, 2.0F, 3.5F, 5.5F, 8.0F, 11.0F};
   std::uint32_t low = rising(row.lowest);
   std::uint32_t high = rising(row.largest) + 1;  // exclusive
@@ -350,8 +352,8 @@ __device__ __forceinline__ std::uint64_t find_cut(const Row& row, Shared& shared
         before += __popc(ties);
         continue;
       }
-      const bool last = (ties >> row.lane & 1U) != 0 &&
-                        before + __popc(ties & ((1U << row.lane) - 1U)) + 1 == keep;
+      const bool last =
+          (ties >> row.lane & 1U) != 0 && before + __popc(ties & ((1U << row.lane) - 1U)) + 1 == keep;
       if (last) shared.cut = static_cast<std::uint64_t>(~low) << 32 | static_cast<std::uint32_t>(i);
       break;
     }
@@ -360,11 +362,13 @@ __device__ __forceinline__ std::uint64_t find_cut(const Row& row, Shared& shared
   return shared.cut;
 }
 
-__device__ __forceinline__ int draw(const RowsProblem& p, Row& row, Shared& shared, std::uint64_t* candidates, double u) {
+__device__ __forceinline__ int draw(const RowsProblem& p, Row& row, Shared& shared, std::uint64_t* candidates,
+                                    double u) {
   std::uint64_t cut = kEverything;
   const bool limited = p.top_k > 0 && p.top_k < p.vocab;
   if (limited) {
-    cut = find_cut(row, shared, candidates, static_cast<double>(p.top_k), cut, 1.0F, [](float) { return 1.0F; });
+    cut = find_cut(row, shared, candidates, static_cast<double>(p.top_k), cut, 1.0F,
+                   [](float) { return 1.0F; });
   } else if (p.top_k == 0 && p.log_min_p > -DBL_MAX) {
     // Rounded up: then score >= lowest says exactly what the rule says in f64.
     row.lowest = fmaxf(__double2float_ru(static_cast<double>(row.largest) + p.log_min_p), -FLT_MAX);
@@ -388,7 +392,8 @@ __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ R
   __shared__ Shared shared;
   const std::int64_t b = blockIdx.x;
   auto* const candidates = dynamic;
-  float* const scores = p.scores != nullptr ? p.scores + b * p.vocab : reinterpret_cast<float*>(dynamic + kFew);
+  float* const scores =
+      p.scores != nullptr ? p.scores + b * p.vocab : reinterpret_cast<float*>(dynamic + kFew);
   Row row{};
   row.scores = scores;
   row.count = p.vocab;
@@ -408,7 +413,8 @@ __global__ void __launch_bounds__(kThreads) sample_row(const __grid_constant__ R
   for (int begin = row.begin + row.lane; begin < row.end; begin += kAhead * 32) {
     float raw[kAhead];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) raw[j] = begin + j * 32 < row.end ? p.logits.load(b, begin + j * 32) : 0.0F;
+    for (int j = 0; j < kAhead; ++j)
+      raw[j] = begin + j * 32 < row.end ? p.logits.load(b, begin + j * 32) : 0.0F;
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
       const int i = begin + j * 32;

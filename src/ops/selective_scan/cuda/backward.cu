@@ -1,7 +1,7 @@
 // The fast backward. As in the forward, kLanes lanes share a channel. A tile of kTile tokens is walked
-// forward from its checkpoint, keeping the state before each kSub tokens; these are then unwound from the last
-// to the first, decays and states of kSub tokens in registers. What B and C get is summed over the channels of
-// the block in shared memory.
+// forward from its checkpoint, keeping the state before each kSub tokens; these are then unwound from the
+// last to the first, decays and states of kSub tokens in registers. What B and C get is summed over the
+// channels of the block in shared memory.
 #include <algorithm>
 #include <cstdint>
 
@@ -63,7 +63,7 @@ struct Layout {
   static constexpr int kSteps = kTile * FactorTile<kAll>::kRow;  // where each part starts
   static constexpr int kStarts = kSteps + kTile * kRow;
   static constexpr int kShares = kStarts + kTile / kSub * kStates * kBlock;
-  static constexpr int kShare = kChannels * kAll;  // of a token, for B or C: (channel, state)
+  static constexpr int kShare = kChannels * kAll;              // of a token, for B or C: (channel, state)
   static constexpr int kTotals = kShares + 2 * kSub * kShare;  // of dD and ddelta_bias: (slot, channel)
   static constexpr int kTotal = kTile * (kChannels + 1);
   static constexpr int kFloats = kTotals + 2 * kTotal;
@@ -317,8 +317,9 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 1 : 3) unwind_tiles(Ope
           const int row = sub * kSub + s;
           if (sums == nullptr || part != 0 || row >= count) continue;
           const std::int64_t t = tile.position(tile.row(row));
-          float* const at =
-              sums + (((block * in.rows + piece.row) * o.length + t) * in.groups + group) * d_state + quad * 4;
+          float* const at = sums +
+                            (((block * in.rows + piece.row) * o.length + t) * in.groups + group) * d_state +
+                            quad * 4;
           const float values[4] = {sum.x, sum.y, sum.z, sum.w};
           if (quad * 4 + 4 <= d_state && d_state % 4 == 0) {
             *reinterpret_cast<float4*>(at) = sum;
@@ -372,8 +373,7 @@ __global__ void __launch_bounds__(kBlock, kLanes == 32 ? 1 : 3) unwind_tiles(Ope
         }
       }
       const auto store = [&](const AnyView<3>& view, const float(&from)[kCount]) {
-        if (view)
-          store_span(view.data, view.dtype, moves.span(view, tile, piece.row, first, channels), from);
+        if (view) store_span(view.data, view.dtype, moves.span(view, tile, piece.row, first, channels), from);
       };
       store(o.du, du);
       store(o.ddelta, ddelta);
@@ -428,8 +428,8 @@ bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
                                      p.d_state, cuda::limits_of(ctx).multiprocessors / 2);
   const UploadedPieces uploaded = upload_pieces(ctx, p, kWholeRuns);
   const std::int64_t in_block = kBlock / plan.lanes;
-  const PartialSums sums = make_sums(ctx, p, gradients, (p.channels / p.groups + in_block - 1) / in_block,
-                                     uploaded.pieces.count);
+  const PartialSums sums =
+      make_sums(ctx, p, gradients, (p.channels / p.groups + in_block - 1) / in_block, uploaded.pieces.count);
   if (uploaded.pieces.count * p.channels > 0) {
     const Operands o(p, gradients, sums, uploaded.pieces);
     switch (plan.lanes * 16 + plan.states) {

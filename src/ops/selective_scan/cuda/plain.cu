@@ -98,14 +98,15 @@ void run_plain(Context& ctx, const Problem& p, const UploadedPieces& uploaded) {
 void clear_padding(Context& ctx, const Problem& p, std::initializer_list<const Tensor*> tensors) {
   const auto count = static_cast<std::int64_t>(p.runs.padding.size());
   if (count == 0 || p.channels == 0) return;
-  const Tensor staged = Tensor::empty({count * static_cast<std::int64_t>(sizeof(TokenRuns::Token))}, DType::u8);
+  const Tensor staged =
+      Tensor::empty({count * static_cast<std::int64_t>(sizeof(TokenRuns::Token))}, DType::u8);
   std::memcpy(staged.raw(), p.runs.padding.data(), staged.nbytes());
   const Tensor tokens = ctx.to_device(staged);
   for (const Tensor* t : tensors)
     if (*t)
-      cuda::launch(ctx, "selective_scan_padding", clear_tokens, dim3(cuda::blocks_for(ctx, count * p.channels, kThreads)),
-                   dim3(kThreads), 0, AnyView<3>(*t), p.channels,
-                   static_cast<const TokenRuns::Token*>(tokens.raw()), count);
+      cuda::launch(ctx, "selective_scan_padding", clear_tokens,
+                   dim3(cuda::blocks_for(ctx, count * p.channels, kThreads)), dim3(kThreads), 0,
+                   AnyView<3>(*t), p.channels, static_cast<const TokenRuns::Token*>(tokens.raw()), count);
 }
 
 void run_plain_forward(Context& ctx, const Problem& p) {

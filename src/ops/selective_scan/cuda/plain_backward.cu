@@ -1,5 +1,6 @@
 // The backward for whatever the fast kernels leave. A thread unwinds one channel from checkpoint to
-// checkpoint: it walks the kCheckpointSteps tokens between two of them forward, keeping each state, then back.
+// checkpoint: it walks the kCheckpointSteps tokens between two of them forward, keeping each state, then
+// back.
 #include <algorithm>
 #include <cstdint>
 
@@ -64,7 +65,8 @@ struct Scratch {
 
 // to[n] = the sum of value(n) over the block, for n below `count`; all threads of the block call it.
 template <typename F>
-__device__ void sum_over_block(std::int64_t count, float* to, float (&gathered)[kGathered][kWarps], F&& value) {
+__device__ void sum_over_block(std::int64_t count, float* to, float (&gathered)[kGathered][kWarps],
+                               F&& value) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   for (std::int64_t begin = 0; begin < count; begin += kGathered) {
@@ -119,7 +121,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t parameters = piece_index * numbers * channels + d;
 
     for (std::int64_t n = 0; n < N; ++n) {
-      own.gradient(n) = active && piece.last && to.dlast_state ? to.dlast_state.get(piece.sequence, d, n) : State{};
+      own.gradient(n) =
+          active && piece.last && to.dlast_state ? to.dlast_state.get(piece.sequence, d, n) : State{};
       for (float* sums : {to.dA, to.constant_dB, to.constant_dC})
         if (sums != nullptr && active)
           for (int part = 0; part < kNumbers<State>; ++part)
@@ -143,8 +146,8 @@ __global__ void __launch_bounds__(kThreads)
         if (in.softplus) dt = cuda::softplus(dt);
         const float input = dt * in.u.load(row, d, t);
         for (std::int64_t n = 0; n < N; ++n)
-          own.state(i + 1, n, N) = exponential(dt * in.A.get(d, n)) * own.state(i, n, N) +
-                                   input * in.B.get(row, g, d, n, t);
+          own.state(i + 1, n, N) =
+              exponential(dt * in.A.get(d, n)) * own.state(i, n, N) + input * in.B.get(row, g, d, n, t);
       }
       for (std::int64_t i = count - 1; i >= 0; --i) {
         const std::int64_t t = pieces.position(piece, begin + i);
@@ -222,13 +225,14 @@ void run_plain(Context& ctx, const Problem& p, const Gradients& gradients) {
     // Blocks as many as there are, or as their memory allows: they take one item after the other.
     const std::int64_t block = (kCheckpointSteps + 2) * p.d_state * kThreads * kNumbers<State>;
     constexpr std::int64_t kFloats = std::int64_t{1} << 26;
-    const std::int64_t blocks = std::clamp<std::int64_t>(
-        std::min<std::int64_t>(items, kFloats / std::max<std::int64_t>(block, 1)), 1,
-        std::int64_t{cuda::limits_of(ctx).multiprocessors} * 8);
+    const std::int64_t blocks =
+        std::clamp<std::int64_t>(std::min<std::int64_t>(items, kFloats / std::max<std::int64_t>(block, 1)), 1,
+                                 std::int64_t{cuda::limits_of(ctx).multiprocessors} * 8);
     const Tensor scratch = ctx.empty({blocks, block});
-    cuda::launch(ctx, "selective_scan_backward_plain", walk_backward<State>, dim3(static_cast<unsigned>(blocks)),
-                 dim3(kThreads), 0, Inputs<State>(p), Results<State>(gradients, sums), pieces, tiles,
-                 p.u.size(2), static_cast<State*>(scratch.raw()));
+    cuda::launch(ctx, "selective_scan_backward_plain", walk_backward<State>,
+                 dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, Inputs<State>(p),
+                 Results<State>(gradients, sums), pieces, tiles, p.u.size(2),
+                 static_cast<State*>(scratch.raw()));
   }
   finish_sums(ctx, p, gradients, sums);
 }

@@ -13,8 +13,8 @@ constexpr int kThreads = 256;
 // sums(tile, row, t, group, part, n). A thread for each (row, t, group, part, n).
 __global__ void __launch_bounds__(kThreads)
     finish_tokens(AnyView<4> gradient, const float* sums, std::int64_t tiles, std::int64_t rows,
-                  std::int64_t length, std::int64_t groups, std::int64_t gradient_groups, std::int64_t numbers,
-                  std::int64_t d_state) {
+                  std::int64_t length, std::int64_t groups, std::int64_t gradient_groups,
+                  std::int64_t numbers, std::int64_t d_state) {
   const std::int64_t size = numbers * d_state;  // of a group
   const std::int64_t count = rows * length * gradient_groups * size;
   for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
@@ -69,13 +69,14 @@ void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor
                  StateView<float, 2>(matrix), from, pieces, p.channels, d_state);
 }
 
-void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor& sums, const PartialSums& all) {
+void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor& sums,
+            const PartialSums& all) {
   if (!sums || gradient.numel() == 0) return;
   const std::int64_t numbers = p.complex ? 2 : 1;
   cuda::launch(ctx, "selective_scan_sum_tokens", finish_tokens,
-               dim3(cuda::blocks_for(ctx, gradient.numel(), kThreads)), dim3(kThreads), 0, AnyView<4>(gradient),
-               static_cast<const float*>(sums.raw()), all.tiles, p.u.size(0), p.u.size(2), p.groups,
-               gradient.size(1), numbers, p.d_state);
+               dim3(cuda::blocks_for(ctx, gradient.numel(), kThreads)), dim3(kThreads), 0,
+               AnyView<4>(gradient), static_cast<const float*>(sums.raw()), all.tiles, p.u.size(0),
+               p.u.size(2), p.groups, gradient.size(1), numbers, p.d_state);
 }
 
 }  // namespace

@@ -174,8 +174,8 @@ struct Share {
   __device__ __forceinline__ int channel_of(int e) const { return by_channel ? channel + e : channel; }
 
   // Of a tensor (B, D, L) from channel `first` of `row` on, of which `channels` are the block's.
-  __device__ __forceinline__ ElementSpan span(const cuda::AnyView<3>& view, const Tile32& tile, std::int64_t row,
-                                       std::int64_t first, int channels) const {
+  __device__ __forceinline__ ElementSpan span(const cuda::AnyView<3>& view, const Tile32& tile,
+                                              std::int64_t row, std::int64_t first, int channels) const {
     const std::int64_t base = row * view.stride[0] + (first + channel) * view.stride[1];
     if (!by_channel) {
       ElementSpan result = tile.along_time<kCount>(slot, base, view.stride[2]);
@@ -213,8 +213,8 @@ struct FactorTile {
     if (along_states) return {i / (kStates / kTogether), i % (kStates / kTogether) * kTogether};
     return {i % (kTile / kTogether) * kTogether, i / (kTile / kTogether)};
   }
-  static __device__ __forceinline__ void load(const cuda::AnyView<4>& view, const Tile32& tile, std::int64_t row,
-                                              std::int64_t group, int d_state, Load& to) {
+  static __device__ __forceinline__ void load(const cuda::AnyView<4>& view, const Tile32& tile,
+                                              std::int64_t row, std::int64_t group, int d_state, Load& to) {
     const bool along_states = view.stride[2] == 1;
     const std::int64_t base = row * view.stride[0] + group * view.stride[1];
 #pragma unroll
@@ -234,8 +234,8 @@ struct FactorTile {
       load_span(view.data, view.dtype, span, to.bits[round]);
     }
   }
-  static __device__ __forceinline__ void store(const cuda::AnyView<4>& view, const Tile32& tile, const Load& from,
-                                               int which, float* shared) {
+  static __device__ __forceinline__ void store(const cuda::AnyView<4>& view, const Tile32& tile,
+                                               const Load& from, int which, float* shared) {
     const bool along_states = view.stride[2] == 1;
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
@@ -246,8 +246,8 @@ struct FactorTile {
       from.bits[round].to_floats(view.dtype, values);
 #pragma unroll
       for (int e = 0; e < kTogether; ++e)
-        shared[tile.row(along_states ? slot : slot + e) * kRow + which * kStates + n + (along_states ? e : 0)] =
-            values[e];
+        shared[tile.row(along_states ? slot : slot + e) * kRow + which * kStates + n +
+               (along_states ? e : 0)] = values[e];
     }
   }
 };

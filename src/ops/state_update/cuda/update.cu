@@ -125,14 +125,16 @@ struct alignas(sizeof(T) * kCount) Packed {
 
 // kCount elements from `at` on; `packed` where they lie side by side, aligned to their size.
 template <int kCount>
-__device__ __forceinline__ cuda::Bits<kCount> load_factor(const AnyView<4>& view, std::int64_t at, bool packed) {
+__device__ __forceinline__ cuda::Bits<kCount> load_factor(const AnyView<4>& view, std::int64_t at,
+                                                          bool packed) {
   cuda::Bits<kCount> bits;
   if (packed) {
     bits.load_packed(view.data, view.dtype, at);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      bits.set(i, cuda::load_bits(view.data, view.dtype, at + i * view.stride[3]), cuda::is_narrow(view.dtype));
+      bits.set(i, cuda::load_bits(view.data, view.dtype, at + i * view.stride[3]),
+               cuda::is_narrow(view.dtype));
   }
   return bits;
 }
@@ -154,7 +156,8 @@ struct VectorPlan {
 // of states of kChannels channels, with all loads of state under way before the first is used, and reads B
 // and C once for them. kDecayPerState: A differs from state to state (f32, packed).
 template <typename State, bool kDecayPerState, int kChannels>
-__global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5) update_vectors(Operands o, VectorPlan plan) {
+__global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
+    update_vectors(Operands o, VectorPlan plan) {
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
   const int lane = static_cast<int>(threadIdx.x) % plan.lanes;
   const int teams = kThreads / plan.lanes;
@@ -311,8 +314,8 @@ void run_cuda(Context& ctx, const Problem& p) {
                            [&](auto element) { run_vectors<decltype(element)>(ctx, p); });
     return;
   }
-  cuda::launch(ctx, "state_update_plain", walk_channels, dim3(cuda::blocks_for(ctx, channels * kWarp, kThreads)),
-               dim3(kThreads), 0, Operands(p));
+  cuda::launch(ctx, "state_update_plain", walk_channels,
+               dim3(cuda::blocks_for(ctx, channels * kWarp, kThreads)), dim3(kThreads), 0, Operands(p));
 }
 
 }  // namespace krait::update
