@@ -98,9 +98,12 @@ inline void expect_fast_backward(const SsdBackwardArgs& args, double tolerance =
     const Tensor& found = args.*g.tensor;
     if (!found) continue;
     const double rounding = found.dtype() == DType::f32 ? 0.0 : rounding_of(found.dtype());
+    // dA is one number for all tokens and states of a head, whose terms cancel: what each of them lost to the
+    // rounding of operands stays.
+    const bool cancels = on_gpu() && operands > 0.0 && std::string(g.name) == "dA";
     // Subnormal f16 values are coarse.
-    expect_close(found, exact.*g.tensor, rounding, tolerance + (found.dtype() == DType::f16 ? 1e-6 : 0.0),
-                 g.name);
+    expect_close(found, exact.*g.tensor, rounding,
+                 (cancels ? 3.0 : 1.0) * tolerance + (found.dtype() == DType::f16 ? 1e-6 : 0.0), g.name);
   }
 }
 
