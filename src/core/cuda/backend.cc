@@ -98,7 +98,9 @@ class Backend final : public DeviceBackend {
     std::size_t free = 0;
     std::size_t total = 0;
     check(cudaMemGetInfo(&free, &total), "device");
-    const auto gigabytes = [](std::size_t bytes) { return std::round(static_cast<double>(bytes) / 1e8) / 10.0; };
+    const auto gigabytes = [](std::size_t bytes) {
+      return std::round(static_cast<double>(bytes) / 1e8) / 10.0;
+    };
     return concat(properties.name, ", ", gigabytes(total), " GB of which ", gigabytes(free), " GB are free");
   }
 
