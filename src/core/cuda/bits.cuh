@@ -50,10 +50,21 @@ struct Bits {
       word[e / 2] |= bits << 16;
   }
   __device__ __forceinline__ void to_floats(DType dtype, float (&to)[kCount]) const {
+    // The branch on the type is taken once, not for each element.
+    switch (dtype) {
+      case DType::bf16:
 #pragma unroll
-    for (int e = 0; e < kCount; ++e)
-      to[e] = is_narrow(dtype) ? float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, dtype)
-                               : float_of(word[e], dtype);
+        for (int e = 0; e < kCount; ++e)
+          to[e] = __uint_as_float(e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000U);
+        break;
+      case DType::f16:
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) to[e] = float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, DType::f16);
+        break;
+      default:
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) to[e] = __uint_as_float(word[e]);
+    }
   }
 
  private:
