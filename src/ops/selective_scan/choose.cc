@@ -63,33 +63,78 @@ bool fits_tiles(const Problem& p) {
   return !p.complex && p.B.ndim() == 4 && p.C.ndim() == 4 && p.d_state >= 1 && p.d_state <= 256;
 }
 
-LanePlan choose_lanes(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
-                      std::int64_t length, std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;   // of a block
+LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
+                        std::int64_t length, std::int64_t d_state, int multiprocessors) {
+  constexpr std::int64_t kThreads = 128;   // that walk, of a block
   constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
-  const auto blocks = [&](std::int64_t lanes) {
-    const std::int64_t channels = kThreads / lanes;
+  // What a token of a block costs, in clocks of a multiprocessor: `work` where others are there to fill the
+  // gaps, `alone` where none is.
+  struct Candidate {
+    LanePlan plan;
+    std::int64_t work;
+    std::int64_t alone;
+  };
+  constexpr Candidate kFewStates[] = {{{.lanes = 4, .states = 4, .per_team = 4}, 190, 200},
+                                      {{.lanes = 4, .states = 4, .per_team = 2}, 100, 110},
+                                      {{.lanes = 4, .states = 4, .per_team = 1}, 55, 60},
+                                      {{.lanes = 8, .states = 2, .per_team = 1}, 34, 42},
+                                      {{.lanes = 16, .states = 1, .per_team = 1}, 26, 32}};
+  const auto blocks = [&](const LanePlan& plan) {
+    const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
     return runs * groups * ((channels_per_group + channels - 1) / channels);
   };
-  LanePlan plan = {.lanes = 4, .states = 4};
-  if (d_state > 64)
+  LanePlan plan;
+  if (d_state > 64) {
     plan = {.lanes = 32, .states = 8};
-  else if (d_state > 32)
+  } else if (d_state > 32) {
     plan = {.lanes = 16, .states = 4};
-  else if (d_state > 16)
+  } else if (d_state > 16) {
     plan = {.lanes = 8, .states = 4};
-  else
-    // More lanes a channel are work that hides the latency of other work; what all lanes of a channel do
-    // alike makes them dearer.
-    for (; plan.lanes < 16 && blocks(plan.lanes) < 3 * std::int64_t{multiprocessors}; plan.lanes *= 2)
-      plan.states /= 2;
+  } else {
+    std::int64_t least = 0;
+    for (const Candidate& c : kFewStates) {
+      const std::int64_t deep = (blocks(c.plan) + multiprocessors - 1) / multiprocessors;
+      const std::int64_t cost = std::max(deep * c.work, c.alone);
+      if (plan.lanes == 0 || cost < least) {
+        plan = c.plan;
+        least = cost;
+      }
+    }
+  }
 
   // Pieces walk the tokens twice: only where most of the device would have nothing to do.
   const std::int64_t steps = (length + kCheckpointSteps - 1) / kCheckpointSteps;
   std::int64_t parts = 1;
-  while (blocks(plan.lanes) * parts * 2 <= multiprocessors * 2 && length / (parts * 2) >= kShortest)
-    parts *= 2;
+  while (blocks(plan) * parts <= multiprocessors && length / (parts * 2) >= kShortest) parts *= 2;
+  if (parts < 4) parts = 1;
   plan.piece = std::max<std::int64_t>((steps + parts - 1) / parts, 1) * kCheckpointSteps;
+  return plan;
+}
+
+LanePlan choose_backward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
+                         std::int64_t d_state, int multiprocessors) {
+  constexpr std::int64_t kThreads = 128;  // of a block
+  LanePlan plan;
+  if (d_state > 64) {
+    plan = {.lanes = 32, .states = 8};
+  } else if (d_state > 32) {
+    plan = {.lanes = 16, .states = 4};
+  } else if (d_state > 16) {
+    plan = {.lanes = 8, .states = 4};
+  } else {
+    // As many threads as fill the device; the fewer share a channel, the less there is to sum.
+    constexpr LanePlan kFewStates[] = {{.lanes = 4, .states = 4, .per_team = 2},
+                                       {.lanes = 4, .states = 4, .per_team = 1},
+                                       {.lanes = 8, .states = 2, .per_team = 1},
+                                       {.lanes = 16, .states = 1, .per_team = 1}};
+    for (const LanePlan& candidate : kFewStates) {
+      plan = candidate;
+      const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
+      const std::int64_t blocks = runs * groups * ((channels_per_group + channels - 1) / channels);
+      if (2 * blocks >= 3 * std::int64_t{multiprocessors}) break;
+    }
+  }
+  plan.piece = 0;
   return plan;
 }
 

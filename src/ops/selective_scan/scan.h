@@ -160,15 +160,20 @@ inline constexpr std::int64_t kCheckpointSteps = 32;
 [[nodiscard]] std::int64_t count_checkpoints(std::int64_t run_length);
 [[nodiscard]] std::int64_t count_checkpoints(const TokenRuns& runs);
 
-// How the fast kernels of a GPU share out a problem: `lanes` of a warp take a channel, `states` states each,
-// and a run is cut into pieces of at most `piece` tokens.
+// How the fast kernels of a GPU share out a problem: `lanes` of a warp, a team, take `per_team` channels,
+// `states` states each of every one, and a run is cut into pieces of at most `piece` tokens (in the backward
+// into none).
 struct LanePlan {
   int lanes = 0;
   int states = 0;
+  int per_team = 1;        // channels that the lanes share
   std::int64_t piece = 0;  // a multiple of kCheckpointSteps
 };
-[[nodiscard]] LanePlan choose_lanes(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
-                                    std::int64_t length, std::int64_t d_state, int multiprocessors);
+[[nodiscard]] LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
+                                      std::int64_t length, std::int64_t d_state, int multiprocessors);
+[[nodiscard]] LanePlan choose_backward(std::int64_t runs, std::int64_t groups,
+                                       std::int64_t channels_per_group, std::int64_t d_state,
+                                       int multiprocessors);
 // True for real states, B and C that are variable, and 1 to 256 states.
 [[nodiscard]] bool fits_tiles(const Problem& problem);
 

@@ -140,20 +140,35 @@ inline std::vector<Options> each_size() {
   return all;
 }
 
-// Sizes at which a GPU shares out its work in other ways (choose_lanes): 4 and 8 lanes a channel, and rows in
-// pieces.
+// Sizes at which a GPU shares out its work in other ways (choose_forward, choose_backward): from four
+// channels of a team of lanes down to 16 lanes of a channel, and rows in pieces. Whole and aligned tiles have
+// a path of their own.
 inline std::vector<Options> sizes_of_a_gpu() {
-  const Options four = {.batch = 100, .channels = 130, .length = 9, .d_state = 16};
-  const Options eight = {.batch = 60, .channels = 110, .length = 41, .d_state = 11};
   const Options pieces = {.batch = 1, .channels = 20, .length = 1100, .d_state = 5};
-  std::vector<Options> all = {four, eight, pieces, pieces, pieces, pieces};
-  for (Options& o : all) o.skip = o.gate = o.bias = o.softplus = o.initial = o.positions = true;
-  all[0].dtype = DType::bf16;
-  all[1].channel_last = true;
-  all[2].d_state = 40;
-  all[3].channel_last = all[3].reverse = true;
-  all[4].sequences = 2;
-  all[5].sequences = 3;
+  std::vector<Options> all = {
+      {.batch = 60, .channels = 110, .length = 41, .d_state = 11, .channel_last = true},
+      pieces,
+      pieces,
+      pieces,
+      pieces};
+  all[1].d_state = 40;
+  all[2].channel_last = all[2].reverse = true;
+  all[3].sequences = 2;
+  all[4].sequences = 3;
+  const DType dtypes[] = {DType::bf16, DType::f32, DType::f16};
+  for (const std::int64_t batch : {270, 66, 33, 16, 8}) {
+    Options o = {.batch = batch, .channels = 128, .length = batch > 200 ? 40 : 104, .d_state = 16};
+    o.dtype = dtypes[all.size() % 3];
+    o.reverse = batch == 33;
+    all.push_back(o);
+    o.dtype = dtypes[all.size() % 3];
+    o.channel_last = true;
+    all.push_back(o);
+  }
+  for (Options& o : all) {
+    o.skip = o.gate = o.bias = o.softplus = o.initial = true;
+    o.positions = o.batch < 200;
+  }
   return all;
 }
 

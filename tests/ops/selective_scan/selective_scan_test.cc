@@ -328,17 +328,29 @@ TEST(SelectiveScan, PathsOfAGpu) {
 
 TEST(SelectiveScan, LanesOfAGpu) {
   const auto plan = [](std::int64_t runs, std::int64_t channels, std::int64_t length, std::int64_t d_state) {
-    return scan::choose_lanes(runs, 1, channels, length, d_state, 132);
+    return scan::choose_forward(runs, 1, channels, length, d_state, 132);
   };
-  EXPECT_EQ(plan(8, 4096, 2048, 16).lanes, 4);
-  EXPECT_EQ(plan(3, 4096, 2048, 16).lanes, 8);
-  EXPECT_EQ(plan(1, 4096, 2048, 16).lanes, 16);
+  const auto backward = [](std::int64_t runs, std::int64_t channels, std::int64_t d_state) {
+    return scan::choose_backward(runs, 1, channels, d_state, 132);
+  };
+  // The more channels there are, the more of them share what is read of B and C.
+  EXPECT_EQ(plan(8, 4096, 2048, 16).per_team, 4);
+  EXPECT_EQ(plan(2, 4096, 2048, 16).per_team, 2);
+  EXPECT_EQ(plan(1, 4096, 2048, 16).per_team, 1);
+  EXPECT_EQ(plan(1, 4096, 2048, 16).lanes, 4);
+  EXPECT_GT(plan(1, 1024, 2048, 16).lanes, 4);
+  EXPECT_EQ(backward(8, 4096, 16).per_team, 2);
+  EXPECT_EQ(backward(2, 4096, 16).per_team, 1);
+  EXPECT_EQ(backward(1, 256, 16).lanes, 16);
   for (const std::int64_t d_state : {1, 16, 17, 32, 33, 64, 65, 256}) {
-    const scan::LanePlan p = plan(1, 1536, 512, d_state);
-    EXPECT_GE(p.lanes * p.states, d_state);
+    for (const scan::LanePlan& p : {plan(1, 1536, 512, d_state), backward(1, 1536, d_state)}) {
+      EXPECT_GE(p.lanes * p.states, d_state);
+      EXPECT_EQ(p.lanes % p.per_team, 0);
+    }
   }
   // Rows are cut where they leave most of a device idle, and where they are long.
   EXPECT_GE(plan(8, 4096, 65536, 16).piece, 65536);
+  EXPECT_GE(plan(1, 4096, 65536, 16).piece, 65536);
   EXPECT_LT(plan(1, 256, 65536, 16).piece, 65536);
   EXPECT_GE(plan(1, 256, 256, 16).piece, 256);
   for (const std::int64_t length : {0, 1, 31, 32, 33, 1000, 65536})

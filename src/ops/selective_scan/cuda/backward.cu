@@ -1,19 +1,17 @@
-// The fast backward. As in the forward, kLanes lanes share a channel. A tile of kTile tokens is walked
-// forward from its checkpoint, keeping the state before each kSub tokens; these are then unwound from the
-// last to the first, decays and states of kSub tokens in registers. What B and C get is summed over the
-// channels of the block in shared memory.
+// The fast backward. As in the forward, a team of lanes shares a channel or some. A tile of kTile tokens is
+// walked forward from its checkpoint, keeping the state before each kSub tokens; these are then unwound from
+// the last to the first, decays and states of kSub tokens in registers. What B and C get is summed over the
+// channels of a thread, of a warp, and in shared memory of the block.
 #include <algorithm>
 #include <cstdint>
 
 #include "ops/selective_scan/cuda/kernels.h"
 #include "ops/selective_scan/cuda/operands.cuh"
-#include "ops/selective_scan/cuda/tiles.cuh"
+#include "ops/selective_scan/cuda/stage.cuh"
+#include "ops/selective_scan/cuda/unwind.cuh"
 
 namespace krait::scan {
 namespace {
-
-constexpr int kSub = 8;
-constexpr float kLn2 = 0.6931471805599453F;
 
 struct Operands {
   Operands(const Problem& p, const Gradients& gradients, const PartialSums& sums, const Pieces& cut)
@@ -54,393 +52,345 @@ struct Operands {
   bool by_channel;
 };
 
-// Shared memory of a block, in floats.
-template <int kLanes, int kStates>
-struct Layout {
-  static constexpr int kChannels = kBlock / kLanes;
-  static constexpr int kAll = kLanes * kStates;  // states of a channel
-  static constexpr int kRow = 4 * (kChannels + 1);
-  static constexpr int kSteps = kTile * FactorTile<kAll>::kRow;  // where each part starts
-  static constexpr int kStarts = kSteps + kTile * kRow;
-  static constexpr int kShares = kStarts + kTile / kSub * kStates * kBlock;
-  static constexpr int kShare = kChannels * kAll;              // of a token, for B or C: (channel, state)
-  static constexpr int kTotals = kShares + 2 * kSub * kShare;  // of dD and ddelta_bias: (slot, channel)
-  static constexpr int kTotal = kTile * (kChannels + 1);
-  static constexpr int kFloats = kTotals + 2 * kTotal;
+// What the warps have summed for B and C at tokens [first, first + kFlush) of a tile, warp after warp.
+template <typename S>
+__device__ __forceinline__ void flush(const Operands& o, const float* shared, const Item<S>& item,
+                                      const Tile32& tile, int first) {
+  constexpr int kQuads = S::kAll / 4;
+  const auto d_state = static_cast<int>(o.in.d_state);
+  for (int i = static_cast<int>(threadIdx.x); i < S::kFlush * 2 * kQuads; i += kWalkers) {
+    const int row = first + i / (2 * kQuads);
+    const int n = i % kQuads * 4;
+    float* const sums = i / kQuads % 2 == 0 ? o.dB : o.dC;
+    if (sums == nullptr || row >= tile.count || n >= d_state) continue;
+    const auto* from = reinterpret_cast<const float4*>(shared + S::kPartials) + i;
+    float4 sum = *from;
+#pragma unroll
+    for (int warp = 1; warp < kWalkers / 32; ++warp) {
+      const float4 more = from[warp * S::kPartial / 4];
+      sum.x += more.x;
+      sum.y += more.y;
+      sum.z += more.z;
+      sum.w += more.w;
+    }
+    const std::int64_t t = tile.position(tile.row(row));
+    float* const to =
+        sums +
+        (((item.block * o.in.rows + item.piece.row) * o.length + t) * o.in.groups + item.group) * d_state + n;
+    if (d_state % 4 == 0) {
+      *reinterpret_cast<float4*>(to) = sum;
+    } else {
+      const float values[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (n + j < d_state) to[j] = values[j];
+    }
+  }
+}
+
+// The elements of u, delta, dout and z of a tile that a thread has.
+template <typename S, bool kByChannel>
+struct Movement {
+  using Moves = MoverShare<S::kChannels, kByChannel>;
+  using Along = Track<S::kChannels, kByChannel>;
+  static constexpr int kTogether = Moves::kTogether;
+  static constexpr int kRounds = Moves::kRounds;
+  using Elements = cuda::Bits<kTogether>;
+
+  const Operands& o;
+  const Item<S>& item;
+  const Moves& moves;
+  Along u;
+  Along delta;
+  Along dout;
+  Along z;
+  Along du;
+  Along ddelta;
+  Along dz;
+  bool packed;
+
+  __device__ Movement(const Operands& operands, const Item<S>& of, const Moves& share)
+      : o(operands),
+        item(of),
+        moves(share),
+        u(o.in.u, moves, item.piece, item.first),
+        delta(o.in.delta, moves, item.piece, item.first),
+        dout(o.dout, moves, item.piece, item.first),
+        z(o.in.z, moves, item.piece, item.first),
+        du(o.du, moves, item.piece, item.first),
+        ddelta(o.ddelta, moves, item.piece, item.first),
+        dz(o.dz, moves, item.piece, item.first) {
+    packed = true;
+    for (const Along* track : {&u, &delta, &dout, &z, &du, &ddelta, &dz})
+      packed = packed && track->packed(item.piece, item.channels);
+  }
+  __device__ __forceinline__ bool whole(const Tile32& tile) const { return packed && tile.count == kTile; }
+
+  struct Numbers {
+    float u[kTogether];
+    float delta[kTogether];
+    float dout[kTogether];
+    float z[kTogether];
+  };
+  template <bool kWhole>
+  __device__ __forceinline__ void load(const Tile32& tile, int round, Numbers& to) const {
+    Elements bits[4] = {};
+    const auto one = [&](const Along& track, Elements& e) {
+      if (kWhole)
+        track.load_packed(tile, round, e);
+      else
+        track.load(tile, round, item.channels, e);
+    };
+    one(u, bits[0]);
+    one(delta, bits[1]);
+    one(dout, bits[2]);
+    if (o.in.z) one(z, bits[3]);
+    bits[0].to_floats(o.in.u.dtype, to.u);
+    bits[1].to_floats(o.in.delta.dtype, to.delta);
+    bits[2].to_floats(o.dout.dtype, to.dout);
+    bits[3].to_floats(o.in.z.dtype, to.z);
+  }
+  template <bool kWhole>
+  __device__ __forceinline__ void store(const Along& track, const Tile32& tile, int round,
+                                        const float (&from)[kTogether]) const {
+    if (!track.view) return;
+    if (kWhole)
+      track.store_packed(tile, round, from);
+    else
+      track.store(tile, round, item.channels, from);
+  }
+  __device__ __forceinline__ void prefetch(const Tile32& tile) const {
+    if (!packed) return;
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round)
+      for (const Along* track : {&u, &delta, &dout, &z}) track->prefetch(tile, round);
+  }
+
+  template <bool kWhole>
+  __device__ __forceinline__ void prepare(const Tile32& tile, int round, float* shared) const {
+    Numbers x;
+    load<kWhole>(tile, round, x);
+    auto* const cells = reinterpret_cast<float4*>(shared);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      const int channel = moves.channel_of(round, e);
+      const int row = tile.row(moves.slot_of(round, e));
+      float dt = x.delta[e] + shared[S::kBias + channel];
+      if (o.in.softplus) dt = softplus_fast(dt);
+      float dy = x.dout[e];
+      if (o.in.z) dy *= x.z[e] * sigmoid_fast(x.z[e]);
+      const bool there = row < tile.count;
+      cells[cell_at<S>(row, channel)] =
+          make_float4(there ? dt : 0.0F, there ? dt * x.u[e] : 0.0F, there ? dy : 0.0F, 0.0F);
+    }
+  }
+  // totals: of dD and ddelta_bias, those of this thread.
+  template <bool kWhole>
+  __device__ __forceinline__ void finish(const Tile32& tile, int round, float* shared, float* totals) const {
+    Numbers x;
+    load<kWhole>(tile, round, x);
+    const auto* const cells = reinterpret_cast<const float4*>(shared);
+    float du_of[kTogether];
+    float ddelta_of[kTogether];
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      const int channel = moves.channel_of(round, e);
+      const int row = tile.row(moves.slot_of(round, e));
+      const float skip = shared[S::kSkip + channel];
+      const float4 cell = cells[cell_at<S>(row, channel)];
+      const float out = fmaf(skip, x.u[e], cell.y);
+      float dy = x.dout[e];
+      if (o.in.z) {
+        const float gate = sigmoid_fast(x.z[e]);
+        dy *= x.z[e] * gate;
+        x.z[e] = x.dout[e] * out * gate * (1.0F + x.z[e] * (1.0F - gate));
+      }
+      du_of[e] = fmaf(cell.z, cell.x, skip * dy);
+      const float raw = x.delta[e] + shared[S::kBias + channel];
+      const float slope = o.in.softplus && raw <= 20.0F ? sigmoid_fast(raw) : 1.0F;
+      ddelta_of[e] = fmaf(cell.z, x.u[e], cell.w) * slope;
+      if (kWhole || (row < tile.count && channel < item.channels)) {
+        float* const sums = totals + (kByChannel ? e : round) * kMovers;
+        sums[0] = fmaf(dy, x.u[e], sums[0]);
+        sums[8 * kMovers] += ddelta_of[e];
+      }
+    }
+    store<kWhole>(du, tile, round, du_of);
+    store<kWhole>(ddelta, tile, round, ddelta_of);
+    store<kWhole>(dz, tile, round, x.z);
+  }
+  __device__ __forceinline__ void prepare(const Tile32& tile, float* shared) const {
+    if (whole(tile)) {
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) prepare<true>(tile, round, shared);
+    } else {
+#pragma unroll 1
+      for (int round = 0; round < kRounds; ++round) prepare<false>(tile, round, shared);
+    }
+  }
+  __device__ __forceinline__ void finish(const Tile32& tile, float* shared, float* totals) const {
+    if (whole(tile)) {
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) finish<true>(tile, round, shared, totals);
+    } else {
+#pragma unroll 1
+      for (int round = 0; round < kRounds; ++round) finish<false>(tile, round, shared, totals);
+    }
+  }
 };
 
-// From kCount values in each of kLanes lanes, each to be summed over the lanes: sum i is put(i, sum) in one
-// of them at least.
-template <int kLanes, int kCount, typename F>
-__device__ __forceinline__ void sum_over_lanes(float (&v)[kCount], F&& put) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  if constexpr (kLanes < kCount) {
-#pragma unroll
-    for (int begin = 0; begin < kCount; begin += kLanes) {
-      float part[kLanes];
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) part[i] = v[begin + i];
-      put(begin + lane, sum_and_scatter<kLanes>(part));
-    }
-  } else {
-    halve<kCount, kLanes / 2>(v);
-    if (lane % (kLanes / kCount) == 0) put(lane / (kLanes / kCount), v[0]);
-  }
-}
-
-template <int kCount>
-__device__ __forceinline__ void store_shared(float* to, const float (&from)[kCount]) {
-  constexpr int kTogether = kCount < 4 ? kCount : 4;
-#pragma unroll
-  for (int i = 0; i < kCount; i += kTogether) {
-    Packed<float, kTogether> packed;
-#pragma unroll
-    for (int j = 0; j < kTogether; ++j) packed.v[j] = from[i + j];
-    *reinterpret_cast<Packed<float, kTogether>*>(to + i) = packed;
-  }
-}
-
-template <int kLanes, int kStates>
-__global__ void __launch_bounds__(kBlock, kLanes == 32 ? 1 : 3) unwind_tiles(Operands o) {
-  using Moves = Share<kLanes>;
-  using Place = Layout<kLanes, kStates>;
-  using Factors = FactorTile<Place::kAll>;
-  constexpr int kCount = Moves::kCount;
-  constexpr int kChannels = Moves::kChannels;
+template <typename S, bool kByChannel>
+__global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
+                                            : S::kPerTeam == 2 ? 2
+                                                               : 3) unwind_tiles(Operands o) {
+  using Moves = MoverShare<S::kChannels, kByChannel>;
   extern __shared__ __align__(16) float shared[];
-  float* const factors = shared;
-  // A cell for each (token, channel): dt, dt u, dy, nothing; then dt and the sums over states of y, of the
-  // gradient of dt u and of that of dt.
-  auto* const cells = reinterpret_cast<float4*>(shared + Place::kSteps);
-  constexpr int kCellRow = kChannels + 1;
-  float* const starts = shared + Place::kStarts + threadIdx.x * kStates;
-  float* const shares = shared + Place::kShares;
-
   const Inputs<float>& in = o.in;
-  const std::int64_t in_group = in.channels / in.groups;
-  const std::int64_t blocks = (in_group + kChannels - 1) / kChannels;
-  const Moves moves(o.by_channel);
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int team = static_cast<int>(threadIdx.x) / kLanes;
+  const int mover = static_cast<int>(threadIdx.x);
+  const Moves moves(mover);
+  const int lane = mover % S::kLanes;
+  const int team = mover / S::kLanes;
   const int d_state = static_cast<int>(in.d_state);
 
-  for (std::int64_t item = blockIdx.x; item < o.pieces.count * in.groups * blocks; item += gridDim.x) {
-    __syncthreads();  // the sums of the item before have been read
-    const std::int64_t piece_index = item / (in.groups * blocks);
-    const Piece piece = o.pieces.at(piece_index);
-    const std::int64_t group = item / blocks % in.groups;
-    const std::int64_t block = item % blocks;
-    const std::int64_t first = group * in_group + block * kChannels;
-    const std::int64_t left = in_group - block * kChannels;
-    const int channels = left < kChannels ? static_cast<int>(left) : kChannels;
-    const bool mine = team < channels;
-    const std::int64_t d = first + (mine ? team : 0);
-
-    float A[kStates];  // log2(e) A
-    float g[kStates];  // the gradient of the state
-    float dA[kStates] = {};
+  for (std::int64_t i = blockIdx.x; i < Item<S>::count(in, o.pieces); i += gridDim.x) {
+    const Item<S> item(in, o.pieces, i);
+    const Piece& piece = item.piece;
+    // f(channel, state, c, k) for those of this thread that exist.
+    const auto each_state = [&](auto&& f) {
 #pragma unroll
-    for (int k = 0; k < kStates; ++k) {
-      const int n = lane * kStates + k;
-      const bool there = mine && n < d_state;
-      A[k] = there ? kLog2E * in.A.get(d, n) : 0.0F;
-      g[k] = there && piece.last && o.dlast_state ? o.dlast_state.get(piece.sequence, d, n) : 0.0F;
-    }
-    // Each thread has the cells of its own slots and channels.
-    const auto total = [&](int e) {
-      return shared + Place::kTotals + moves.slot_of(e) * kCellRow + moves.channel_of(e);
+      for (int c = 0; c < S::kPerTeam; ++c) {
+        const int channel = team * S::kPerTeam + (c ^ (lane % S::kPerTeam));
+#pragma unroll
+        for (int k = 0; k < S::kStates; ++k)
+          if (const int n = lane * S::kStates + k; channel < item.channels && n < d_state)
+            f(item.first + channel, n, c, k);
+      }
     };
+    Carried<S> carried = {};
+    each_state([&](std::int64_t d, int n, int c, int k) {
+      carried.A[c][k] = kLog2E * in.A.get(d, n);
+      if (piece.last && o.dlast_state) carried.g[c][k] = o.dlast_state.get(piece.sequence, d, n);
+    });
+    const Movement<S, kByChannel> movement(o, item, moves);
+    __syncthreads();  // the sums of the item before have been read
+    float* const totals = shared + S::kTotals + mover;
 #pragma unroll
-    for (int e = 0; e < kCount; ++e) total(e)[0] = total(e)[Place::kTotal] = 0.0F;
+    for (int e = 0; e < 16; ++e) totals[e * kMovers] = 0.0F;
+    if (mover < S::kChannels) {
+      const bool mine = mover < item.channels;
+      shared[S::kBias + mover] = in.delta_bias && mine ? in.delta_bias.load(item.first + mover) : 0.0F;
+      shared[S::kSkip + mover] = in.D && mine ? in.D.load(item.first + mover) : 0.0F;
+    }
+    __syncthreads();
+    const Factors<S::kAll> factors = {in.B.variable, in.C.variable, piece.row, item.group, d_state};
 
     for (std::int64_t begin = piece.count == 0 ? -1 : (piece.count - 1) / kTile * kTile; begin >= 0;
          begin -= kTile) {
       const int count = piece.count - begin < kTile ? static_cast<int>(piece.count - begin) : kTile;
       const Tile32 tile(o.pieces, piece, begin, count);
-      using Elements = cuda::Bits<kCount>;
-      const auto load = [&](const AnyView<3>& view, Elements& to) {
-        load_span(view.data, view.dtype, moves.span(view, tile, piece.row, first, channels), to);
-      };
-      const auto bias_of = [&](int e) {
-        const int c = moves.channel_of(e);
-        return in.delta_bias && c < channels ? in.delta_bias.load(first + c) : 0.0F;
-      };
-      {
-        // All on their way before the first is looked at.
-        Elements u_bits;
-        Elements delta_bits;
-        Elements dout_bits;
-        Elements z_bits;
-        typename Factors::Load B;
-        load(in.u, u_bits);
-        load(in.delta, delta_bits);
-        load(o.dout, dout_bits);
-        if (in.z) load(in.z, z_bits);
-        Factors::load(in.B.variable, tile, piece.row, group, d_state, B);
-        typename Factors::Load C;
-        Factors::load(in.C.variable, tile, piece.row, group, d_state, C);
-        float u[kCount];
-        float delta[kCount];
-        float dy[kCount];
-        u_bits.to_floats(in.u.dtype, u);
-        delta_bits.to_floats(in.delta.dtype, delta);
-        dout_bits.to_floats(o.dout.dtype, dy);
-        Factors::store(in.B.variable, tile, B, 0, factors);
-        Factors::store(in.C.variable, tile, C, 1, factors);
-        if (in.z) {
-          float z[kCount];
-          z_bits.to_floats(in.z.dtype, z);
-#pragma unroll
-          for (int e = 0; e < kCount; ++e) dy[e] *= z[e] * sigmoid_fast(z[e]);
-        }
-#pragma unroll
-        for (int e = 0; e < kCount; ++e) {
-          const int row = tile.row(moves.slot_of(e));
-          float dt = delta[e] + bias_of(e);
-          if (in.softplus) dt = softplus_fast(dt);
-          const bool there = row < count;
-          cells[row * kCellRow + moves.channel_of(e)] =
-              make_float4(there ? dt : 0.0F, there ? dt * u[e] : 0.0F, there ? dy[e] : 0.0F, 0.0F);
-        }
-      }
-      float h[kStates];
-#pragma unroll
-      for (int k = 0; k < kStates; ++k) {
-        const int n = lane * kStates + k;
-        h[k] = 0.0F;
-        if (!mine || n >= d_state) continue;
+      float h[S::kPerTeam][S::kStates] = {};
+      each_state([&](std::int64_t d, int n, int c, int k) {
         if (begin > 0 || piece.part > 0)
-          h[k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
+          h[c][k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
         else
-          h[k] = in.state_before(piece, d, n);
+          h[c][k] = in.state_before(piece, d, n);
+      });
+#pragma unroll 2
+      for (int round = 0; round < Factors<S::kAll>::kRounds; ++round) {
+        typename Factors<S::kAll>::Elements elements;
+        factors.load(tile, mover, round, elements);
+        factors.store(tile, mover, round, elements, shared + S::kFactors);
       }
+      movement.prepare(tile, shared);
+      if (begin > 0) movement.prefetch(Tile32(o.pieces, piece, begin - kTile, kTile));
       __syncthreads();
 
-      const int subs = (count + kSub - 1) / kSub;
-      store_shared(starts, h);
-      for (int sub = 0; sub + 1 < subs; ++sub) {
-#pragma unroll
-        for (int s = 0; s < kSub; ++s) {
-          const int row = sub * kSub + s;
-          const float4 cell = cells[row * kCellRow + team];
-          float B[kStates];
-          load_shared(factors + row * Factors::kRow + lane * kStates, B);
-#pragma unroll
-          for (int k = 0; k < kStates; ++k) h[k] = fmaf(exp2_fast(cell.x * A[k]), h[k], cell.y * B[k]);
-        }
-        store_shared(starts + (sub + 1) * kStates * kBlock, h);
-      }
+      const int subs = (count + S::kSub - 1) / S::kSub;
+      walk_tile<S>(shared, subs, carried.A, h);
       for (int sub = subs - 1; sub >= 0; --sub) {
-        load_shared(starts + sub * kStates * kBlock, h);
-        float decay[kSub][kStates];
-        float before[kSub][kStates];
-#pragma unroll
-        for (int s = 0; s < kSub; ++s) {
-          const int row = sub * kSub + s;
-          const float4 cell = cells[row * kCellRow + team];
-          float B[kStates];
-          load_shared(factors + row * Factors::kRow + lane * kStates, B);
-#pragma unroll
-          for (int k = 0; k < kStates; ++k) {
-            decay[s][k] = exp2_fast(cell.x * A[k]);
-            before[s][k] = h[k];
-            h[k] = fmaf(decay[s][k], h[k], cell.y * B[k]);
-          }
-        }
-        float y[kSub];
-        float dinput[kSub];
-        float ddt[kSub];
-        __syncthreads();  // the shares of the tokens behind these have been summed
-#pragma unroll
-        for (int s = kSub - 1; s >= 0; --s) {
-          const int row = sub * kSub + s;
-          const float4 cell = cells[row * kCellRow + team];
-          float B[kStates];
-          float C[kStates];
-          load_shared(factors + row * Factors::kRow + lane * kStates, B);
-          load_shared(factors + row * Factors::kRow + Place::kAll + lane * kStates, C);
-          float of_b[kStates];
-          float of_c[kStates];
-          y[s] = dinput[s] = ddt[s] = 0.0F;
-#pragma unroll
-          for (int k = 0; k < kStates; ++k) {
-            y[s] = fmaf(C[k], h[k], y[s]);
-            of_c[k] = cell.z * h[k];
-            g[k] = fmaf(cell.z, C[k], g[k]);
-            of_b[k] = g[k] * cell.y;
-            dinput[s] = fmaf(g[k], B[k], dinput[s]);
-            g[k] *= decay[s][k];
-            // Through exp(dt A) h: the gradient of the exponent dt A.
-            const float dexponent = g[k] * before[s][k];
-            ddt[s] = fmaf(dexponent, A[k], ddt[s]);
-            dA[k] = fmaf(dexponent, cell.x, dA[k]);
-            h[k] = before[s][k];
-          }
-          float* const share = shares + s * Place::kShare + threadIdx.x * kStates;
-          store_shared(share, of_b);
-          store_shared(share + kSub * Place::kShare, of_c);
-        }
-        // These lanes alone read the cells of their channel, and they have.
-        const auto cell_of = [&](int s) { return &cells[(sub * kSub + s) * kCellRow + team]; };
-        sum_over_lanes<kLanes>(y, [&](int s, float sum) { cell_of(s)->y = sum; });
-        sum_over_lanes<kLanes>(dinput, [&](int s, float sum) { cell_of(s)->z = sum; });
-        sum_over_lanes<kLanes>(ddt, [&](int s, float sum) { cell_of(s)->w = kLn2 * sum; });
-        __syncthreads();
-
-        // Over the channels of the block, four states at a time; where that leaves threads without work, two
-        // of them or more share the channels of a sum.
-        constexpr int kQuads = Place::kAll / 4;
-        constexpr int kSums = 2 * kSub * kQuads;
-        constexpr int kParts = kSums < kBlock ? kBlock / kSums : 1;
-        for (int i = static_cast<int>(threadIdx.x); i < kSums * kParts; i += kBlock) {
-          const int quad = i % kQuads;
-          const int part = i / kQuads % kParts;
-          const int s = i / (kQuads * kParts) % kSub;
-          const int which = i / (kQuads * kParts * kSub);
-          float4 sum = make_float4(0.0F, 0.0F, 0.0F, 0.0F);
-          const float* const from = shares + (which * kSub + s) * Place::kShare + quad * 4;
-#pragma unroll
-          for (int c = part; c < kChannels; c += kParts) {
-            const float4 v = *reinterpret_cast<const float4*>(from + c * Place::kAll);
-            sum.x += v.x;
-            sum.y += v.y;
-            sum.z += v.z;
-            sum.w += v.w;
-          }
-          for (int step = kQuads * kParts / 2; step >= kQuads; step /= 2) {
-            sum.x += __shfl_xor_sync(0xffffffffU, sum.x, step);
-            sum.y += __shfl_xor_sync(0xffffffffU, sum.y, step);
-            sum.z += __shfl_xor_sync(0xffffffffU, sum.z, step);
-            sum.w += __shfl_xor_sync(0xffffffffU, sum.w, step);
-          }
-          float* const sums = which == 0 ? o.dB : o.dC;
-          const int row = sub * kSub + s;
-          if (sums == nullptr || part != 0 || row >= count) continue;
-          const std::int64_t t = tile.position(tile.row(row));
-          float* const at = sums +
-                            (((block * in.rows + piece.row) * o.length + t) * in.groups + group) * d_state +
-                            quad * 4;
-          const float values[4] = {sum.x, sum.y, sum.z, sum.w};
-          if (quad * 4 + 4 <= d_state && d_state % 4 == 0) {
-            *reinterpret_cast<float4*>(at) = sum;
-          } else {
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-              if (quad * 4 + j < d_state) at[j] = values[j];
-          }
+        unwind_sub<S>(shared, sub, carried);
+        if (sub * S::kSub % S::kFlush == 0) {
+          __syncthreads();
+          flush<S>(o, shared, item, tile, sub * S::kSub);
+          if (S::kFlush < kTile && sub > 0) __syncthreads();  // the next ones take their place
         }
       }
-
-      Elements u_bits;
-      Elements delta_bits;
-      Elements dout_bits;
-      Elements z_bits = {};
-      load(in.u, u_bits);
-      load(in.delta, delta_bits);
-      load(o.dout, dout_bits);
-      if (in.z) load(in.z, z_bits);
-      float u[kCount];
-      float dy[kCount];
-      float z[kCount];
-      float delta[kCount];
-      u_bits.to_floats(in.u.dtype, u);
-      delta_bits.to_floats(in.delta.dtype, delta);
-      dout_bits.to_floats(o.dout.dtype, dy);
-      z_bits.to_floats(in.z.dtype, z);
-      float du[kCount];
-      float ddelta[kCount];
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        const int c = moves.channel_of(e);
-        const int row = tile.row(moves.slot_of(e));
-        const float skip = in.D && c < channels ? in.D.load(first + c) : 0.0F;
-        const float4 cell = cells[row * kCellRow + c];
-        const float out = fmaf(skip, u[e], cell.y);
-        const float dout = dy[e];
-        if (in.z) {
-          const float gate = sigmoid_fast(z[e]);
-          dy[e] = dout * (z[e] * gate);
-          z[e] = dout * out * gate * (1.0F + z[e] * (1.0F - gate));
-        }
-        du[e] = fmaf(cell.z, cell.x, skip * dy[e]);
-        const float raw = delta[e] + bias_of(e);
-        const float slope = in.softplus && raw <= 20.0F ? sigmoid_fast(raw) : 1.0F;
-        ddelta[e] = fmaf(cell.z, u[e], cell.w) * slope;
-        if (row < count && c < channels) {
-          float* const sums = total(e);
-          sums[0] = fmaf(dy[e], u[e], sums[0]);
-          sums[Place::kTotal] += ddelta[e];
-        }
-      }
-      const auto store = [&](const AnyView<3>& view, const float(&from)[kCount]) {
-        if (view) store_span(view.data, view.dtype, moves.span(view, tile, piece.row, first, channels), from);
-      };
-      store(o.du, du);
-      store(o.ddelta, ddelta);
-      store(o.dz, z);
-      __syncthreads();  // cells and factors are free for the next tile
+      movement.finish(tile, shared, totals);
     }
 
-#pragma unroll
-    for (int k = 0; k < kStates; ++k) {
-      const int n = lane * kStates + k;
-      if (!mine || n >= d_state) continue;
-      if (o.dA != nullptr) o.dA[(piece_index * d_state + n) * in.channels + d] = dA[k];
-      if (o.dinitial_state && piece.first) o.dinitial_state.set(g[k], piece.sequence, d, n);
-    }
+    each_state([&](std::int64_t d, int n, int c, int k) {
+      if (o.dA != nullptr) o.dA[(item.piece_index * d_state + n) * in.channels + d] = carried.dA[c][k];
+      if (o.dinitial_state && piece.first) o.dinitial_state.set(carried.g[c][k], piece.sequence, d, n);
+    });
     __syncthreads();
+    // The threads that have elements of a channel, one after the other.
     for (int which = 0; which < 2; ++which) {
       float* const to = which == 0 ? o.dD : o.ddelta_bias;
-      if (const int c = static_cast<int>(threadIdx.x); to != nullptr && c < channels) {
-        float sum = 0.0F;
-        for (int slot = 0; slot < kTile; ++slot)
-          sum += shared[Place::kTotals + which * Place::kTotal + slot * kCellRow + c];
-        to[piece_index * in.channels + first + c] = sum;
+      if (to == nullptr || mover >= item.channels) continue;
+      const float* const from = shared + S::kTotals + which * 8 * kMovers;
+      float sum = 0.0F;
+      if constexpr (kByChannel) {
+        constexpr int kApart = S::kChannels / Moves::kTogether;
+        const float* const mine = from + mover % Moves::kTogether * kMovers + mover / Moves::kTogether;
+        for (int other = 0; other < kMovers; other += kApart) sum += mine[other];
+      } else {
+        for (int other = 0; other < kMovers; ++other)
+          if (Moves(other).channel == mover % Moves::kAcross)
+            sum += from[mover / Moves::kAcross * kMovers + other];
       }
+      to[item.piece_index * in.channels + item.first + mover] = sum;
     }
   }
 }
 
-template <int kLanes, int kStates>
+template <typename S>
 void launch_tiles(Context& ctx, const Operands& o) {
-  const std::int64_t blocks = (o.in.channels / o.in.groups + kBlock / kLanes - 1) / (kBlock / kLanes);
+  const std::int64_t blocks = (o.in.channels / o.in.groups + S::kChannels - 1) / S::kChannels;
   const std::int64_t items = o.pieces.count * o.in.groups * blocks;
-  cuda::launch(ctx, "selective_scan_backward", unwind_tiles<kLanes, kStates>,
-               dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kBlock),
-               sizeof(float) * Layout<kLanes, kStates>::kFloats, o);
+  cuda::launch(ctx, "selective_scan_backward", o.by_channel ? unwind_tiles<S, true> : unwind_tiles<S, false>,
+               dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kWalkers),
+               sizeof(float) * S::kFloats, o);
+}
+
+// f of the shape that a plan means.
+template <typename F>
+auto with_shape(const LanePlan& plan, F&& f) {
+  switch (plan.lanes * 256 + plan.states * 16 + plan.per_team) {
+    case 4 * 256 + 4 * 16 + 2: return f(UnwindShape<4, 4, 2, 4>());
+    case 4 * 256 + 4 * 16 + 1: return f(UnwindShape<4, 4, 1, 4>());
+    case 8 * 256 + 2 * 16 + 1: return f(UnwindShape<8, 2, 1, 8>());
+    case 16 * 256 + 1 * 16 + 1: return f(UnwindShape<16, 1, 1, 8>());
+    case 8 * 256 + 4 * 16 + 1: return f(UnwindShape<8, 4, 1, 4>());
+    case 16 * 256 + 4 * 16 + 1: return f(UnwindShape<16, 4, 1, 4>());
+    default: return f(UnwindShape<32, 8, 1, 4>());
+  }
 }
 
 }  // namespace
 
 bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
   if (!fits_tiles(p)) return false;
+  const LanePlan plan = choose_backward(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.d_state,
+                                        cuda::limits_of(ctx).multiprocessors);
+  const std::size_t shared =
+      with_shape(plan, [](auto shape) { return sizeof(float) * decltype(shape)::kFloats; });
+  if (shared > static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block)) return false;
   Gradients gradients = given;
   if (!gradients.checkpoints) {
     Problem states = p;
     states.out = states.last_state = {};
     states.checkpoints = ctx.empty({count_checkpoints(p.runs), p.d_state, p.channels});
-    if (states.checkpoints.numel() > 0) run_fast_forward(ctx, states);
+    if (states.checkpoints.numel() > 0 && !run_fast_forward(ctx, states)) return false;
     gradients.checkpoints = states.checkpoints;
   }
-  // With more lanes a channel, blocks have fewer channels, and more of them leave sums behind: half as many
-  // blocks as in the forward do.
-  const LanePlan plan = choose_lanes(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.u.size(2),
-                                     p.d_state, cuda::limits_of(ctx).multiprocessors / 2);
   const UploadedPieces uploaded = upload_pieces(ctx, p, kWholeRuns);
-  const std::int64_t in_block = kBlock / plan.lanes;
+  const std::int64_t in_block = kWalkers / plan.lanes * plan.per_team;
   const PartialSums sums =
       make_sums(ctx, p, gradients, (p.channels / p.groups + in_block - 1) / in_block, uploaded.pieces.count);
-  if (uploaded.pieces.count * p.channels > 0) {
-    const Operands o(p, gradients, sums, uploaded.pieces);
-    switch (plan.lanes * 16 + plan.states) {
-      case 4 * 16 + 4: launch_tiles<4, 4>(ctx, o); break;
-      case 8 * 16 + 2: launch_tiles<8, 2>(ctx, o); break;
-      case 16 * 16 + 1: launch_tiles<16, 1>(ctx, o); break;
-      case 8 * 16 + 4: launch_tiles<8, 4>(ctx, o); break;
-      case 16 * 16 + 4: launch_tiles<16, 4>(ctx, o); break;
-      default: launch_tiles<32, 8>(ctx, o); break;
-    }
-  }
+  if (uploaded.pieces.count * p.channels > 0)
+    with_shape(plan, [&](auto shape) {
+      launch_tiles<decltype(shape)>(ctx, Operands(p, gradients, sums, uploaded.pieces));
+    });
   finish_sums(ctx, p, gradients, sums);
   return true;
 }

@@ -1,4 +1,5 @@
-// The partial sums of the backward, added up in the order of their tiles and pieces.
+// The partial sums of the backward, added up in an order that the shape alone gives.
+#include <algorithm>
 #include <cstdint>
 
 #include "ops/selective_scan/cuda/kernels.h"
@@ -8,75 +9,90 @@ namespace krait::scan {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kSlices = 8;  // threads that share the terms of a sum
 
 // gradient(row, group, n, t) = the sum over tiles (and over groups, where one serves all) of
-// sums(tile, row, t, group, part, n). A thread for each (row, t, group, part, n).
-__global__ void __launch_bounds__(kThreads)
-    finish_tokens(AnyView<4> gradient, const float* sums, std::int64_t tiles, std::int64_t rows,
-                  std::int64_t length, std::int64_t groups, std::int64_t gradient_groups,
-                  std::int64_t numbers, std::int64_t d_state) {
-  const std::int64_t size = numbers * d_state;  // of a group
-  const std::int64_t count = rows * length * gradient_groups * size;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count;
-       i += std::int64_t{gridDim.x} * kThreads) {
-    const std::int64_t n = i % d_state;
-    const std::int64_t part = i / d_state % numbers;
-    const std::int64_t group = i / size % gradient_groups;
-    const std::int64_t token = i / (size * gradient_groups);
-    const std::int64_t summed_groups = groups / gradient_groups;
+// sums(tile, row, t, group, part, n).
+struct TokenSum {
+  AnyView<4> gradient;
+  std::int64_t gradient_groups = 0;
+  std::int64_t count = 0;  // of (row, t, group, part, n)
+  const float* sums = nullptr;
+};
+struct TokenSums {
+  TokenSum of[2];  // dB and dC
+  std::int64_t tiles = 0;
+  std::int64_t rows = 0;
+  std::int64_t length = 0;
+  std::int64_t groups = 0;
+  std::int64_t numbers = 0;
+  std::int64_t d_state = 0;
+};
+
+// A warp has 32 sums side by side, and kSlices warps take every kSlices-th term each.
+__global__ void __launch_bounds__(kThreads) finish_tokens(TokenSums all) {
+  __shared__ float shared[kSlices][32];
+  const TokenSum& one = all.of[blockIdx.y];
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int slice = static_cast<int>(threadIdx.x) / 32;
+  const std::int64_t size = all.numbers * all.d_state;  // of a group
+  for (std::int64_t first = std::int64_t{blockIdx.x} * 32; first < one.count;
+       first += std::int64_t{gridDim.x} * 32) {
+    const std::int64_t i = first + lane;
+    const bool there = i < one.count;
+    const std::int64_t in_group = i % size;
+    const std::int64_t group = i / size % one.gradient_groups;
+    const std::int64_t token = i / (size * one.gradient_groups);
+    const std::int64_t summed = all.groups / one.gradient_groups;
+    const float* const from = one.sums + (token * all.groups + group * summed) * size + in_group;
+    const std::int64_t stride = all.rows * all.length * all.groups * size;
     float sum = 0.0F;
-    for (std::int64_t g = 0; g < summed_groups; ++g)
-      for (std::int64_t tile = 0; tile < tiles; ++tile)
-        sum += sums[((tile * rows * length + token) * groups + group * summed_groups + g) * size +
-                    part * d_state + n];
-    gradient.store(sum, token / length, group, n, numbers * (token % length) + part);
+    if (there)
+      for (std::int64_t g = 0; g < summed; ++g)
+#pragma unroll 8
+        for (std::int64_t tile = slice; tile < all.tiles; tile += kSlices)
+          sum += from[tile * stride + g * size];
+    shared[slice][lane] = sum;
+    __syncthreads();
+    if (slice == 0 && there) {
+#pragma unroll
+      for (int other = 1; other < kSlices; ++other) sum += shared[other][lane];
+      one.gradient.store(sum, token / all.length, group, in_group % all.d_state,
+                         all.numbers * (token % all.length) + in_group / all.d_state);
+    }
+    __syncthreads();
   }
 }
 
-// gradient(d, n) += the sum over pieces of sums(piece, part, n, d). A thread for each (n, d).
-template <typename State>
-__global__ void __launch_bounds__(kThreads)
-    finish_parameters(StateView<State, 2> gradient, const float* sums, std::int64_t pieces,
-                      std::int64_t channels, std::int64_t d_state) {
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < channels * d_state;
+// gradient(d, n) += the sum over pieces of sums(piece, part, n, d), for each gradient of a parameter.
+struct ParameterSum {
+  void* gradient = nullptr;  // c64 as pairs of f32
+  DType dtype = DType::f32;
+  std::int64_t stride[2] = {};
+  std::int64_t numbers = 0;
+  std::int64_t d_state = 0;
+  const float* sums = nullptr;
+};
+struct ParameterSums {
+  ParameterSum of[5];
+  std::int64_t pieces = 0;
+  std::int64_t channels = 0;
+};
+
+__global__ void __launch_bounds__(kThreads) finish_parameters(ParameterSums all) {
+  const ParameterSum& one = all.of[blockIdx.y];
+  const std::int64_t size = one.numbers * one.d_state;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < all.channels * size;
        i += std::int64_t{gridDim.x} * kThreads) {
-    const std::int64_t d = i % channels;
-    const std::int64_t n = i / channels;
-    float sum[kNumbers<State>] = {};
-    for (std::int64_t piece = 0; piece < pieces; ++piece)
-      for (int part = 0; part < kNumbers<State>; ++part)
-        sum[part] += sums[((piece * kNumbers<State> + part) * d_state + n) * channels + d];
-    State total;
-    if constexpr (kNumbers<State> == 1)
-      total = sum[0];
-    else
-      total = {sum[0], sum[1]};
-    gradient.set(gradient.get(d, n) + total, d, n);
+    const std::int64_t d = i % all.channels;
+    const std::int64_t number = i / all.channels;
+    float sum = 0.0F;
+#pragma unroll 8
+    for (std::int64_t piece = 0; piece < all.pieces; ++piece)
+      sum += one.sums[(piece * size + number) * all.channels + d];
+    const std::int64_t at = d * one.stride[0] + number % one.d_state * one.stride[1] + number / one.d_state;
+    cuda::store_float(one.gradient, one.dtype, at, cuda::load_float(one.gradient, one.dtype, at) + sum);
   }
-}
-
-void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor& sums, std::int64_t pieces) {
-  if (!sums || gradient.numel() == 0) return;
-  const Tensor matrix = gradient.ndim() == 1 ? gradient.unsqueeze(1) : gradient;
-  const std::int64_t d_state = matrix.size(1);
-  const dim3 grid(cuda::blocks_for(ctx, p.channels * d_state, kThreads));
-  const auto* from = static_cast<const float*>(sums.raw());
-  if (gradient.dtype() == DType::c64)
-    cuda::launch(ctx, "selective_scan_sum_parameters", finish_parameters<Complex>, grid, dim3(kThreads), 0,
-                 StateView<Complex, 2>(matrix), from, pieces, p.channels, d_state);
-  else
-    cuda::launch(ctx, "selective_scan_sum_parameters", finish_parameters<float>, grid, dim3(kThreads), 0,
-                 StateView<float, 2>(matrix), from, pieces, p.channels, d_state);
-}
-
-void finish(Context& ctx, const Problem& p, const Tensor& gradient, const Tensor& sums,
-            const PartialSums& all) {
-  if (!sums || gradient.numel() == 0) return;
-  const std::int64_t numbers = p.complex ? 2 : 1;
-  cuda::launch(ctx, "selective_scan_sum_tokens", finish_tokens,
-               dim3(cuda::blocks_for(ctx, gradient.numel(), kThreads)), dim3(kThreads), 0,
-               AnyView<4>(gradient), static_cast<const float*>(sums.raw()), all.tiles, p.u.size(0),
-               p.u.size(2), p.groups, gradient.size(1), numbers, p.d_state);
 }
 
 }  // namespace
@@ -108,13 +124,51 @@ PartialSums make_sums(Context& ctx, const Problem& p, const Gradients& gradients
 }
 
 void finish_sums(Context& ctx, const Problem& p, const Gradients& gradients, const PartialSums& sums) {
-  if (sums.dB) finish(ctx, p, gradients.dB, sums.dB, sums);
-  if (sums.dC) finish(ctx, p, gradients.dC, sums.dC, sums);
-  finish(ctx, p, gradients.dA, sums.dA, sums.pieces);
-  if (sums.constant_dB) finish(ctx, p, gradients.dB, sums.constant_dB, sums.pieces);
-  if (sums.constant_dC) finish(ctx, p, gradients.dC, sums.constant_dC, sums.pieces);
-  finish(ctx, p, gradients.dD, sums.dD, sums.pieces);
-  finish(ctx, p, gradients.ddelta_bias, sums.ddelta_bias, sums.pieces);
+  const std::int64_t numbers = p.complex ? 2 : 1;
+  TokenSums tokens = {.tiles = sums.tiles,
+                      .rows = p.u.size(0),
+                      .length = p.u.size(2),
+                      .groups = p.groups,
+                      .numbers = numbers,
+                      .d_state = p.d_state};
+  unsigned count = 0;
+  std::int64_t most = 0;
+  const auto add_tokens = [&](const Tensor& gradient, const Tensor& from) {
+    if (!from || gradient.numel() == 0) return;
+    tokens.of[count++] = {AnyView<4>(gradient), gradient.size(1), gradient.numel(),
+                          static_cast<const float*>(from.raw())};
+    most = std::max(most, gradient.numel());
+  };
+  add_tokens(gradients.dB, sums.dB);
+  add_tokens(gradients.dC, sums.dC);
+  if (count > 0)
+    cuda::launch(ctx, "selective_scan_sum_tokens", finish_tokens,
+                 dim3(cuda::blocks_for(ctx, most, 32, 64), count), dim3(kThreads), 0, tokens);
+
+  ParameterSums parameters = {.pieces = sums.pieces, .channels = p.channels};
+  count = 0;
+  most = 0;
+  const auto add_parameter = [&](const Tensor& gradient, const Tensor& from) {
+    if (!from || gradient.numel() == 0) return;
+    const bool complex = gradient.dtype() == DType::c64;
+    const Tensor matrix = gradient.ndim() == 1 ? gradient.unsqueeze(1) : gradient;
+    const std::int64_t each = complex ? 2 : 1;
+    parameters.of[count++] = {matrix.raw(),
+                              complex ? DType::f32 : gradient.dtype(),
+                              {each * matrix.stride(0), each * matrix.stride(1)},
+                              each,
+                              matrix.size(1),
+                              static_cast<const float*>(from.raw())};
+    most = std::max(most, each * matrix.numel());
+  };
+  add_parameter(gradients.dA, sums.dA);
+  add_parameter(gradients.dB, sums.constant_dB);
+  add_parameter(gradients.dC, sums.constant_dC);
+  add_parameter(gradients.dD, sums.dD);
+  add_parameter(gradients.ddelta_bias, sums.ddelta_bias);
+  if (count > 0)
+    cuda::launch(ctx, "selective_scan_sum_parameters", finish_parameters,
+                 dim3(cuda::blocks_for(ctx, most, kThreads), count), dim3(kThreads), 0, parameters);
 }
 
 }  // namespace krait::scan

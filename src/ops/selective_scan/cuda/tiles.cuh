@@ -1,6 +1,6 @@
 // What the fast kernels share. A block takes some channels of one group and walks a piece in tiles of kTile
 // tokens. A tile lies in shared memory as (token, channel), whatever the layout of the tensors: each thread
-// brings a span of kTile / kLanes elements of each tensor there, along channels or along time.
+// brings spans of elements of each tensor there, along channels or along time.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,6 @@
 namespace krait::scan {
 
 inline constexpr int kTile = 32;
-inline constexpr int kBlock = 128;  // threads
 static_assert(kTile == kCheckpointSteps, "checkpoints lie between tiles");
 
 inline constexpr float kLog2E = 1.4426950408889634F;
@@ -83,21 +82,36 @@ __device__ __forceinline__ void load_span(const void* data, DType dtype, const E
     to.set(e, (span.valid >> e & 1U) != 0 ? cuda::load_bits(data, dtype, span(e)) : 0U, narrow);
 }
 
+// As load_packed, the other way.
+template <typename T, int kCount>
+__device__ __forceinline__ void store_packed(T* to, const float (&from)[kCount]) {
+  constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kTogether) {
+    Packed<T, kTogether> packed;
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) packed.v[j] = cuda::from_float<T>(from[i + j]);
+    *reinterpret_cast<Packed<T, kTogether>*>(to + i) = packed;
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void store_packed(void* data, DType dtype, std::int64_t i,
+                                             const float (&from)[kCount]) {
+  switch (dtype) {
+    case DType::bf16: return store_packed(static_cast<__nv_bfloat16*>(data) + i, from);
+    case DType::f16: return store_packed(static_cast<__half*>(data) + i, from);
+    default: return store_packed(static_cast<float*>(data) + i, from);
+  }
+}
+
 template <typename T, int kCount>
 __device__ __forceinline__ void store_typed(T* data, const ElementSpan& span, const float (&from)[kCount]) {
   constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
   constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
   if (span.stride == 1 && span.at == nullptr && span.valid == kAll &&
-      reinterpret_cast<std::uintptr_t>(data + span.offset) % (sizeof(T) * kTogether) == 0) {
-#pragma unroll
-    for (int i = 0; i < kCount; i += kTogether) {
-      Packed<T, kTogether> packed;
-#pragma unroll
-      for (int j = 0; j < kTogether; ++j) packed.v[j] = cuda::from_float<T>(from[i + j]);
-      *reinterpret_cast<Packed<T, kTogether>*>(data + span.offset + i) = packed;
-    }
-    return;
-  }
+      reinterpret_cast<std::uintptr_t>(data + span.offset) % (sizeof(T) * kTogether) == 0)
+    return store_packed(data + span.offset, from);
 #pragma unroll
   for (int e = 0; e < kCount; ++e)
     if ((span.valid >> e & 1U) != 0) data[span(e)] = cuda::from_float<T>(from[e]);
@@ -150,108 +164,6 @@ struct Tile32 {
   }
 };
 
-// The elements of (token, channel) that a thread moves, for kChannels channels of a block.
-template <int kLanes>
-struct Share {
-  static constexpr int kChannels = kBlock / kLanes;
-  static constexpr int kCount = kTile / kLanes;
-
-  int slot = 0;
-  int channel = 0;
-  bool by_channel = false;
-
-  __device__ explicit Share(bool along_channels) : by_channel(along_channels) {
-    const int i = static_cast<int>(threadIdx.x);
-    if (by_channel) {
-      slot = i / (kChannels / kCount);
-      channel = i % (kChannels / kCount) * kCount;
-    } else {
-      slot = i % kLanes * kCount;
-      channel = i / kLanes;
-    }
-  }
-  __device__ __forceinline__ int slot_of(int e) const { return by_channel ? slot : slot + e; }
-  __device__ __forceinline__ int channel_of(int e) const { return by_channel ? channel + e : channel; }
-
-  // Of a tensor (B, D, L) from channel `first` of `row` on, of which `channels` are the block's.
-  __device__ __forceinline__ ElementSpan span(const cuda::AnyView<3>& view, const Tile32& tile,
-                                              std::int64_t row, std::int64_t first, int channels) const {
-    const std::int64_t base = row * view.stride[0] + (first + channel) * view.stride[1];
-    if (!by_channel) {
-      ElementSpan result = tile.along_time<kCount>(slot, base, view.stride[2]);
-      if (channel >= channels) result.valid = 0;
-      return result;
-    }
-    constexpr unsigned kAll = kCount == 32 ? ~0U : (1U << kCount) - 1;
-    if (tile.valid<1>(slot) == 0 || channel >= channels) return {};
-    const int there = channels - channel;
-    return {base + tile.position(slot) * view.stride[2], view.stride[1], nullptr,
-            there >= kCount ? kAll : (1U << there) - 1};
-  }
-};
-
-// B and C of a tile in shared memory: row r holds B, then C of kStates states each, kPad floats apart from
-// what would be the same banks.
-template <int kStates>
-struct FactorTile {
-  static constexpr int kPad = 4;
-  static constexpr int kRow = 2 * kStates + kPad;
-  static constexpr int kTogether = 8;
-
-  static constexpr int kSpans = kTile * kStates / kTogether;
-  static constexpr int kRounds = (kSpans + kBlock - 1) / kBlock;
-
-  // The spans of B (`which` 0) or C (1) that a thread of the block brings, on their way.
-  struct Load {
-    cuda::Bits<kTogether> bits[kRounds];
-  };
-  struct Place {
-    int slot;
-    int n;
-  };
-  static __device__ __forceinline__ Place place(int i, bool along_states) {
-    if (along_states) return {i / (kStates / kTogether), i % (kStates / kTogether) * kTogether};
-    return {i % (kTile / kTogether) * kTogether, i / (kTile / kTogether)};
-  }
-  static __device__ __forceinline__ void load(const cuda::AnyView<4>& view, const Tile32& tile,
-                                              std::int64_t row, std::int64_t group, int d_state, Load& to) {
-    const bool along_states = view.stride[2] == 1;
-    const std::int64_t base = row * view.stride[0] + group * view.stride[1];
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int i = static_cast<int>(threadIdx.x) + round * kBlock;
-      if (kSpans % kBlock != 0 && i >= kSpans) break;
-      const auto [slot, n] = place(i, along_states);
-      ElementSpan span;
-      if (!along_states) {
-        span = tile.along_time<kTogether>(slot, base + n * view.stride[2], view.stride[3]);
-        if (n >= d_state) span.valid = 0;
-      } else if (tile.valid<1>(slot) != 0 && n < d_state) {
-        const int there = d_state - n;
-        span = {base + n + tile.position(slot) * view.stride[3], 1, nullptr,
-                there >= kTogether ? 255U : (1U << there) - 1};
-      }
-      load_span(view.data, view.dtype, span, to.bits[round]);
-    }
-  }
-  static __device__ __forceinline__ void store(const cuda::AnyView<4>& view, const Tile32& tile,
-                                               const Load& from, int which, float* shared) {
-    const bool along_states = view.stride[2] == 1;
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round) {
-      const int i = static_cast<int>(threadIdx.x) + round * kBlock;
-      if (kSpans % kBlock != 0 && i >= kSpans) break;
-      const auto [slot, n] = place(i, along_states);
-      float values[kTogether];
-      from.bits[round].to_floats(view.dtype, values);
-#pragma unroll
-      for (int e = 0; e < kTogether; ++e)
-        shared[tile.row(along_states ? slot : slot + e) * kRow + which * kStates + n +
-               (along_states ? e : 0)] = values[e];
-    }
-  }
-};
-
 // kCount floats of shared memory, aligned to their size (up to 16 bytes).
 template <int kCount>
 __device__ __forceinline__ void load_shared(const float* from, float (&to)[kCount]) {
@@ -262,33 +174,6 @@ __device__ __forceinline__ void load_shared(const float* from, float (&to)[kCoun
 #pragma unroll
     for (int j = 0; j < kTogether; ++j) to[i + j] = packed.v[j];
   }
-}
-
-// One step of a sum over lanes: from kCount values to kCount / 2, lanes that differ in bit kHalf taking one
-// half each; on to single values, and over the lanes that are left.
-template <int kCount, int kHalf, int kSize>
-__device__ __forceinline__ void halve(float (&v)[kSize]) {
-  if constexpr (kHalf > 0) {
-    if constexpr (kCount > 1) {
-      const bool upper = (threadIdx.x & kHalf) != 0;
-#pragma unroll
-      for (int i = 0; i < kCount / 2; ++i) {
-        const float sent = upper ? v[i] : v[i + kCount / 2];
-        const float kept = upper ? v[i + kCount / 2] : v[i];
-        v[i] = kept + __shfl_xor_sync(0xffffffffU, sent, kHalf);
-      }
-    } else {
-      v[0] += __shfl_xor_sync(0xffffffffU, v[0], kHalf);
-    }
-    halve<(kCount > 1 ? kCount / 2 : 1), kHalf / 2>(v);
-  }
-}
-
-// From kLanes values in each of kLanes lanes: lane j gets the sum over the lanes of value j.
-template <int kLanes>
-__device__ __forceinline__ float sum_and_scatter(float (&v)[kLanes]) {
-  halve<kLanes, kLanes / 2>(v);
-  return v[0];
 }
 
 }  // namespace krait::scan
