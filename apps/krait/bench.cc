@@ -31,6 +31,7 @@ struct OpOptions {
   CommonOptions common;
   std::string name;
   std::vector<std::string> shape;
+  std::string state_dtype = "auto";
   std::int64_t repeat = 20;
   bool json = false;
 };
@@ -103,7 +104,9 @@ void run_model(const ModelOptions& options) {
   const auto begin = std::chrono::steady_clock::now();
   LanguageModel model = make_model(ctx, options);
   const std::chrono::duration<double> load = std::chrono::steady_clock::now() - begin;
-  const ModelBench b = bench_model(ctx, model, options.bench);
+  ModelBenchOptions bench = options.bench;
+  bench.state_dtype = state_dtype_of(options.common);
+  const ModelBench b = bench_model(ctx, model, bench);
   report_profile(ctx);
   if (options.json) {
     print(JsonObject()
@@ -122,6 +125,7 @@ void run_model(const ModelOptions& options) {
               .add("prompt_length", options.bench.prompt_length)
               .add("new_tokens", options.bench.new_tokens)
               .add("batch", options.bench.batch)
+              .add("state_dtype", options.common.state_dtype)
               .add("repeat", options.bench.repeat)
               .add("threads", ctx.threads())
               .line());
@@ -135,7 +139,8 @@ void run_model(const ModelOptions& options) {
   print_row("decode reaches", 100 * b.decode_share_of_bandwidth, 1,
             concat("% of ", b.ceilings.read_bytes_per_second / 1e9, " GB/s"));
   print_row("weights", static_cast<double>(b.weight_bytes) / 1e6, 1, "MB");
-  print_row("state", static_cast<double>(b.state_bytes) / 1e6, 3, "MB for each sequence");
+  print_row("state", static_cast<double>(b.state_bytes) / 1e6, 3,
+            concat("MB for each sequence, SSM states in ", options.common.state_dtype));
   print_row("peak memory", static_cast<double>(b.peak_memory_bytes) / 1e6, 1, "MB");
 }
 
@@ -157,12 +162,14 @@ std::map<std::string, std::int64_t> parse_shape(const std::vector<std::string>& 
 void run_op(const OpOptions& options) {
   Context ctx(context_options(options.common));
   const OpBench b = bench_op(ctx, options.name, parse_shape(options.shape),
-                             parse_dtype(options.common.dtype).value_or(DType::f32), options.repeat);
+                             parse_dtype(options.common.dtype).value_or(DType::f32), options.repeat,
+                             parse_dtype(options.state_dtype));
   report_profile(ctx);
   if (options.json) {
     print(JsonObject()
               .add("op", b.name)
               .add("shape", b.shape)
+              .add("dtype", b.dtype)
               .add("backend", b.backend)
               .add("seconds", b.seconds)
               .add("bytes_per_second", b.bytes / b.seconds)
@@ -173,7 +180,7 @@ void run_op(const OpOptions& options) {
               .line());
     return;
   }
-  print(concat(b.name, " ", b.shape, " (", b.backend, ")\n"));
+  print(concat(b.name, " ", b.shape, " ", b.dtype, " (", b.backend, ")\n"));
   print_row("time", 1e3 * b.seconds, 3, "ms");
   print_row("traffic", b.bytes / b.seconds / 1e9, 2,
             concat("GB/s, ceiling ", b.ceilings.read_bytes_per_second / 1e9));
@@ -197,6 +204,8 @@ void add_op(const Command& bench) {
   const Command command = bench.add_command("op", "Measure one operator");
   command.text("name", options->name, "NAME", "The operator").required();
   command.texts("--shape", options->shape, "LETTER=N", /*greedy=*/true, "Sizes, such as B=8 L=2048");
+  command.choice("--state-dtype", options->state_dtype, {"auto", "f32", "bf16", "f16"},
+                 "Type of the state of state_update; auto is that of --dtype");
   command.integer("--repeat", options->repeat, 1, 1'000'000, "Runs, of which the median counts");
   command.flag("--json", options->json, "Print one JSON object");
   add_common(command, options->common);
@@ -218,6 +227,7 @@ void add_bench(const Command& program) {
   command.integer("--prompt-length", b.prompt_length, 1, kMaxCount, "Tokens of each prompt");
   command.integer("--new-tokens", b.new_tokens, 0, kMaxCount, "Tokens to make, one at a time");
   command.integer("--batch", b.batch, 1, 1'000'000, "Sequences at once");
+  add_state_dtype(command, options->common);
   command.integer("--repeat", b.repeat, 1, 1'000'000, "Runs, of which the median counts");
   TrainBenchOptions& t = options->training;
   const Option train = command.flag("--train", options->train, "Measure steps of training on random tokens");

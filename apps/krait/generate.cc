@@ -143,6 +143,7 @@ void run(Options& options) {
   const Tokenizer* words = tokenizer ? &*tokenizer : nullptr;
   const Prompts prompts = read_prompts(options, words);
   options.generate.seed = options.seed ? *options.seed : std::random_device{}();
+  options.generate.state_dtype = state_dtype_of(options.common);
 
   // One sequence streams as it is made; of several, each is printed when all are done.
   const bool text = words != nullptr && !options.json && !options.logprobs;
@@ -209,6 +210,7 @@ void add_generate(const Command& program) {
                 "End before this text; may be given several times");
   command.flag("--ignore-eos", g.ignore_eos, "Go on after the model's end of text");
 
+  add_state_dtype(command, options->common);
   command.flag("--logprobs", options->logprobs, "Print each new token with its log-probability");
   command.text("--out,-o", options->out, "FILE",
                "Write prompt and continuation as token ids, (batch, length + new) int64, to a .npy file");

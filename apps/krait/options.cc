@@ -26,6 +26,11 @@ void add_threads(const Command& command, CommonOptions& options) {
                   "Threads; 0 is one for each processor that the process may use");
 }
 
+void add_state_dtype(const Command& command, CommonOptions& options) {
+  command.choice("--state-dtype", options.state_dtype, {"f32", "bf16", "f16"},
+                 "Type that SSM states are kept as between steps; of 16 bits they are rounded after each");
+}
+
 void add_texts(const Command& command, std::vector<std::string>& paths) {
   command
       .texts("--data", paths, "FILE", true,
@@ -92,5 +97,9 @@ void report_profile(const Context& ctx) {
 }
 
 LoadOptions load_options(const CommonOptions& options) { return {.dtype = parse_dtype(options.dtype)}; }
+
+DType state_dtype_of(const CommonOptions& options) {
+  return parse_dtype(options.state_dtype).value_or(DType::f32);
+}
 
 }  // namespace krait::cli

@@ -14,6 +14,7 @@ struct CommonOptions {
   std::string model;  // empty: the bundled model
   std::string device = "auto";
   std::string dtype = "auto";
+  std::string state_dtype = "f32";
   int threads = 0;
   bool reference = false;
   bool profile = false;
@@ -34,6 +35,8 @@ void add_machine(const Command& command, CommonOptions& options);
 void add_common(const Command& command, CommonOptions& options);
 // --model
 Option add_model(const Command& command, CommonOptions& options);
+// --state-dtype
+void add_state_dtype(const Command& command, CommonOptions& options);
 // --data, required: text files and JSONL files.
 void add_texts(const Command& command, std::vector<std::string>& paths);
 
@@ -42,5 +45,6 @@ ContextOptions context_options(const CommonOptions& options);
 // With --profile: the time of each kernel, to stderr.
 void report_profile(const Context& ctx);
 LoadOptions load_options(const CommonOptions& options);
+DType state_dtype_of(const CommonOptions& options);
 
 }  // namespace krait::cli

@@ -141,7 +141,7 @@ ModelBench bench_model(Context& ctx, LanguageModel& model, const ModelBenchOptio
     for (std::int64_t i = 0; i < options.prompt_length; ++i)
       prompt.push_back(
           static_cast<std::int64_t>(rng.next_u32() % static_cast<std::uint64_t>(model.config().vocab_size)));
-  const auto pool = model.make_pool(options.batch);
+  const auto pool = model.make_pool(options.batch, options.state_dtype);
   std::vector<State> states;
   std::vector<Sequence> inputs;
   states.reserve(prompts.size());

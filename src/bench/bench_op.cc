@@ -28,10 +28,12 @@ struct Prepared {
 
 class Inputs {
  public:
-  Inputs(const Memory& memory, DType dtype) : memory_(memory), dtype_(dtype) {}
+  Inputs(const Memory& memory, DType dtype, DType state_dtype)
+      : memory_(memory), dtype_(dtype), state_dtype_(state_dtype) {}
   // Values in +-scale.
   Tensor operator()(const Dims& shape, float scale = 1.0F) { return make(shape, dtype_, -scale, scale); }
   Tensor f32(const Dims& shape, float low, float high) { return make(shape, DType::f32, low, high); }
+  Tensor state(const Dims& shape) { return make(shape, state_dtype_, -1.0F, 1.0F); }
 
  private:
   // Large tensors repeat a stretch of random numbers, which is much faster than drawing them all.
@@ -49,6 +51,7 @@ class Inputs {
   }
   const Memory& memory_;
   DType dtype_;
+  DType state_dtype_;
   Rng rng_{1};
 };
 
@@ -147,7 +150,7 @@ Prepared prepare_ssd_backward(Context& ctx, const Shape& s, Inputs& in) {
 
 Prepared prepare_state_update(Context& ctx, const Shape& s, Inputs& in) {
   const std::int64_t B = s.at("B"), H = s.at("H"), P = s.at("P"), N = s.at("N");
-  const StateUpdateArgs a{.state = in({B, H, P, N}),
+  const StateUpdateArgs a{.state = in.state({B, H, P, N}),
                           .x = in({B, H, P}),
                           .dt = in({B, H}),
                           .A = in.f32({H}, -16.0F, -1.0F),
@@ -244,8 +247,8 @@ std::map<std::string, Shape> bench_ops() {
   return known;
 }
 
-OpBench bench_op(Context& ctx, const std::string& name, const Shape& shape, DType dtype,
-                 std::int64_t repeat) {
+OpBench bench_op(Context& ctx, const std::string& name, const Shape& shape, DType dtype, std::int64_t repeat,
+                 std::optional<DType> state_dtype) {
   const auto known = entries();
   const auto entry = known.find(name);
   if (entry == known.end()) {
@@ -263,9 +266,11 @@ OpBench bench_op(Context& ctx, const std::string& name, const Shape& shape, DTyp
             ", expected at least 1");
     full[letter] = size;
   }
-  Inputs inputs(ctx.memory(), dtype);
+  Inputs inputs(ctx.memory(), dtype, state_dtype.value_or(dtype));
   const Prepared prepared = entry->second.prepare(ctx, full, inputs);
   OpBench result{.name = name, .bytes = prepared.bytes, .flops = prepared.flops};
+  result.dtype = name_of(dtype);
+  if (name == "state_update") result.dtype += concat(", state ", state_dtype.value_or(dtype));
   for (const auto& [letter, size] : full)
     result.shape += concat(result.shape.empty() ? "" : ",", letter, "=", size);
   prepared.run();

@@ -155,7 +155,7 @@ GenerateResult generate(Context& ctx, const LanguageModel& model, const Tokenize
     ctx.warn("min_p is ignored where top_k is given");
 
   GenerateResult result;
-  const auto pool = model.make_pool(static_cast<std::int64_t>(prompts.size()));
+  const auto pool = model.make_pool(static_cast<std::int64_t>(prompts.size()), options.state_dtype);
   std::vector<Decoding> all;
   all.reserve(prompts.size());
   for (std::size_t i = 0; i < prompts.size(); ++i) {

@@ -93,10 +93,10 @@ DType LanguageModel::activation_dtype(const Context& ctx) const {
   return ctx.on_gpu() && config_.format != Format::gpt_neox ? embedding_.dtype() : DType::f32;
 }
 
-std::shared_ptr<StatePool> LanguageModel::make_pool(std::int64_t capacity) const {
+std::shared_ptr<StatePool> LanguageModel::make_pool(std::int64_t capacity, DType state_dtype) const {
   auto shapes = backbone_->state_shapes();
   const std::uint64_t fingerprint = fingerprint_of(shapes);
-  return StatePool::create(std::move(shapes), fingerprint, capacity, memory_);
+  return StatePool::create(std::move(shapes), fingerprint, capacity, memory_, state_dtype);
 }
 
 const Tensor& LanguageModel::head_weight() const { return config_.tie_embeddings ? embedding_ : lm_head_; }

@@ -90,16 +90,27 @@ bool Batch::consecutive() const {
 
 Tensor Batch::gather(Context& ctx, const Tensor& pooled) const {
   if (!has_states()) return {};
-  if (consecutive()) return pooled.slice(0, rows_.front(), rows_.back() + 1);
   Dims shape = pooled.shape();
   shape[0] = size();
+  if (consecutive()) {
+    const Tensor view = pooled.slice(0, rows_.front(), rows_.back() + 1);
+    if (pooled.dtype() == DType::f32) return view;
+    Tensor widened = ctx.empty(shape);
+    ctx.copy(view, widened);
+    return widened;
+  }
   Tensor values = ctx.empty(shape);
   for (std::int64_t i = 0; i < size(); ++i) ctx.copy(pooled.select(0, row(i)), values.select(0, i));
   return values;
 }
 
 void Batch::scatter(Context& ctx, const Tensor& values, const Tensor& pooled) const {
-  if (!has_states() || consecutive()) return;  // gather gave a view
+  if (!has_states()) return;
+  if (consecutive()) {
+    if (pooled.dtype() != DType::f32)  // else gather gave a view
+      ctx.copy(values, pooled.slice(0, rows_.front(), rows_.back() + 1));
+    return;
+  }
   for (std::int64_t i = 0; i < size(); ++i) ctx.copy(values.select(0, i), pooled.select(0, row(i)));
 }
 

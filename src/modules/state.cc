@@ -1,6 +1,7 @@
 #include "krait/modules/state.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <istream>
 #include <ostream>
@@ -12,7 +13,10 @@
 namespace krait {
 namespace {
 
-constexpr std::string_view kMagic = "KRAITST1";
+constexpr std::string_view kMagic = "KRAITST2";
+
+// Numbers of images, which outlast those of DType.
+constexpr std::array kDTypes = {DType::f32, DType::bf16, DType::f16};
 
 std::uint32_t checksum(std::string_view bytes) { return crc32(std::as_bytes(std::span(bytes))); }
 
@@ -34,8 +38,8 @@ void put_tensor(std::ostream& out, const Tensor& t) {
   out.write(static_cast<const char*>(flat.raw()), static_cast<std::streamsize>(flat.nbytes()));
 }
 
-Tensor take_tensor(std::istream& in, const Dims& shape, const std::string& name) {
-  Tensor t = Tensor::empty(shape);
+Tensor take_tensor(std::istream& in, const Dims& shape, const std::string& name, DType dtype = DType::f32) {
+  Tensor t = Tensor::empty(shape, dtype);
   in.read(static_cast<char*>(t.raw()), static_cast<std::streamsize>(t.nbytes()));
   if (!in) fail(ErrorKind::invalid_argument, name, ": the state image ends early");
   return t;
@@ -59,9 +63,12 @@ void copy_rows(const Memory& memory, const Tensor& from, const Tensor& to) {
 }  // namespace
 
 std::shared_ptr<StatePool> StatePool::create(std::vector<LayerStateShape> layers, std::uint64_t fingerprint,
-                                             std::int64_t capacity, const Memory& memory) {
+                                             std::int64_t capacity, const Memory& memory, DType ssm_dtype) {
+  require(std::find(kDTypes.begin(), kDTypes.end(), ssm_dtype) != kDTypes.end(), "states of dtype ",
+          ssm_dtype, ", expected f32, bf16 or f16");
   std::shared_ptr<StatePool> pool(new StatePool);
   pool->memory_ = memory;
+  pool->ssm_dtype_ = ssm_dtype;
   pool->fingerprint_ = fingerprint;
   for (auto& shape : layers)
     pool->layers_.push_back({.shape = std::move(shape), .conv = {}, .ssm = {}, .kv = {}});
@@ -79,7 +86,7 @@ void StatePool::reserve(std::int64_t capacity) {
       layer.conv = conv;
     }
     if (!layer.shape.ssm.empty()) {
-      Tensor ssm = memory_.zeros(with_rows(capacity, layer.shape.ssm));
+      Tensor ssm = memory_.zeros(with_rows(capacity, layer.shape.ssm), ssm_dtype_);
       if (layer.ssm) copy_rows(memory_, layer.ssm, ssm);
       layer.ssm = ssm;
     }
@@ -166,7 +173,7 @@ std::size_t StatePool::fixed_bytes() const {
     if (!layer.shape.conv.empty())
       bytes += static_cast<std::size_t>(numel_of(layer.shape.conv)) * sizeof(float);
     if (!layer.shape.ssm.empty())
-      bytes += static_cast<std::size_t>(numel_of(layer.shape.ssm)) * sizeof(float);
+      bytes += static_cast<std::size_t>(numel_of(layer.shape.ssm)) * size_of(ssm_dtype_);
   }
   return bytes;
 }
@@ -182,6 +189,8 @@ void StatePool::save_row(std::int64_t row, std::ostream& out) const {
   const std::int64_t length = position(row);
   put(out, fingerprint_);
   put(out, length);
+  put(out,
+      static_cast<std::uint64_t>(std::find(kDTypes.begin(), kDTypes.end(), ssm_dtype_) - kDTypes.begin()));
   for (const auto& layer : layers_) {
     if (layer.conv) put_tensor(out, memory_.to_host(layer.conv.select(0, row)));
     if (layer.ssm) put_tensor(out, memory_.to_host(layer.ssm.select(0, row)));
@@ -196,12 +205,15 @@ void StatePool::load_row(std::int64_t row, std::istream& in, const std::string& 
           ", this model has ", fingerprint_);
   const auto length = take<std::int64_t>(in, name);
   require(length >= 0 && length < (std::int64_t{1} << 48), name, ": position ", length, " in a state image");
+  const auto dtype = take<std::uint64_t>(in, name);
+  require(dtype < kDTypes.size(), name, ": dtype ", dtype, " in a state image, expected less than ",
+          kDTypes.size());
   std::vector<Tensor> conv;
   std::vector<Tensor> ssm;
   std::vector<Tensor> kv;
   for (const auto& layer : layers_) {
     conv.push_back(layer.conv ? take_tensor(in, layer.shape.conv, name) : Tensor());
-    ssm.push_back(layer.ssm ? take_tensor(in, layer.shape.ssm, name) : Tensor());
+    ssm.push_back(layer.ssm ? take_tensor(in, layer.shape.ssm, name, kDTypes[dtype]) : Tensor());
     kv.push_back(!layer.kv.empty() && length > 0 ? take_tensor(in, with_rows(length, layer.shape.kv), name)
                                                  : Tensor());
   }
@@ -274,7 +286,7 @@ void State::load(std::istream& in, const std::string& name) {
   std::istringstream body(std::move(bytes));
   // The lengths inside are bounded by the image: fixed parts, then keys and values for each token.
   std::int64_t length = 0;
-  require(total >= 16, name, ": the state image ends early");
+  require(total >= 24, name, ": the state image ends early");
   body.seekg(8);
   length = take<std::int64_t>(body, name);
   const std::size_t per_token = pool_->bytes_per_token();

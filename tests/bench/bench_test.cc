@@ -22,7 +22,10 @@ TEST(Bench, EveryOperatorRuns) {
     EXPECT_GT(r.ceilings.read_bytes_per_second, 0.0);
     EXPECT_NE(r.backend, "");
     EXPECT_NE(r.shape.find("=4"), std::string::npos);
+    EXPECT_EQ(r.dtype, name == "state_update" ? "bf16, state bf16" : "bf16");
   }
+  EXPECT_EQ(bench_op(ctx, "state_update", {{"B", 1}, {"H", 1}}, DType::f32, 1, DType::f16).dtype,
+            "f32, state f16");
 }
 
 TEST(Bench, UnknownNamesAreErrors) {
@@ -47,6 +50,9 @@ TEST(Bench, ModelsReportWhatTheyDid) {
   model.initialize(1, DType::bf16);
   const ModelBench r =
       bench_model(ctx, model, {.prompt_length = 5, .new_tokens = 3, .batch = 2, .repeat = 1});
+  const ModelBench narrow = bench_model(
+      ctx, model, {.prompt_length = 5, .new_tokens = 3, .batch = 2, .repeat = 1, .state_dtype = DType::bf16});
+  EXPECT_LT(narrow.state_bytes, r.state_bytes);
   EXPECT_GT(r.prefill_tokens_per_second, 0.0);
   EXPECT_GT(r.decode_tokens_per_second, 0.0);
   EXPECT_GT(r.weight_bytes, 0);

@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/models/load.h"
+#include "krait/models/stepper.h"
 #include "support/golden.h"
 
 namespace krait {
@@ -72,6 +74,44 @@ TEST_F(Generate, GreedyEqualsTheGolden) {
                 .sampling = {.temperature = 0.0},
                 .ignore_eos = true});
   EXPECT_EQ(result.sequences[0].ids, want);
+}
+
+// What a text costs, token by token, hardly depends on the dtype of the states; two runs give the same bits.
+TEST_F(Generate, StatesOf16BitsScoreAlike) {
+  Context ctx(ContextOptions{.device = testing::test_device()});
+  const LanguageModel model =
+      load_language_model(ctx, open_model_directory(golden("shakespeare")), {.dtype = DType::f32});
+  const auto text = row_of(golden_array("shakespeare", "greedy_ids.npy"), 0);
+  const auto costs = [&](DType dtype) {
+    const auto pool = model.make_pool(3, dtype);
+    std::vector<State> states;
+    std::vector<State*> stepped;
+    for (int i = 0; i < 3; ++i) states.emplace_back(pool);
+    for (State& state : states) stepped.push_back(&state);
+    Stepper stepper(ctx, model);
+    std::vector<double> all;
+    for (std::size_t t = 0; t + 1 < text.size(); ++t) {
+      const std::vector<std::int64_t> ids(3, text[t]);
+      const Tensor logits = ctx.to_host(stepper.step(ids, stepped));
+      for (std::int64_t i = 0; i < 3; ++i) {
+        const Tensor row = logits.select(0, i).contiguous();
+        double sum = 0.0;
+        for (const float v : row.span<float>()) sum += std::exp(static_cast<double>(v));
+        all.push_back(std::log(sum) - row.data<float>()[text[t + 1]]);
+      }
+    }
+    return all;
+  };
+  const std::vector<double> exact = costs(DType::f32);
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    const std::vector<double> found = costs(dtype);
+    double difference = 0.0;
+    for (std::size_t i = 0; i < exact.size(); ++i) difference += std::abs(found[i] - exact[i]);
+    difference /= static_cast<double>(exact.size());
+    EXPECT_LT(difference, dtype == DType::bf16 ? 0.02 : 0.002) << dtype;
+    EXPECT_GT(difference, 0.0) << dtype;
+    EXPECT_EQ(costs(dtype), found);
+  }
 }
 
 TEST_F(Generate, SeedsDecide) {

@@ -129,6 +129,61 @@ TEST(LanguageModel, ForkRollbackAndSerialise) {
   }
 }
 
+// States of 16 bits: forks and images keep them as they are, and an image goes into a pool of another dtype.
+TEST(LanguageModel, StatesOf16Bits) {
+  for (const char* name : {"mamba1 odd sizes", "mamba2 groups, hdim D, no norm"}) {
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+      SCOPED_TRACE(concat(name, " ", dtype));
+      Context ctx;
+      LanguageModel model(parse_config(odd_configs().at(name), name));
+      model.initialize(2);
+      const auto prompt = some_ids(20, 1);
+      const auto rest = some_ids(9, 2);
+      const auto pool = model.make_pool(1, dtype);
+      EXPECT_EQ(pool->ssm(0).dtype(), dtype);
+      EXPECT_LT(pool->fixed_bytes(), model.make_pool()->fixed_bytes());
+      State exact = model.new_state();
+      model.logits(ctx, prompt, exact);
+      State state(pool);
+      model.logits(ctx, prompt, state);  // rounds once, at its end
+      State fork = state.fork();         // grows the pool
+      std::ostringstream image;
+      state.save(image);
+      const auto go_on = [&](State& from) {
+        std::vector<Tensor> steps;
+        for (std::size_t t = 0; t < rest.size(); ++t)
+          steps.push_back(model.logits(ctx, std::span(rest).subspan(t, 1), from));
+        return steps;
+      };
+      const std::vector<Tensor> expected = go_on(exact);
+      const std::vector<Tensor> found = go_on(state);
+      const std::vector<Tensor> forked = go_on(fork);
+      State loaded(pool);
+      std::istringstream in(image.str());
+      loaded.load(in);
+      const std::vector<Tensor> continued = go_on(loaded);
+      State wide = model.new_state();
+      std::istringstream again(image.str());
+      wide.load(again);
+      EXPECT_EQ(wide.position(), 20);
+      const std::vector<Tensor> widened = go_on(wide);
+      double largest = 0.0;
+      for (const float logit : expected[0].span<float>())
+        largest = std::max(largest, std::abs(static_cast<double>(logit)));
+      const double near = (dtype == DType::bf16 ? 0x1p-6 : 0x1p-9) * largest;
+      for (std::size_t t = 0; t < rest.size(); ++t) {
+        EXPECT_LT(max_difference(found[t], expected[t]), near) << t;
+        EXPECT_GT(max_difference(found[t], expected[t]), 0.0) << t;
+        EXPECT_LT(max_difference(widened[t], expected[t]), near) << t;
+        EXPECT_EQ(max_difference(forked[t], found[t]), 0.0) << t;
+        EXPECT_EQ(max_difference(continued[t], found[t]), 0.0) << t;
+      }
+    }
+  }
+  LanguageModel model(parse_config(odd_configs().at("falcon"), "falcon"));
+  EXPECT_THROW(model.make_pool(1, DType::i32), Error);
+}
+
 TEST(LanguageModel, ForksGoTheirOwnWaysInOneBatch) {
   Context ctx;
   LanguageModel model(parse_config(odd_configs().at("hybrid with mlp"), "config"));

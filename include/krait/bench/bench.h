@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,7 +30,8 @@ struct ModelBenchOptions {
   std::int64_t prompt_length = 512;
   std::int64_t new_tokens = 64;
   std::int64_t batch = 1;
-  std::int64_t repeat = 3;  // the median is reported
+  std::int64_t repeat = 3;         // the median is reported
+  DType state_dtype = DType::f32;  // of SSM states between steps
 };
 
 struct ModelBench {
@@ -77,6 +79,7 @@ TrainBench bench_training(Context& ctx, LanguageModel& model, const TrainBenchOp
 struct OpBench {
   std::string name;
   std::string shape;  // with the defaults filled in
+  std::string dtype;  // "f16", or "f16, state f32"
   std::string backend;
   double seconds = 0.0;  // median of `repeat` runs
   double bytes = 0.0;    // each input read and each output written once
@@ -85,9 +88,10 @@ struct OpBench {
 };
 // The operators that bench_op knows, with the letters of their shapes and their defaults.
 std::map<std::string, std::map<std::string, std::int64_t>> bench_ops();
-// Throws where the operator or a letter is unknown, naming the known ones.
+// `state_dtype`: of the state of state_update, `dtype` where left out. Throws where the operator or a letter
+// is unknown, naming the known ones.
 OpBench bench_op(Context& ctx, const std::string& name, const std::map<std::string, std::int64_t>& shape,
-                 DType dtype = DType::f32, std::int64_t repeat = 20);
+                 DType dtype = DType::f32, std::int64_t repeat = 20, std::optional<DType> state_dtype = {});
 
 // Bytes of memory that the process has held at most; on a GPU, those that the context's pool has.
 std::int64_t peak_memory_bytes(const Context& ctx);

@@ -20,6 +20,9 @@ struct GenerateOptions {
   std::uint64_t seed = 0;         // sequence i of a batch draws from stream i of this seed
   std::vector<std::string> stop;  // texts that end a sequence; they are not part of its text
   bool ignore_eos = false;        // do not end at the model's end-of-text ids
+  // What the SSM states of the sequences are kept as between steps: f32, or bf16 or f16, which halves what a
+  // large batch reads and writes and rounds each state to the nearest once a token.
+  DType state_dtype = DType::f32;
   // New text of a sequence, in complete characters. Never called with a text that may still turn out to be
   // the beginning of a stop text.
   std::function<void(std::int64_t sequence, std::string_view text)> on_text;

@@ -79,7 +79,9 @@ class LanguageModel {
 
   // Room for the states of `capacity` sequences that run as one batch, on the device of the parameters.
   [[nodiscard]] const Memory& memory() const { return memory_; }
-  [[nodiscard]] std::shared_ptr<StatePool> make_pool(std::int64_t capacity = 1) const;
+  // `state_dtype`: what SSM states are kept as between steps; see StatePool::create.
+  [[nodiscard]] std::shared_ptr<StatePool> make_pool(std::int64_t capacity = 1,
+                                                     DType state_dtype = DType::f32) const;
   [[nodiscard]] State new_state() const { return State(make_pool()); }
 
   // Logits in f32 on the context's device, V = padded_vocab_size: rows that pad the head included. States

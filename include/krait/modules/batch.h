@@ -55,8 +55,8 @@ class Batch {
   };
   [[nodiscard]] const std::vector<Piece>& pieces() const { return pieces_; }
 
-  // The rows of `pooled` that the batch uses, (n, ...): a view where they are consecutive, else a copy,
-  // which scatter writes back. Absent without a pool.
+  // The rows of `pooled` that the batch uses, (n, ...) f32: a view where they are consecutive and f32 there,
+  // else a copy, which scatter writes back, rounded to the nearest. Absent without a pool.
   [[nodiscard]] Tensor gather(Context& ctx, const Tensor& pooled) const;
   void scatter(Context& ctx, const Tensor& values, const Tensor& pooled) const;
 

@@ -26,9 +26,12 @@ struct LayerStateShape {
 
 class StatePool : public std::enable_shared_from_this<StatePool> {
  public:
-  // All of a pool is f32, in `memory`. `fingerprint` names the model that the states belong to.
+  // All of a pool is f32, in `memory`, but SSM states, which may be kept as bf16 or f16: arithmetic stays
+  // f32, and each step, and each pass of a prefill, rounds what it leaves to the nearest. `fingerprint` names
+  // the model that the states belong to.
   static std::shared_ptr<StatePool> create(std::vector<LayerStateShape> layers, std::uint64_t fingerprint,
-                                           std::int64_t capacity = 1, const Memory& memory = {});
+                                           std::int64_t capacity = 1, const Memory& memory = {},
+                                           DType ssm_dtype = DType::f32);
 
   // Rows are handed out by State; a pool grows by doubling. Not while an operator runs on it.
   std::int64_t acquire();
@@ -39,9 +42,10 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   [[nodiscard]] const Memory& memory() const { return memory_; }
   [[nodiscard]] int n_layer() const { return static_cast<int>(layers_.size()); }
   [[nodiscard]] std::uint64_t fingerprint() const { return fingerprint_; }
+  [[nodiscard]] DType ssm_dtype() const { return ssm_dtype_; }
   // (rows, channels, d_conv - 1), channels contiguous.
   [[nodiscard]] const Tensor& conv(int layer) const { return layers_[index(layer)].conv; }
-  // (rows, d_inner, d_state) or (rows, nheads, headdim, d_state), contiguous.
+  // (rows, d_inner, d_state) or (rows, nheads, headdim, d_state), contiguous, of ssm_dtype().
   [[nodiscard]] const Tensor& ssm(int layer) const { return layers_[index(layer)].ssm; }
   // (length, 2, num_heads_kv, head_dim): the cache of one row, grown (by doubling) to hold `length` tokens.
   Tensor kv(int layer, std::int64_t row, std::int64_t length);
@@ -56,6 +60,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   [[nodiscard]] std::size_t fixed_bytes() const;
   [[nodiscard]] std::size_t bytes_per_token() const;
 
+  // SSM states are saved in their dtype. An image of another dtype is converted, rounded to the nearest.
   void save_row(std::int64_t row, std::ostream& out) const;
   void load_row(std::int64_t row, std::istream& in, const std::string& name);
 
@@ -71,6 +76,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   void reserve(std::int64_t capacity);
 
   Memory memory_;
+  DType ssm_dtype_ = DType::f32;
   std::vector<Layer> layers_;
   std::vector<std::int64_t> positions_;
   std::vector<std::int64_t> free_;
@@ -97,7 +103,7 @@ class State {
   // Back to the empty sequence.
   void reset();
 
-  // A versioned, checksummed image: "KRAITST1", fingerprint, position, tensors, CRC-32. load throws
+  // A versioned, checksummed image: "KRAITST2", fingerprint, position, dtype, tensors, CRC-32. load throws
   // where the image is damaged, truncated, or belongs to another model, and leaves the state as it was.
   void save(std::ostream& out) const;
   void load(std::istream& in, const std::string& name = "state");
