@@ -2,6 +2,7 @@
 // views. A state (R, D, N) with G groups of channels is one of G heads of D / G channels.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -47,7 +48,41 @@ struct Problem {
 void run_reference(const Problem& problem, bool in_double);
 void run_simd(Context& ctx, const Problem& problem);
 void run_cuda(Context& ctx, const Problem& problem);
-// True where the GPU moves the state 16 bytes at a time: states side by side, a power of two of such pieces.
+
+// On a GPU. True where spans of `count` elements that start at a multiple of `count` in the last dimension
+// can be read in pieces of up to 16 bytes.
+[[nodiscard]] bool in_pieces(const Tensor& t, int count);
+// True where the state is moved 16 bytes at a time: states side by side, a power of two of such pieces.
 [[nodiscard]] bool fits_vectors(const Problem& problem);
+
+// How the kernel for large batches (cuda/stream.cu) divides what fits_vectors: blocks of kStreamThreads, so
+// many of them to a multiprocessor, walk over tiles of channels of one head.
+inline constexpr int kStreamThreads = 128;
+[[nodiscard]] constexpr int stream_channels(bool decay_per_state) {
+  return decay_per_state ? 4 : 8;
+}  // of a lane
+[[nodiscard]] constexpr int stream_blocks(std::size_t state_bytes, bool decay_per_state) {
+  return decay_per_state && state_bytes == 2 ? 4 : 6;  // for which there are registers
+}
+struct StreamSizes {
+  std::int64_t batch = 0;
+  std::int64_t tokens = 1;
+  std::int64_t heads = 0;
+  std::int64_t headdim = 0;
+  std::int64_t d_state = 0;
+  DType state = DType::f32;
+  bool decay_per_state = false;
+  bool one_step = false;  // all channels of a head share dt, its bias and A
+};
+struct StreamPlan {
+  int lanes = 0;  // of a channel, each with 16 bytes of its states; 0: another kernel serves the problem
+  std::int64_t tiles = 0;  // of a head
+  std::int64_t items = 0;  // tiles of all heads of the batch
+  std::int64_t blocks = 0;
+};
+[[nodiscard]] StreamPlan choose_stream_plan(const StreamSizes& sizes, int multiprocessors);
+[[nodiscard]] StreamPlan choose_stream_plan(const Problem& problem, int multiprocessors);
+// False where nothing was done.
+bool run_stream(Context& ctx, const Problem& problem);
 
 }  // namespace krait::update

@@ -226,12 +226,82 @@ TEST(StateUpdate, EachOptionAlone) {
 // As many channels as take the kernels of a GPU for large batches, and none that they divide.
 TEST(StateUpdate, LargeBatches) {
   for (const DType state_dtype : {DType::f32, DType::bf16, DType::f16}) {
-    Options o = {.batch = 3, .channels = 80, .headdim = 65, .d_state = 128, .state_dtype = state_dtype};
+    Options o = {.batch = 5, .channels = 80, .headdim = 65, .d_state = 128, .state_dtype = state_dtype};
     o.dt_per_head = o.softplus = o.gate = o.indices = true;
     o.skip = o.bias = 1;
     check(o, 9);
-    check({.heads = false, .batch = 5, .channels = 5121, .state_dtype = state_dtype, .softplus = true}, 10);
+    o.d_state = 64;
+    o.groups = 2;
+    o.dtype = DType::bf16;
+    check(o, 11);
+    o.tokens = 2;
+    check(o, 12);
+    o = {.heads = false, .batch = 14, .channels = 5121, .state_dtype = state_dtype, .softplus = true};
+    check(o, 10);
+    o.gate = o.indices = true;
+    o.groups = 3;
+    o.channels = 5121;
+    o.skip = o.bias = 1;
+    o.dtype = DType::f16;
+    check(o, 13);
   }
+}
+
+// Whatever the size of the batch, and twice in a row.
+TEST(StateUpdate, AnEntryHasTheSameBitsAloneAndAmongMany) {
+  for (const DType state_dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const bool heads : {false, true}) {
+      Options o = {.heads = heads, .batch = 17, .channels = 40, .headdim = 64, .d_state = 128};
+      if (!heads) {
+        o.channels = 3000;
+        o.d_state = 16;
+      }
+      o.state_dtype = state_dtype;
+      o.dt_per_head = o.softplus = o.gate = true;
+      o.skip = o.bias = 1;
+      Context ctx;
+      StateUpdateArgs args = make_args(o, 14);
+      const Tensor start = args.state.clone();
+      const Tensor out = testing::run(ctx, state_update, args);
+      StateUpdateArgs again = args;
+      again.state = start.clone();
+      expect_same_bits(testing::run(ctx, state_update, again), out);
+      expect_same_bits(again.state, args.state);
+      StateUpdateArgs alone = args;
+      alone.state = start.slice(0, 16, 17).clone();
+      for (Tensor* t : {&alone.x, &alone.dt, &alone.B, &alone.C, &alone.z}) *t = t->slice(0, 16, 17);
+      expect_same_bits(testing::run(ctx, state_update, alone), out.slice(0, 16, 17));
+      expect_same_bits(alone.state, args.state.slice(0, 16, 17));
+    }
+}
+
+TEST(StateUpdate, PlansOfTheGpu) {
+  using update::choose_stream_plan;
+  const update::StreamSizes mamba2 = {
+      .batch = 64, .heads = 80, .headdim = 64, .d_state = 128, .state = DType::f16, .one_step = true};
+  EXPECT_EQ(choose_stream_plan(mamba2, 132).lanes, 16);
+  EXPECT_EQ(choose_stream_plan(mamba2, 132).tiles, 1);
+  EXPECT_EQ(choose_stream_plan(mamba2, 132).items, 64 * 80);
+  EXPECT_EQ(choose_stream_plan(mamba2, 132).blocks, 132 * 6);
+  const auto lanes_with = [&](auto change) {
+    update::StreamSizes sizes = mamba2;
+    change(sizes);
+    return choose_stream_plan(sizes, 132).lanes;
+  };
+  EXPECT_EQ(lanes_with([](auto& s) { s.state = DType::f32; }), 32);
+  EXPECT_EQ(lanes_with([](auto& s) { s.batch = 3; }), 0);
+  EXPECT_EQ(lanes_with([](auto& s) { s.tokens = 2; }), 0);
+  EXPECT_EQ(lanes_with([](auto& s) { s.one_step = false; }), 0);
+  EXPECT_EQ(lanes_with([](auto& s) { s.decay_per_state = true; }), 0);
+  EXPECT_EQ(lanes_with([](auto& s) { s.d_state = 16; }), 0);
+  update::StreamSizes mamba1 = {
+      .batch = 64, .heads = 1, .headdim = 5120, .d_state = 16, .state = DType::f32, .decay_per_state = true};
+  update::StreamPlan plan = choose_stream_plan(mamba1, 132);
+  EXPECT_EQ(plan.lanes, 4);
+  EXPECT_EQ(plan.tiles, 40);
+  EXPECT_EQ(plan.blocks, 40 * 16);  // 19 entries at once: four rounds of 16
+  mamba1.headdim = 1 << 20;         // more tiles than blocks: A would not stay
+  EXPECT_EQ(choose_stream_plan(mamba1, 132).lanes, 0);
 }
 
 TEST(StateUpdate, RandomCombinations) {

@@ -3,87 +3,13 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "core/cuda/bits.cuh"
-#include "core/cuda/elements.cuh"
-#include "ops/state_update/update.h"
+#include "ops/state_update/cuda/operands.cuh"
 
 namespace krait::update {
 namespace {
 
-using cuda::AnyView;
-using cuda::IndexView;
-
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;
-constexpr float kLog2E = 1.4426950408889634F;
-
-// The problem as kernels see it.
-struct Operands {
-  explicit Operands(const Problem& p)
-      : state(p.state),
-        x(p.x),
-        dt(p.dt),
-        A(p.A),
-        B(p.B),
-        C(p.C),
-        D(p.D),
-        z(p.z),
-        dt_bias(p.dt_bias),
-        out(p.out),
-        rows(p.indices),
-        available(p.state.size(0)),
-        batch(p.batch()),
-        tokens(p.tokens),
-        heads(p.heads),
-        headdim(p.headdim),
-        d_state(p.d_state),
-        heads_per_group(p.heads / p.groups),
-        low(p.dt_limit.low),
-        high(p.dt_limit.high),
-        softplus(p.dt_softplus) {}
-
-  AnyView<4> state;
-  AnyView<4> x;
-  AnyView<4> dt;
-  AnyView<3> A;
-  AnyView<4> B;
-  AnyView<4> C;
-  AnyView<2> D;
-  AnyView<4> z;
-  AnyView<2> dt_bias;
-  AnyView<4> out;
-  IndexView rows;
-  std::int64_t available;
-  std::int64_t batch;
-  std::int64_t tokens;
-  std::int64_t heads;
-  std::int64_t headdim;
-  std::int64_t d_state;
-  std::int64_t heads_per_group;
-  float low;
-  float high;
-  bool softplus;
-
-  // The row of state of batch entry b; -1: a padding slot.
-  __device__ std::int64_t row_of(std::int64_t b) const {
-    const std::int64_t row = rows ? rows(b) : b;
-    return row < available ? row : -1;
-  }
-  __device__ float step_of(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t p) const {
-    float step = dt.load(b, t, h, p);
-    if (dt_bias) step += dt_bias.load(h, p);
-    if (softplus) step = cuda::softplus(step);
-    // Not fminf and fmaxf, which lose a NaN.
-    return step < low ? low : step > high ? high : step;
-  }
-  // Whole output of a channel whose states have given `y`.
-  __device__ void finish(std::int64_t b, std::int64_t t, std::int64_t h, std::int64_t p, float input,
-                         float y) const {
-    if (D) y += D.load(h, p) * input;
-    if (z) y *= cuda::silu(z.load(b, t, h, p));
-    out.store(y, b, t, h, p);
-  }
-};
 
 // Any layout: a warp for each channel, its lanes over the states.
 __global__ void __launch_bounds__(kThreads) walk_channels(Operands o) {
@@ -106,8 +32,8 @@ __global__ void __launch_bounds__(kThreads) walk_channels(Operands o) {
       const float input = o.x.load(b, t, h, p);
       float y = 0.0F;
       for (std::int64_t n = lane; n < o.d_state; n += kWarp) {
-        const float next =
-            expf(step * o.A.load(h, p, n)) * o.state.load(row, h, p, n) + step * input * o.B.load(b, t, g, n);
+        const float next = advance(expf(step * o.A.load(h, p, n)), o.state.load(row, h, p, n), step * input,
+                                   o.B.load(b, t, g, n));
         y += next * o.C.load(b, t, g, n);
         o.state.store(next, row, h, p, n);
       }
@@ -115,34 +41,6 @@ __global__ void __launch_bounds__(kThreads) walk_channels(Operands o) {
       if (lane == 0) o.finish(b, t, h, p, input, y);
     }
   }
-}
-
-// Memory of kCount elements read and written at once.
-template <typename T, int kCount>
-struct alignas(sizeof(T) * kCount) Packed {
-  T v[kCount];
-};
-
-// kCount elements from `at` on; `packed` where they lie side by side, aligned to their size.
-template <int kCount>
-__device__ __forceinline__ cuda::Bits<kCount> load_factor(const AnyView<4>& view, std::int64_t at,
-                                                          bool packed) {
-  cuda::Bits<kCount> bits;
-  if (packed) {
-    bits.load_packed(view.data, view.dtype, at);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i)
-      bits.set(i, cuda::load_bits(view.data, view.dtype, at + i * view.stride[3]),
-               cuda::is_narrow(view.dtype));
-  }
-  return bits;
-}
-
-// An element of an optional tensor: 0 where that is absent.
-template <typename View, typename... Index>
-__device__ __forceinline__ std::uint32_t bits_of(const View& view, Index... index) {
-  return view ? cuda::load_bits(view.data, view.dtype, view.offset(index...)) : 0U;
 }
 
 struct VectorPlan {
@@ -226,14 +124,12 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
       const float input = cuda::float_of(x[i], o.x.dtype);
       const bool anew = i == 0 || !plan.one_step;
       if (anew) {
-        step = cuda::float_of(dt[i], o.dt.dtype) + cuda::float_of(bias[i], o.dt_bias.dtype);
-        if (o.softplus) step = cuda::softplus(step);
-        // Not fminf and fmaxf, which lose a NaN.
-        step = step < o.low ? o.low : step > o.high ? o.high : step;
+        step = o.limited(cuda::float_of(dt[i], o.dt.dtype) + cuda::float_of(bias[i], o.dt_bias.dtype));
       }
       if constexpr (kDecayPerState) {
 #pragma unroll
-        for (int j = 0; j < kStates; ++j) decay[j] = exp2f(step * kLog2E * __uint_as_float(A[i].word[j]));
+        for (int j = 0; j < kStates; ++j)
+          decay[j] = power_of_2(step * kLog2E * __uint_as_float(A[i].word[j]));
       } else if (anew) {
         const float common = expf(step * cuda::float_of(A[i].word[0], o.A.dtype));
 #pragma unroll
@@ -242,12 +138,12 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
       float y = 0.0F;
 #pragma unroll
       for (int j = 0; j < kStates; ++j) {
-        const float next = decay[j] * cuda::to_float(loaded[i].v[j]) + step * input * B[j];
-        y += next * C[j];
+        const float next = advance(decay[j], cuda::to_float(loaded[i].v[j]), step * input, B[j]);
+        y = fmaf(next, C[j], y);
         loaded[i].v[j] = cuda::from_float<State>(next);
       }
       for (int apart = plan.lanes / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(0xffffffffU, y, apart);
-      if (o.D) y += cuda::float_of(skip[i], o.D.dtype) * input;
+      if (o.D) y = fmaf(cuda::float_of(skip[i], o.D.dtype), input, y);
       if (o.z) y *= cuda::silu(cuda::float_of(z[i], o.z.dtype));
       if (lane == 0 && channel(i) < o.headdim) o.out.store(y, b, t, h, channel(i));
     }
@@ -258,17 +154,6 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
     if (channel(i) < o.headdim)
       *reinterpret_cast<Vector*>(states + o.state.offset(row, h, channel(i), n)) = loaded[i];
   }
-}
-
-// True where spans of `count` elements that start at a multiple of `count` in the last dimension can be
-// read at once.
-bool is_packed(const Tensor& t, int count) {
-  const auto bytes = std::min<std::size_t>(16, static_cast<std::size_t>(count) * size_of(t.dtype()));
-  const auto elements = static_cast<std::int64_t>(bytes / size_of(t.dtype()));
-  if (t.stride(-1) != 1 || reinterpret_cast<std::uintptr_t>(t.raw()) % bytes != 0) return false;
-  for (int i = 0; i + 1 < t.ndim(); ++i)
-    if (t.size(i) > 1 && t.stride(i) % elements != 0) return false;
-  return true;
 }
 
 template <typename State, bool kDecayPerState, int kChannels>
@@ -283,8 +168,8 @@ template <typename State>
 void run_vectors(Context& ctx, const Problem& p) {
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
   VectorPlan plan = {.lanes = static_cast<int>(p.d_state) / kStates,
-                     .packed_b = is_packed(p.B, kStates),
-                     .packed_c = is_packed(p.C, kStates)};
+                     .packed_b = in_pieces(p.B, kStates),
+                     .packed_c = in_pieces(p.C, kStates)};
   const bool decay_per_state = p.A.stride(2) != 0;
   plan.one_step = p.dt.stride(3) == 0 && (!p.dt_bias || p.dt_bias.stride(1) == 0) && p.A.stride(1) == 0;
   // Few channels spread over as many multiprocessors as there are.
@@ -298,18 +183,11 @@ void run_vectors(Context& ctx, const Problem& p) {
 
 }  // namespace
 
-bool fits_vectors(const Problem& p) {
-  const auto states = static_cast<std::int64_t>(16 / size_of(p.state.dtype()));
-  const std::int64_t lanes = p.d_state / states;
-  if (p.d_state % states != 0 || lanes < 1 || lanes > kWarp || (lanes & (lanes - 1)) != 0) return false;
-  if (!is_packed(p.state, static_cast<int>(states))) return false;
-  return p.A.stride(2) == 0 || (p.A.dtype() == DType::f32 && is_packed(p.A, static_cast<int>(states)));
-}
-
 void run_cuda(Context& ctx, const Problem& p) {
   const std::int64_t channels = p.batch() * p.heads * p.headdim;
   if (channels == 0 || p.tokens == 0) return;
   if (fits_vectors(p)) {
+    if (run_stream(ctx, p)) return;
     cuda::dispatch_element(p.state.dtype(), "[state_update] state",
                            [&](auto element) { run_vectors<decltype(element)>(ctx, p); });
     return;
