@@ -15,9 +15,10 @@ void RowSampler::arrange(std::int64_t width, std::span<const std::int64_t> seque
   std::copy(sequences.begin(), sequences.end(), streams.data<std::int64_t>());
   const Tensor positions = Tensor::zeros({n}, DType::i64);
   const Tensor before = ctx_.to_host(positions_);
+  auto at = sequences_.begin();  // both are in one order
   for (std::size_t i = 0; i < sequences.size() && !sequences_.empty(); ++i) {
-    const auto found = std::find(sequences_.begin(), sequences_.end(), sequences[i]);
-    positions.data<std::int64_t>()[i] = before.data<std::int64_t>()[found - sequences_.begin()];
+    at = std::find(at, sequences_.end(), sequences[i]);
+    positions.data<std::int64_t>()[i] = before.data<std::int64_t>()[at - sequences_.begin()];
   }
   if (options_.repetition_penalty != 1.0) {
     const Tensor seen = Tensor::zeros({n, width}, DType::u8);

@@ -4,6 +4,13 @@
 
 namespace krait {
 
+std::int64_t recorded_size(std::int64_t n) {
+  const auto up_to = [&](std::int64_t step) { return (n + step - 1) / step * step; };
+  if (n <= 4) return n;
+  if (n <= 8) return 8;
+  return n <= 128 ? up_to(16) : up_to(64);
+}
+
 const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* const> states) {
   require(ids.size() == states.size(), "a step of ", ids.size(), " ids for ", states.size(), " states");
   std::vector<Sequence> sequences;
@@ -17,16 +24,22 @@ const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* 
   ctx_.check_cancelled();
   const std::shared_ptr<StatePool>& pool = states[0]->pool();
   const auto n = static_cast<std::int64_t>(ids.size());
-  Recorded& r = recorded_[n];
+  const std::int64_t size = recorded_size(n);
+  Recorded& r = recorded_[size];
   const bool first = !r.ids;
   if (first) {
-    r.ids = ctx_.empty({n}, DType::i64);
-    r.rows = ctx_.empty({n}, DType::i64);
-    r.logits = ctx_.empty({n, model_.config().padded_vocab_size()});
+    r.ids = ctx_.empty({size}, DType::i64);
+    r.rows = ctx_.empty({size}, DType::i64);
+    if (!largest_ || largest_.size(0) < size)
+      largest_ = ctx_.empty({size, model_.config().padded_vocab_size()});
+    r.logits = largest_.slice(0, 0, size);
   }
+  std::vector<std::int64_t> tokens(ids.begin(), ids.end());
   std::vector<std::int64_t> rows;
   for (const State* state : states) rows.push_back(state->row());
-  ctx_.copy(Tensor::wrap(const_cast<std::int64_t*>(ids.data()), {n}, DType::i64), r.ids);
+  tokens.resize(static_cast<std::size_t>(size), 0);
+  rows.resize(static_cast<std::size_t>(size), -1);
+  ctx_.copy(Tensor::from(tokens), r.ids);
   ctx_.copy(Tensor::from(rows), r.rows);
   // A pool that has grown since has its states elsewhere.
   if (pool->address() != r.pool_memory) r.launch = nullptr;
@@ -40,7 +53,8 @@ const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* 
   }
   r.pool_memory = pool->address();
   for (State* state : states) pool->set_position(state->row(), state->position() + 1);
-  return r.logits;
+  logits_ = r.logits.slice(0, 0, n);
+  return logits_;
 }
 
 void Stepper::run(const Recorded& r, const std::shared_ptr<StatePool>& pool) {

@@ -114,6 +114,73 @@ TEST_F(Generate, StatesOf16BitsScoreAlike) {
   }
 }
 
+// Sequences leave and join between steps, and each goes on as if it were alone.
+TEST_F(Generate, BatchesChangeBetweenSteps) {
+  Context ctx(ContextOptions{.device = testing::test_device()});
+  const LanguageModel model =
+      load_language_model(ctx, open_model_directory(golden("shakespeare")), {.dtype = DType::f32});
+  const auto text = row_of(golden_array("shakespeare", "greedy_ids.npy"), 0);
+  const auto token = [&](std::size_t sequence, std::int64_t position) {
+    return text[(7 * sequence + static_cast<std::size_t>(position)) % text.size()];
+  };
+  const auto pool = model.make_pool(1);  // grows as sequences join
+  std::vector<State> states;
+  std::vector<State> alone;
+  states.reserve(40);
+  Stepper stepper(ctx, model);
+  const auto check = [&](std::vector<std::size_t> which) {
+    std::vector<State*> stepped;
+    std::vector<std::int64_t> ids;
+    for (const std::size_t s : which) {
+      stepped.push_back(&states[s]);
+      ids.push_back(token(s, states[s].position()));
+    }
+    const Tensor logits = ctx.to_host(stepper.step(ids, stepped));
+    ASSERT_EQ(logits.size(0), static_cast<std::int64_t>(which.size()));
+    for (std::size_t i = 0; i < which.size(); ++i) {
+      const Tensor expected =
+          ctx.to_host(model.logits(ctx, std::span<const std::int64_t>(&ids[i], 1), alone[which[i]]));
+      const Tensor found = logits.select(0, static_cast<std::int64_t>(i)).contiguous();
+      for (std::int64_t v = 0; v < found.numel(); ++v)
+        ASSERT_NEAR(found.data<float>()[v], expected.data<float>()[v], 2e-3) << "sequence " << which[i];
+    }
+  };
+  const auto join = [&](std::size_t n) {
+    while (states.size() < n) {
+      states.emplace_back(pool);
+      alone.push_back(model.new_state());
+    }
+    std::vector<std::size_t> all(n);
+    for (std::size_t i = 0; i < n; ++i) all[i] = i;
+    return all;
+  };
+  check(join(3));
+  for (int i = 0; i < 3; ++i) check(join(5));
+  for (int i = 0; i < 3; ++i) check(join(19));
+  for (int i = 0; i < 2; ++i) check({18, 4, 2, 9, 11, 0});
+  check({7});
+  for (int i = 0; i < 2; ++i) check({1, 3, 5, 6, 8, 10, 12, 13, 14, 15, 16, 17, 18, 0, 2, 4, 7});
+}
+
+TEST_F(Generate, SizesOfRecordedSteps) {
+  std::int64_t last = 0;
+  int sizes = 0;
+  for (std::int64_t n = 1; n <= 1024; ++n) {
+    const std::int64_t size = recorded_size(n);
+    EXPECT_GE(size, n);
+    EXPECT_EQ(recorded_size(size), size);
+    EXPECT_GE(size, last);
+    sizes += size != last ? 1 : 0;
+    last = size;
+  }
+  EXPECT_EQ(last, 1024);
+  EXPECT_EQ(sizes, 5 + 8 + 14);
+  EXPECT_EQ(recorded_size(4), 4);
+  EXPECT_EQ(recorded_size(5), 8);
+  EXPECT_EQ(recorded_size(17), 32);
+  EXPECT_EQ(recorded_size(129), 192);
+}
+
 TEST_F(Generate, SeedsDecide) {
   const GenerateOptions options{.max_new_tokens = 40, .seed = 7};
   const std::string first = run({"ROMEO:"}, options).sequences[0].text;

@@ -14,6 +14,11 @@
 
 namespace krait {
 
+// Batches of that many sequences share one recording, with padding slots in the places left over, so that a
+// batch may lose and gain sequences between steps: n itself up to 4, 8, the next multiple of 16 up to 128, of
+// 64 beyond.
+[[nodiscard]] std::int64_t recorded_size(std::int64_t n);
+
 class Stepper {
  public:
   // The model, its weights and the context must outlive the stepper and stay where they are.
@@ -24,11 +29,11 @@ class Stepper {
   const Tensor& step(std::span<const std::int64_t> ids, std::span<State* const> states);
 
  private:
-  // Of steps of n sequences.
+  // Of steps of up to n sequences, n a recorded_size.
   struct Recorded {
     Tensor ids;                         // (n) i64 on the device
-    Tensor rows;                        // (n) i64 on the device: of the pool
-    Tensor logits;                      // (n, V)
+    Tensor rows;                        // (n) i64 on the device: of the pool; -1: a padding slot
+    Tensor logits;                      // (n, V), the first rows of the largest there are
     const void* pool_memory = nullptr;  // where the states were when the graph was recorded
     std::function<void()> launch;       // absent before the second step
   };
@@ -37,7 +42,8 @@ class Stepper {
   Context& ctx_;
   const LanguageModel& model_;
   std::map<std::int64_t, Recorded> recorded_;
-  Tensor logits_;
+  Tensor largest_;  // logits that recordings share
+  Tensor logits_;   // of the last step
 };
 
 }  // namespace krait

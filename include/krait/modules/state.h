@@ -80,6 +80,7 @@ class StatePool : public std::enable_shared_from_this<StatePool> {
   std::vector<Layer> layers_;
   std::vector<std::int64_t> positions_;
   std::vector<std::int64_t> free_;
+  std::vector<bool> untouched_;  // rows that are as reserve left them, which is as reset does
   std::int64_t capacity_ = 0;
   std::uint64_t fingerprint_ = 0;
 };
