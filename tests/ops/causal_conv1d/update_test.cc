@@ -84,6 +84,40 @@ TEST(CausalConv1dUpdate, FastPathOverRandomOptions) {
   }
 }
 
+// As layers decode on a GPU: four taps, one token, channels side by side, more rows of state than entries.
+TEST(CausalConv1dUpdate, ChannelsSideBySide) {
+  Rng rng(17);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const DType weight_dtype : {DType::f32, DType::f16})
+      for (const std::int64_t channels : {4, 132, 516, 518}) {
+        SCOPED_TRACE(concat(dtype, " ", weight_dtype, " ", channels));
+        constexpr std::int64_t kRows = 5;
+        // A slice of a wider row, as in_proj leaves it.
+        const Tensor wide = random_tensor(rng, {kRows, channels + 24}, dtype, -1, 1);
+        const Tensor line = random_tensor(rng, {kRows + 2, 3, channels}, DType::f32, -1, 1);
+        CausalConv1dUpdateArgs args{
+            .x = wide.slice(1, 8, channels + 8),
+            .conv_state = line.transpose(1, 2),
+            .weight = random_tensor(rng, {channels, 4}, weight_dtype, -1, 1),
+            .bias = channels == 132 ? Tensor() : random_tensor(rng, {channels}, dtype, -1, 1),
+            .activation = Activation::silu,
+            .conv_state_indices = Tensor::from<std::int64_t>({6, -1, 0, 3, 2})};
+        CausalConv1dUpdateArgs exact = args;
+        for (Tensor* t : {&exact.x, &exact.conv_state, &exact.weight, &exact.bias})
+          if (*t) *t = t->to(DType::f64);
+        exact.path = ConvPath::reference;
+        CausalConv1dUpdateArgs again = args;
+        again.conv_state = line.clone().transpose(1, 2);
+        Context ctx;
+        const Tensor expected = run(ctx, causal_conv1d_update, exact);
+        const Tensor out = run(ctx, causal_conv1d_update, args);
+        expect_close(out, expected, rounding_of(dtype), "out");
+        expect_close(args.conv_state, exact.conv_state, rounding_of(DType::f32), "conv_state");
+        expect_same_bits(run(ctx, causal_conv1d_update, again), out, "out twice");
+        expect_same_bits(again.conv_state, args.conv_state, "conv_state twice");
+      }
+}
+
 TEST(CausalConv1dUpdate, EachSimdTarget) {
   if (on_gpu()) GTEST_SKIP() << "targets of the CPU";
   on_each_target([] {
