@@ -24,21 +24,46 @@ bool fits_vectors(const Problem& p) {
   return p.A.stride(2) == 0 || (p.A.dtype() == DType::f32 && in_pieces(p.A, static_cast<int>(states)));
 }
 
+namespace {
+
+// x, z or out: channels side by side.
+bool side_by_side(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1; }
+
+// B or C: read in whole pieces beside the states, 16 bytes where there are as many.
+bool in_whole_pieces(const Tensor& t, DType state) {
+  return in_pieces(t, static_cast<int>(16 / size_of(state)));
+}
+
+}  // namespace
+
+bool fits_stream(const Problem& p) {
+  const DType dtype = p.x.dtype();
+  for (const Tensor* t : {&p.dt, &p.B, &p.C, &p.z, &p.out})
+    if (*t && t->dtype() != dtype) return false;
+  if (!side_by_side(p.x) || !side_by_side(p.out) || (p.z && !side_by_side(p.z))) return false;
+  if (!in_whole_pieces(p.B, p.state.dtype()) || !in_whole_pieces(p.C, p.state.dtype())) return false;
+  if (p.state.stride(3) != 1 || (p.headdim > 1 && p.state.stride(2) != p.d_state)) return false;
+  if (!fits_vectors(p)) return false;
+  if (p.A.stride(2) != 0) return side_by_side(p.dt);
+  // All channels of a head share dt, its bias and A.
+  return p.dt.stride(3) == 0 && (!p.dt_bias || p.dt_bias.stride(1) == 0) && p.A.stride(1) == 0;
+}
+
 StreamPlan choose_stream_plan(const StreamSizes& s, int multiprocessors) {
-  constexpr std::int64_t kMost = std::int64_t{1} << 31;
-  const auto lanes = static_cast<int>(s.d_state * static_cast<std::int64_t>(size_of(s.state)) / 16);
-  const bool few = lanes == 2 || lanes == 4;
-  const bool many = lanes == 8 || lanes == 16 || lanes == 32;
-  if (s.tokens != 1 || !(s.decay_per_state ? few : many && s.one_step)) return {};
-  const std::int64_t tile = kStreamThreads / lanes * stream_channels(s.decay_per_state);
-  StreamPlan plan{.lanes = lanes, .tiles = (s.headdim + tile - 1) / tile};
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  const bool per_state = s.decay_per_state;
+  if (s.tokens != 1 || !(per_state ? s.d_state == 16 : s.d_state == 64 || s.d_state == 128)) return {};
+  const std::int64_t lanes = s.d_state * static_cast<std::int64_t>(size_of(s.state)) / 16;
+  const std::int64_t tile = kStreamThreads / lanes * stream_channels(per_state);
+  StreamPlan plan{.tiles = (s.headdim + tile - 1) / tile};
   const std::int64_t units = plan.tiles * s.heads;
   plan.items = units * s.batch;
-  // With fewer tiles nothing is on its way while a block works: spread them instead.
-  if (plan.items < 2 * std::int64_t{multiprocessors} || plan.items >= kMost) return {};
-  const std::int64_t resident =
-      std::int64_t{multiprocessors} * stream_blocks(size_of(s.state), s.decay_per_state);
-  if (!s.decay_per_state) {
+  // With fewer tiles nothing is on its way while a block works: they are spread instead. Places within an
+  // entry are counted in 32 bits.
+  if (plan.items < 2 * std::int64_t{multiprocessors} || plan.items >= kMost || s.headdim * s.d_state >= kMost)
+    return {};
+  const std::int64_t resident = std::int64_t{multiprocessors} * stream_blocks(size_of(s.state), per_state);
+  if (!per_state) {
     plan.blocks = std::min(plan.items, resident);
     return plan;
   }
@@ -51,16 +76,15 @@ StreamPlan choose_stream_plan(const StreamSizes& s, int multiprocessors) {
 }
 
 StreamPlan choose_stream_plan(const Problem& p, int multiprocessors) {
-  return choose_stream_plan(
-      {.batch = p.batch(),
-       .tokens = p.tokens,
-       .heads = p.heads,
-       .headdim = p.headdim,
-       .d_state = p.d_state,
-       .state = p.state.dtype(),
-       .decay_per_state = p.A.stride(2) != 0,
-       .one_step = p.dt.stride(3) == 0 && (!p.dt_bias || p.dt_bias.stride(1) == 0) && p.A.stride(1) == 0},
-      multiprocessors);
+  if (!fits_stream(p)) return {};
+  return choose_stream_plan({.batch = p.batch(),
+                             .tokens = p.tokens,
+                             .heads = p.heads,
+                             .headdim = p.headdim,
+                             .d_state = p.d_state,
+                             .state = p.state.dtype(),
+                             .decay_per_state = p.A.stride(2) != 0},
+                            multiprocessors);
 }
 
 }  // namespace krait::update

@@ -71,15 +71,15 @@ struct StreamSizes {
   std::int64_t headdim = 0;
   std::int64_t d_state = 0;
   DType state = DType::f32;
-  bool decay_per_state = false;
-  bool one_step = false;  // all channels of a head share dt, its bias and A
+  bool decay_per_state = false;  // else one for a head
 };
 struct StreamPlan {
-  int lanes = 0;  // of a channel, each with 16 bytes of its states; 0: another kernel serves the problem
-  std::int64_t tiles = 0;  // of a head
-  std::int64_t items = 0;  // tiles of all heads of the batch
-  std::int64_t blocks = 0;
+  std::int64_t tiles = 0;   // of a head
+  std::int64_t items = 0;   // tiles of all heads of the batch
+  std::int64_t blocks = 0;  // 0: another kernel serves the problem
 };
+// True where dtypes and strides are those of the kernel.
+[[nodiscard]] bool fits_stream(const Problem& problem);
 [[nodiscard]] StreamPlan choose_stream_plan(const StreamSizes& sizes, int multiprocessors);
 [[nodiscard]] StreamPlan choose_stream_plan(const Problem& problem, int multiprocessors);
 // False where nothing was done.

@@ -278,30 +278,28 @@ TEST(StateUpdate, AnEntryHasTheSameBitsAloneAndAmongMany) {
 TEST(StateUpdate, PlansOfTheGpu) {
   using update::choose_stream_plan;
   const update::StreamSizes mamba2 = {
-      .batch = 64, .heads = 80, .headdim = 64, .d_state = 128, .state = DType::f16, .one_step = true};
-  EXPECT_EQ(choose_stream_plan(mamba2, 132).lanes, 16);
+      .batch = 64, .heads = 80, .headdim = 64, .d_state = 128, .state = DType::f16};
   EXPECT_EQ(choose_stream_plan(mamba2, 132).tiles, 1);
   EXPECT_EQ(choose_stream_plan(mamba2, 132).items, 64 * 80);
   EXPECT_EQ(choose_stream_plan(mamba2, 132).blocks, 132 * 6);
-  const auto lanes_with = [&](auto change) {
+  const auto plan_with = [&](auto change) {
     update::StreamSizes sizes = mamba2;
     change(sizes);
-    return choose_stream_plan(sizes, 132).lanes;
+    return choose_stream_plan(sizes, 132);
   };
-  EXPECT_EQ(lanes_with([](auto& s) { s.state = DType::f32; }), 32);
-  EXPECT_EQ(lanes_with([](auto& s) { s.batch = 3; }), 0);
-  EXPECT_EQ(lanes_with([](auto& s) { s.tokens = 2; }), 0);
-  EXPECT_EQ(lanes_with([](auto& s) { s.one_step = false; }), 0);
-  EXPECT_EQ(lanes_with([](auto& s) { s.decay_per_state = true; }), 0);
-  EXPECT_EQ(lanes_with([](auto& s) { s.d_state = 16; }), 0);
+  EXPECT_EQ(plan_with([](auto& s) { s.state = DType::f32; }).tiles, 2);
+  EXPECT_EQ(plan_with([](auto& s) { s.d_state = 64; }).tiles, 1);
+  EXPECT_EQ(plan_with([](auto& s) { s.batch = 3; }).blocks, 0);
+  EXPECT_EQ(plan_with([](auto& s) { s.tokens = 2; }).blocks, 0);
+  EXPECT_EQ(plan_with([](auto& s) { s.decay_per_state = true; }).blocks, 0);
+  EXPECT_EQ(plan_with([](auto& s) { s.d_state = 16; }).blocks, 0);
   update::StreamSizes mamba1 = {
       .batch = 64, .heads = 1, .headdim = 5120, .d_state = 16, .state = DType::f32, .decay_per_state = true};
   update::StreamPlan plan = choose_stream_plan(mamba1, 132);
-  EXPECT_EQ(plan.lanes, 4);
   EXPECT_EQ(plan.tiles, 40);
   EXPECT_EQ(plan.blocks, 40 * 16);  // 19 entries at once: four rounds of 16
   mamba1.headdim = 1 << 20;         // more tiles than blocks: A would not stay
-  EXPECT_EQ(choose_stream_plan(mamba1, 132).lanes, 0);
+  EXPECT_EQ(choose_stream_plan(mamba1, 132).blocks, 0);
 }
 
 TEST(StateUpdate, RandomCombinations) {

@@ -1,6 +1,8 @@
 // Many states, one token each: a pass over memory. A block walks over tiles of channels, and the states of
 // its next tiles are on their way to shared memory while it works on one, so that the memory never waits for
-// arithmetic. A thread reads only what it has copied itself: there are no barriers.
+// arithmetic. A thread reads only what it has copied itself: there are no barriers. What is left to do for a
+// tile is little more than its arithmetic: types and distances inside of a tile are known when this is
+// compiled.
 #include <algorithm>
 
 #include "core/cuda/async_copy.cuh"
@@ -66,123 +68,201 @@ struct Owned {
   static __device__ __forceinline__ int lane_of(int i) { return i / kCount * kShare; }
 };
 
-template <typename State, int kLanes, bool kDecayPerState>
-__global__ void __launch_bounds__(kThreads, stream_blocks(sizeof(State), kDecayPerState))
-    stream_states(const __grid_constant__ Operands o, int tiles, std::int64_t items, bool packed_b,
-                  bool packed_c) {
+// What the plan says of the problem, as pointers and distances in elements. Channels lie side by side, and
+// the states of a head without gaps.
+struct StreamOperands {
+  explicit StreamOperands(const Problem& p)
+      : state(p.state),
+        x(p.x),
+        z(p.z),
+        out(p.out),
+        dt(p.dt),
+        B(p.B),
+        C(p.C),
+        A(p.A),
+        D(p.D),
+        dt_bias(p.dt_bias),
+        rows(p.indices),
+        available(p.state.size(0)),
+        heads(static_cast<int>(p.heads)),
+        headdim(static_cast<int>(p.headdim)),
+        heads_per_group(static_cast<int>(p.heads / p.groups)),
+        low(p.dt_limit.low),
+        high(p.dt_limit.high),
+        softplus(p.dt_softplus) {}
+
+  AnyView<4> state;
+  AnyView<4> x;
+  AnyView<4> z;
+  AnyView<4> out;
+  AnyView<4> dt;
+  AnyView<4> B;
+  AnyView<4> C;
+  AnyView<3> A;
+  AnyView<2> D;
+  AnyView<2> dt_bias;
+  IndexView rows;
+  std::int64_t available;
+  int heads;
+  int headdim;
+  int heads_per_group;
+  float low;
+  float high;
+  bool softplus;
+
+  __device__ __forceinline__ std::int64_t row_of(int b) const {
+    const std::int64_t row = rows ? rows(b) : b;
+    return row < available ? row : -1;
+  }
+  __device__ __forceinline__ float limited(float step) const {
+    if (softplus) step = cuda::softplus(step);
+    return step < low ? low : step > high ? high : step;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ T* at(const AnyView<4>& view, std::int64_t b, std::int64_t h) {
+  return static_cast<T*>(view.data) + b * view.stride[0] + h * view.stride[2];
+}
+
+// kCount elements side by side, aligned to their size: in 16-byte loads.
+template <typename T, int kCount>
+__device__ __forceinline__ Packed<T, kCount> load_pieces(const T* from) {
+  Packed<T, kCount> packed;
+  constexpr int kBytes = static_cast<int>(sizeof(packed));
+  if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kBytes / 16; ++i)
+      reinterpret_cast<uint4*>(&packed)[i] = reinterpret_cast<const uint4*>(from)[i];
+  } else {
+    static_assert(kBytes == 8);
+    *reinterpret_cast<uint2*>(&packed) = *reinterpret_cast<const uint2*>(from);
+  }
+  return packed;
+}
+
+// T: of x, z, dt, B, C and out. d_state 16 has a decay for each state, larger ones one for a head.
+template <typename T, typename State, int kDState>
+__global__ void __launch_bounds__(kThreads, stream_blocks(sizeof(State), kDState == 16))
+    stream_states(const __grid_constant__ StreamOperands o, int tiles, int items) {
+  constexpr bool kDecayPerState = kDState == 16;
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
+  constexpr int kLanes = kDState / kStates;
   constexpr int kChannels = stream_channels(kDecayPerState);
   constexpr int kTeams = kThreads / kLanes;
+  constexpr int kTile = kTeams * kChannels;
   using Mine = Owned<kLanes, kChannels>;
   using Vector = Packed<State, kStates>;
+  using Factors = Packed<T, kStates>;
   extern __shared__ uint4 slots[];
-  const auto heads = static_cast<int>(o.heads);
-  const int at = static_cast<int>(threadIdx.x) % kLanes;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int team = static_cast<int>(threadIdx.x) / kLanes;
-  const int n = at * kStates;
-  auto* const states = static_cast<State*>(o.state.data);
-  const auto headdim = static_cast<int>(o.headdim);
-  const auto slot = [&](int stage, int i) {
-    return slots + (stage * kChannels + i) * kThreads + static_cast<int>(threadIdx.x);
-  };
-  // Lanes beyond the last channel repeat it, and keep what they get to themselves.
-  const auto channel = [&](int tile, int i) { return (tile * kChannels + i) * kTeams + team; };
-  const auto channel_or_last = [&](int tile, int i) { return min(channel(tile, i), headdim - 1); };
-
+  const int n = lane * kStates;
+  uint4* const mine = slots + threadIdx.x;
   // With a decay for each state the grid is a multiple of the tiles of an entry: A stays the same.
-  const Place stride = Place::of(gridDim.x, heads, tiles);
-  Place ahead = Place::of(blockIdx.x, heads, tiles);
-  const auto count = static_cast<int>((items - blockIdx.x + gridDim.x - 1) / gridDim.x);
+  const Place stride = Place::of(gridDim.x, o.heads, tiles);
+  Place ahead = Place::of(blockIdx.x, o.heads, tiles);
+  const int count =
+      (items - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
+  // Channels of the tile from the team's first on: the team has channels 0, kTeams, 2 kTeams, ...
+  const auto left = [&](const Place& place) { return o.headdim - place.tile * kTile - team; };
+  const auto states_of = [&](const Place& place, std::int64_t row) {
+    return static_cast<State*>(o.state.data) + row * o.state.stride[0] + place.h * o.state.stride[1] +
+           place.tile * (kTile * kDState) + (team * kDState + n);
+  };
 
   int fetched = 0;
   const auto fetch = [&] {
     if (fetched < count) {
       const std::int64_t row = o.row_of(ahead.b);
-      const int stage = fetched % kStages;
       if (row >= 0) {
-        const State* from = states + o.state.offset(row, ahead.h, 0, n);
+        const State* from = states_of(ahead, row);
+        uint4* to = mine + fetched % kStages * (kChannels * kThreads);
+        const int there = left(ahead);
 #pragma unroll
         for (int i = 0; i < kChannels; ++i)
-          cuda::copy_async(slot(stage, i), from + channel_or_last(ahead.tile, i) * o.state.stride[2]);
+          if (i * kTeams < there) cuda::copy_async(to + i * kThreads, from + i * (kTeams * kDState));
       }
-      ahead.advance(stride, heads, tiles);
+      ahead.advance(stride, o.heads, tiles);
       ++fetched;
     }
     cuda::commit_copies();
   };
 
-  // What a tile needs beside its states, as it comes from memory.
+  // What a tile needs beside its states; 0 for channels beyond the last.
   struct Inputs {
-    std::uint32_t x[Mine::kCount];
-    std::uint32_t z[Mine::kCount];
-    std::uint32_t dt[kDecayPerState ? Mine::kCount : 1];
+    T x[Mine::kCount];
+    T z[Mine::kCount];
+    T dt[kDecayPerState ? Mine::kCount : 1];
+    Factors B;
+    Factors C;
   };
   const auto load_inputs = [&](const Place& place) {
     Inputs in;
+    const int there = left(place);
 #pragma unroll
     for (int j = 0; j < Mine::kCount; ++j) {
-      const int p = channel_or_last(place.tile, Mine::channel(at, j));
-      in.x[j] = bits_of(o.x, place.b, 0, place.h, p);
-      in.z[j] = bits_of(o.z, place.b, 0, place.h, p);
-      if (kDecayPerState || j == 0) in.dt[j] = bits_of(o.dt, place.b, 0, place.h, p);
+      const int i = Mine::channel(lane, j) * kTeams;
+      const int p = place.tile * kTile + team + i;
+      in.x[j] = in.z[j] = T(0.0F);
+      if (kDecayPerState || j == 0) in.dt[j] = T(0.0F);
+      if (i < there) {
+        in.x[j] = at<T>(o.x, place.b, place.h)[p];
+        if (o.z) in.z[j] = at<T>(o.z, place.b, place.h)[p];
+        if constexpr (kDecayPerState) in.dt[j] = at<T>(o.dt, place.b, place.h)[p];
+      }
     }
+    if constexpr (!kDecayPerState) in.dt[0] = *at<T>(o.dt, place.b, place.h);
+    const int g = o.heads_per_group == o.heads ? 0 : place.h / o.heads_per_group;
+    in.B = load_pieces<T, kStates>(at<T>(o.B, place.b, g) + n);
+    in.C = load_pieces<T, kStates>(at<T>(o.C, place.b, g) + n);
     return in;
-  };
-  const auto load_factors = [&](const Place& place, cuda::Bits<kStates>& B, cuda::Bits<kStates>& C) {
-    const std::int64_t g = place.h / o.heads_per_group;
-    B = load_factor<kStates>(o.B, o.B.offset(place.b, 0, g, n), packed_b);
-    C = load_factor<kStates>(o.C, o.C.offset(place.b, 0, g, n), packed_c);
   };
 
 #pragma unroll
   for (int i = 0; i + 1 < kStages; ++i) fetch();
-  Place next = Place::of(blockIdx.x, heads, tiles);
+  Place next = Place::of(blockIdx.x, o.heads, tiles);
   Inputs coming = load_inputs(next);
-  cuda::Bits<kStates> B_bits;
-  cuda::Bits<kStates> C_bits;
-  load_factors(next, B_bits, C_bits);
-  float B[kStates];
-  float C[kStates];
   float A[kDecayPerState ? kChannels : 1][kDecayPerState ? kStates : 1];
   if constexpr (kDecayPerState) {
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
-      cuda::Bits<kStates> bits;
-      bits.load_packed(o.A.data, DType::f32, o.A.offset(next.h, channel_or_last(next.tile, i), n));
-      bits.to_floats(DType::f32, A[i]);
+      const int p = min(next.tile * kTile + i * kTeams + team, o.headdim - 1);
+      const auto of_states =
+          load_pieces<float, kStates>(static_cast<const float*>(o.A.data) + o.A.offset(next.h, p, n));
+#pragma unroll
+      for (int j = 0; j < kStates; ++j) A[i][j] = of_states.v[j];
     }
   }
+#pragma unroll 1
   for (int item = 0; item < count; ++item) {
     const Place place = next;
     fetch();
     const Inputs in = coming;
-    B_bits.to_floats(o.B.dtype, B);
-    C_bits.to_floats(o.C.dtype, C);
-    next.advance(stride, heads, tiles);
-    if (item + 1 < count) {
-      coming = load_inputs(next);
-      load_factors(next, B_bits, C_bits);
-    }
+    next.advance(stride, o.heads, tiles);
+    if (item + 1 < count) coming = load_inputs(next);
 
+    const int there = left(place);
     float input[Mine::kCount];
     float step[kDecayPerState ? Mine::kCount : 1];
 #pragma unroll
     for (int j = 0; j < Mine::kCount; ++j) {
-      input[j] = cuda::float_of(in.x[j], o.x.dtype);
+      input[j] = cuda::to_float(in.x[j]);
       if (kDecayPerState || j == 0) {
-        const int p = channel_or_last(place.tile, Mine::channel(at, j));
-        step[j] = o.limited(cuda::float_of(in.dt[j], o.dt.dtype) +
-                            cuda::float_of(bits_of(o.dt_bias, place.h, p), o.dt_bias.dtype));
+        const int p = place.tile * kTile + team + Mine::channel(lane, j) * kTeams;
+        step[j] = cuda::to_float(in.dt[j]);
+        if (o.dt_bias) step[j] += o.dt_bias.load(place.h, kDecayPerState ? min(p, o.headdim - 1) : 0);
+        step[j] = o.limited(step[j]);
       }
     }
     float common = 0.0F;
-    if constexpr (!kDecayPerState)
-      common = expf(step[0] * cuda::float_of(bits_of(o.A, place.h, 0, 0), o.A.dtype));
+    if constexpr (!kDecayPerState) common = expf(step[0] * o.A.load(place.h, 0, 0));
     const std::int64_t row = o.row_of(place.b);
-    State* const to = row < 0 ? nullptr : states + o.state.offset(row, place.h, 0, n);
+    State* const to = states_of(place, row);
+    const int stored = row < 0 ? 0 : there;
 
     cuda::wait_for_copies<kStages - 1>();
-    const int stage = item % kStages;
+    const uint4* from = mine + item % kStages * (kChannels * kThreads);
     float y[kChannels];
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
@@ -191,58 +271,57 @@ __global__ void __launch_bounds__(kThreads, stream_blocks(sizeof(State), kDecayP
                                                            Mine::lane_of(i), kLanes)
                                              : step[0];
       const float scaled = step_of_i * __shfl_sync(kAll, input[i % kCount], Mine::lane_of(i), kLanes);
-      Vector state = *reinterpret_cast<const Vector*>(slot(stage, i));
+      Vector state = *reinterpret_cast<const Vector*>(from + i * kThreads);
       y[i] = 0.0F;
 #pragma unroll
       for (int j = 0; j < kStates; ++j) {
         float decay = common;
         if constexpr (kDecayPerState) decay = power_of_2(step_of_i * kLog2E * A[i][j]);
-        const float value = advance(decay, cuda::to_float(state.v[j]), scaled, B[j]);
-        y[i] = fmaf(value, C[j], y[i]);
+        const float value = advance(decay, cuda::to_float(state.v[j]), scaled, cuda::to_float(in.B.v[j]));
+        y[i] = fmaf(value, cuda::to_float(in.C.v[j]), y[i]);
         state.v[j] = cuda::from_float<State>(value);
       }
-      if (to != nullptr && channel(place.tile, i) < headdim)
-        __stcs(reinterpret_cast<uint4*>(to + channel(place.tile, i) * o.state.stride[2]),
+      if (i * kTeams < stored)
+        __stcs(reinterpret_cast<uint4*>(to + i * (kTeams * kDState)),
                *reinterpret_cast<const uint4*>(&state));
     }
-    sum_over_lanes<kLanes>(y, at);
+    sum_over_lanes<kLanes>(y, lane);
 #pragma unroll
     for (int j = 0; j < Mine::kCount; ++j) {
-      const int p = channel(place.tile, Mine::channel(at, j));
-      if (at % Mine::kShare != 0 || p >= headdim) continue;
+      const int i = Mine::channel(lane, j) * kTeams;
+      if (lane % Mine::kShare != 0 || i >= there) continue;
+      const int p = place.tile * kTile + team + i;
       float sum = y[j];
       if (o.D) sum = fmaf(o.D.load(place.h, p), input[j], sum);
-      if (o.z) sum *= cuda::silu(cuda::float_of(in.z[j], o.z.dtype));
-      o.out.store(row < 0 ? 0.0F : sum, place.b, 0, place.h, p);
+      if (o.z) sum *= cuda::silu(cuda::to_float(in.z[j]));
+      at<T>(o.out, place.b, place.h)[p] = cuda::from_float<T>(row < 0 ? 0.0F : sum);
     }
   }
 }
 
-template <typename State, int kLanes, bool kDecayPerState>
+template <typename T, typename State, int kDState>
 void launch_stream(Context& ctx, const Problem& p, const StreamPlan& plan) {
-  constexpr int kStates = 16 / static_cast<int>(sizeof(State));
-  constexpr std::size_t kShared = std::size_t{16} * kThreads * stream_channels(kDecayPerState) * kStages;
-  cuda::launch(ctx, "state_update", stream_states<State, kLanes, kDecayPerState>,
-               dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads), kShared, Operands(p),
-               static_cast<int>(plan.tiles), plan.items, in_pieces(p.B, kStates), in_pieces(p.C, kStates));
+  constexpr std::size_t kShared = std::size_t{16} * kThreads * stream_channels(kDState == 16) * kStages;
+  cuda::launch(ctx, "state_update", stream_states<T, State, kDState>,
+               dim3(static_cast<unsigned>(plan.blocks)), dim3(kThreads), kShared, StreamOperands(p),
+               static_cast<int>(plan.tiles), static_cast<int>(plan.items));
 }
 
 }  // namespace
 
 bool run_stream(Context& ctx, const Problem& p) {
   const StreamPlan plan = choose_stream_plan(p, cuda::limits_of(ctx).multiprocessors);
-  cuda::dispatch_element(p.state.dtype(), "[state_update] state", [&](auto element) {
-    using State = decltype(element);
-    switch (plan.lanes) {
-      case 2: return launch_stream<State, 2, true>(ctx, p, plan);
-      case 4: return launch_stream<State, 4, true>(ctx, p, plan);
-      case 8: return launch_stream<State, 8, false>(ctx, p, plan);
-      case 16: return launch_stream<State, 16, false>(ctx, p, plan);
-      case 32: return launch_stream<State, 32, false>(ctx, p, plan);
-      default: return;
-    }
+  if (plan.blocks == 0) return false;
+  cuda::dispatch_element(p.x.dtype(), "[state_update] x", [&](auto input) {
+    cuda::dispatch_element(p.state.dtype(), "[state_update] state", [&](auto element) {
+      using T = decltype(input);
+      using State = decltype(element);
+      if (p.d_state == 16) return launch_stream<T, State, 16>(ctx, p, plan);
+      if (p.d_state == 64) return launch_stream<T, State, 64>(ctx, p, plan);
+      launch_stream<T, State, 128>(ctx, p, plan);
+    });
   });
-  return plan.lanes > 0;
+  return true;
 }
 
 }  // namespace krait::update
