@@ -61,6 +61,15 @@ std::function<void()> Context::record(const std::function<void()>& work) {
   }
 }
 
+OverlappingKernels::OverlappingKernels(Context& ctx)
+    : backend_(ctx.on_gpu() && !ctx.device_backend()->overlapping() ? ctx.device_backend() : nullptr) {
+  if (backend_ != nullptr) backend_->set_overlapping(true);
+}
+
+OverlappingKernels::~OverlappingKernels() {
+  if (backend_ != nullptr) backend_->set_overlapping(false);
+}
+
 std::size_t Context::pool_bytes() const { return memory_.pool_->held(); }
 void Context::trim() { memory_.pool_->trim(); }
 

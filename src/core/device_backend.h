@@ -31,6 +31,21 @@ class DeviceBackend {
   virtual std::vector<KernelTime> take_profile() = 0;
   // Records what `work` launches; the result launches all of it again.
   virtual std::function<void()> record(const std::function<void()>& work) = 0;
+
+  // Kernels that are made for it may start before the kernel in front of them has ended, where that was
+  // launched since the overlap began: see OverlappingKernels.
+  void set_overlapping(bool on) {
+    overlapping_ = on;
+    behind_kernel_ = false;
+  }
+  [[nodiscard]] bool overlapping() const { return overlapping_; }
+  [[nodiscard]] bool may_overlap() const { return overlapping_ && behind_kernel_; }
+  // What was queued last is a kernel, or something else, which overlaps with nothing.
+  void queued(bool kernel) { behind_kernel_ = kernel; }
+
+ private:
+  bool overlapping_ = false;
+  bool behind_kernel_ = false;
 };
 
 // Throws where there is no such device, its driver is too old, or the build has no CUDA. `stream` is a

@@ -115,6 +115,20 @@ class Context {
   std::string backend_;
 };
 
+// While one lives, kernels of a GPU may start before those in front of them have ended, and read meanwhile
+// what an operator takes as weights, biases and indices: none of these may be written by what is queued while
+// it lives. What is computed stays the same. Nothing on the CPU.
+class OverlappingKernels {
+ public:
+  explicit OverlappingKernels(Context& ctx);
+  ~OverlappingKernels();
+  OverlappingKernels(const OverlappingKernels&) = delete;
+  OverlappingKernels& operator=(const OverlappingKernels&) = delete;
+
+ private:
+  DeviceBackend* backend_;  // null where there is nothing to end
+};
+
 // The device called "cpu", "cuda", "cuda:N" or "auto" (a GPU where the build and the machine have one).
 // Throws for any other name; whether the device is there is seen when a Context is made.
 [[nodiscard]] Device parse_device(std::string_view name);

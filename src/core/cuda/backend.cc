@@ -114,6 +114,7 @@ class Backend final : public DeviceBackend {
   void copy(const Tensor& from, const Tensor& to) override {
     const DeviceGuard guard(index_);
     if (profiles_) begin_kernel("copy");
+    queued(/*kernel=*/false);
     copy_elements(stream_, from, to);
     if (profiles_) end_kernel();
   }
@@ -121,6 +122,7 @@ class Backend final : public DeviceBackend {
   void fill(const Tensor& t, double value) override {
     const DeviceGuard guard(index_);
     if (profiles_) begin_kernel("fill");
+    queued(/*kernel=*/false);
     fill_elements(stream_, t, value);
     if (profiles_) end_kernel();
   }
@@ -161,6 +163,7 @@ class Backend final : public DeviceBackend {
 
   std::function<void()> record(const std::function<void()>& work) override {
     const DeviceGuard guard(index_);
+    queued(/*kernel=*/false);
     // Relaxed: the graph's pool may get memory meanwhile.
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "graph");
     cudaGraph_t graph = nullptr;

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 #include "core/device_backend.h"
 #include "krait/core/context.h"
@@ -79,6 +80,36 @@ void launch(const Context& ctx, std::string_view what, void (*kernel)(Parameters
   const KernelScope scope(ctx, what);
   kernel<<<grid, block, shared, stream_of(ctx)>>>(static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), what);
+  ctx.device_backend()->queued(/*kernel=*/true);
+}
+
+// The same for a kernel that calls wait_for_previous() (overlap.cuh): inside of OverlappingKernels its blocks
+// may start while the kernel in front of it still runs.
+template <typename... Parameters, typename... Arguments>
+void launch_overlapping(const Context& ctx, std::string_view what, void (*kernel)(Parameters...), dim3 grid,
+                        dim3 block, std::size_t shared, Arguments&&... arguments) {
+#ifndef __HIP_PLATFORM_AMD__
+  if (ctx.device_backend()->may_overlap() && !ctx.profiling() && limits_of(ctx).compute_capability >= 90) {
+    const DeviceGuard guard(ctx.device().index);
+    if (shared > 32 * 1024)
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+            what);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream_of(ctx);
+    config.attrs = &early;
+    config.numAttrs = 1;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), what);
+    return;
+  }
+#endif
+  launch(ctx, what, kernel, grid, block, shared, std::forward<Arguments>(arguments)...);
 }
 #endif
 

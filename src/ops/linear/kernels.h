@@ -62,6 +62,9 @@ namespace gpu {
 
 // Made for few rows: weights are read once for every 16 of them. x is not rounded.
 void gemv(Context& ctx, const Problem& problem);
+// The same for up to 16 rows of x of the weight's 16-bit dtype, on tensor cores. False where sizes or layouts
+// are not made for it.
+bool few_rows(Context& ctx, const Problem& problem);
 // x is rounded to the dtype of the weight. False where the plain kernel computed what cuBLASLt has no kernel
 // for.
 bool cublaslt(Context& ctx, const Problem& problem);

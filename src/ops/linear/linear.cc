@@ -126,6 +126,10 @@ void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] const Problem& p
     }
     switch (path) {
       case LinearPath::gemv:
+        if (gpu::few_rows(ctx, p)) {
+          ctx.set_backend("linear", "cuda few rows");
+          return;
+        }
         gpu::gemv(ctx, p);
         ctx.set_backend("linear", "cuda gemv");
         return;
