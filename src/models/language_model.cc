@@ -33,6 +33,11 @@ std::uint64_t fingerprint_of(const std::vector<LayerStateShape>& shapes) {
 
 }  // namespace
 
+void Backbone::step(Context& ctx, const Tensor& hidden, const Batch& batch, const Tensor& head_weight,
+                    const Tensor& logits) const {
+  linear(ctx, {.x = forward(ctx, hidden, batch), .weight = head_weight, .out = logits});
+}
+
 LanguageModel::LanguageModel(const ModelConfig& config)
     : config_(config),
       backbone_(config.format == Format::gpt_neox ? make_gpt_neox(config) : make_mixer_model(config)) {}
@@ -235,10 +240,10 @@ Tensor LanguageModel::logits(Context& ctx, std::span<const Sequence> sequences, 
 }
 
 void LanguageModel::step(Context& ctx, const Tensor& ids, const Batch& batch, const Tensor& logits) const {
+  const OverlappingKernels overlap(ctx);
   const Tensor embedded =
       embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});
-  const Tensor hidden = backbone_->forward(ctx, embedded, batch);
-  linear(ctx, {.x = hidden, .weight = head_weight(), .out = logits});
+  backbone_->step(ctx, embedded, batch, head_weight(), logits);
 }
 
 bool LanguageModel::steps_can_be_recorded() const {

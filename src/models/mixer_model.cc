@@ -5,6 +5,7 @@
 #include "krait/modules/block.h"
 #include "models/backbones.h"
 #include "modules/initialize.h"
+#include "modules/step.h"
 
 namespace krait {
 namespace {
@@ -34,6 +35,17 @@ class MixerModel final : public Backbone {
     const Tensor out = add_norm(ctx, norm_f_, hidden, residual, tape != nullptr);
     if (tape != nullptr) tape->frame(layer, "norm_f").keep("residual", residual);
     return out;
+  }
+
+  void step(Context& ctx, const Tensor& embedded, const Batch& batch, const Tensor& head_weight,
+            const Tensor& logits) const override {
+    Tensor hidden = embedded;
+    Tensor residual;
+    int layer = 0;
+    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++);
+    ProjectionInput normed = input_of(norm_f_);
+    normed.residual = residual;
+    projection(ctx, {.x = hidden, .input = normed, .weight = head_weight, .out = logits});
   }
 
   // One tensor walks back through all layers: the gradient of the residual stream.

@@ -40,7 +40,10 @@ const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* 
   tokens.resize(static_cast<std::size_t>(size), 0);
   rows.resize(static_cast<std::size_t>(size), -1);
   ctx_.copy(Tensor::from(tokens), r.ids);
-  ctx_.copy(Tensor::from(rows), r.rows);
+  if (rows != r.known_rows) {
+    ctx_.copy(Tensor::from(rows), r.rows);
+    r.known_rows = rows;
+  }
   // A pool that has grown since has its states elsewhere.
   if (pool->address() != r.pool_memory) r.launch = nullptr;
   if (r.launch) {

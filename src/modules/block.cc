@@ -2,6 +2,7 @@
 
 #include "krait/ops/norm.h"
 #include "modules/initialize.h"
+#include "modules/step.h"
 
 namespace krait {
 
@@ -35,6 +36,11 @@ void add_norm_backward(Context& ctx, const NormLayer& layer, const Tensor& r, co
                  .dbias = layer.dbias});
 }
 
+Tensor Mixer::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {
+  if (input.norm == nullptr) return forward(ctx, input.hidden, batch, layer);
+  return forward(ctx, add_norm(ctx, *input.norm, input.hidden, *input.residual), batch, layer);
+}
+
 namespace {
 
 // Places of dropout within one pass; 0 is the embedding's.
@@ -46,6 +52,10 @@ std::uint64_t mlp_site(int layer) { return 2 + 2 * static_cast<std::uint64_t>(la
 Tensor Block::run(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
                   Tape* tape) const {
   const bool keep = tape != nullptr;
+  if (!keep && batch.is_step()) {
+    const Tensor mixed = mixer_->step(ctx, {hidden, &norm_, &residual}, batch, layer);
+    return mlp_ ? mlp_->step(ctx, {mixed, &norm2_, &residual}) : mixed;
+  }
   const Tensor normed = add_norm(ctx, norm_, hidden, residual, keep);
   if (keep) tape->frame(layer, "block").keep("residual", residual);
   const Tensor mixed = mixer_->forward(ctx, normed, batch, layer, tape);

@@ -3,6 +3,7 @@
 #include "krait/core/error.h"
 #include "krait/ops/activation.h"
 #include "modules/initialize.h"
+#include "modules/step.h"
 
 namespace krait {
 
@@ -26,6 +27,12 @@ Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame) cons
     frame->keep("gated", gated);
   }
   return fc2_(ctx, gated);
+}
+
+Tensor GatedMlp::step(Context& ctx, const StepInput& input) const {
+  const Tensor projected = project(ctx, input, fc1_).out;
+  return fc2_(ctx, gated_silu(ctx, {.x = projected.slice(-1, 0, fc2_.in),
+                                    .gate = projected.slice(-1, fc2_.in, 2 * fc2_.in)}));
 }
 
 Tensor GatedMlp::backward(Context& ctx, const Tensor& dout, const Tape::Frame& frame) const {

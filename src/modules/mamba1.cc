@@ -6,9 +6,10 @@
 #include "krait/ops/activation.h"
 #include "krait/ops/linear.h"
 #include "krait/ops/norm.h"
-#include "krait/ops/state_update.h"
+#include "krait/ops/selective_step.h"
 #include "modules/initialize.h"
 #include "modules/short_conv.h"
+#include "modules/step.h"
 
 namespace krait {
 namespace {
@@ -60,6 +61,7 @@ SelectiveScanArgs Mamba1::scan_args(const Batch& batch, const Tensor& x, const T
 }
 
 Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+  if (tape == nullptr && batch.is_step()) return step(ctx, {.hidden = hidden}, batch, layer);
   const auto& c = config_;
   const Tensor xz = in_proj_(ctx, hidden);
   const Tensor x = short_conv(ctx, conv1d_, xz.slice(1, 0, c.d_inner), Activation::silu, batch, layer, tape);
@@ -80,30 +82,15 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
 
   Tensor y = ctx.empty(x.shape(), x.dtype());
   Tensor checkpoints;
-  if (batch.is_step()) {
-    state_update(ctx, {.state = batch.pool().ssm(layer),
-                       .x = x,
-                       .dt = delta,
-                       .A = A_,
-                       .B = B,
-                       .C = C,
-                       .D = D_,
-                       .z = z,
-                       .dt_bias = dt_proj_.bias,
-                       .state_batch_indices = batch.state_indices(),
-                       .dt_softplus = true,
-                       .out = y});
-  } else {
-    EdgeStates states;
-    if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
-    SelectiveScanArgs args = scan_args(batch, x, delta, {dt, B, C}, z, states.initial);
-    args.return_last_state = states.last.defined();
-    args.last_state = states.last;
-    args.out = batch.fold(y).transpose(1, 2);
-    args.return_checkpoints = tape != nullptr;
-    checkpoints = selective_scan(ctx, args).checkpoints;
-    if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
-  }
+  EdgeStates states;
+  if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
+  SelectiveScanArgs args = scan_args(batch, x, delta, {dt, B, C}, z, states.initial);
+  args.return_last_state = states.last.defined();
+  args.last_state = states.last;
+  args.out = batch.fold(y).transpose(1, 2);
+  args.return_checkpoints = tape != nullptr;
+  checkpoints = selective_scan(ctx, args).checkpoints;
+  if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
   if (tape != nullptr) {
     Tape::Frame& frame = tape->frame(layer, "mixer");
     frame.keep("hidden", hidden);
@@ -115,6 +102,29 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("y", y);
     if (checkpoints) frame.keep("checkpoints", checkpoints);
   }
+  return out_proj_(ctx, y);
+}
+
+Tensor Mamba1::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {
+  const auto& c = config_;
+  const ProjectionResult projected =
+      project(ctx, input, in_proj_, step_conv(conv1d_, batch, layer, /*first=*/0));
+  const Tensor& x = projected.convolved;
+  const ScanInputs in = split(x_proj_(ctx, x));
+  if (c.mixer_rms_eps)
+    for (const Tensor& part : {in.dt, in.B, in.C})
+      rms_norm(ctx, {.x = part, .eps = *c.mixer_rms_eps, .out = part});
+  const Tensor y = selective_step(ctx, {.state = batch.pool().ssm(layer),
+                                        .x = x,
+                                        .low_dt = in.dt,
+                                        .dt_weight = dt_proj_.weight,
+                                        .dt_bias = dt_proj_.bias,
+                                        .A = A_,
+                                        .B = in.B,
+                                        .C = in.C,
+                                        .D = D_,
+                                        .z = projected.out.slice(1, c.d_inner, 2 * c.d_inner),
+                                        .state_batch_indices = batch.state_indices()});
   return out_proj_(ctx, y);
 }
 

@@ -8,6 +8,7 @@
 #include "krait/ops/norm.h"
 #include "modules/initialize.h"
 #include "modules/short_conv.h"
+#include "modules/step.h"
 
 namespace krait {
 namespace {
@@ -118,6 +119,7 @@ Tensor Mamba2::learnt_states(const Batch& batch) const {
 }
 
 Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+  if (tape == nullptr && batch.is_step()) return step(ctx, {.hidden = hidden}, batch, layer);
   const auto& c = config_;
   const std::int64_t T = hidden.size(0);
   const std::int64_t H = nheads();
@@ -132,30 +134,14 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
   const Tensor joined = ctx.empty({T, c.d_inner()}, projected.dtype());
   const Tensor out = joined.slice(1, d_mlp(), c.d_inner());
   const Tensor y = tape != nullptr && c.rmsnorm ? ctx.empty(out.shape(), out.dtype()) : out;
-  if (batch.is_step()) {
-    state_update(ctx, {.state = batch.pool().ssm(layer),
-                       .x = conv.x,
-                       .dt = in.dt,
-                       .A = A_,
-                       .B = conv.B,
-                       .C = conv.C,
-                       .D = by_head(D_),
-                       .z = inner_gate(in.z),
-                       .dt_bias = dt_bias_,
-                       .state_batch_indices = batch.state_indices(),
-                       .dt_softplus = true,
-                       .dt_limit = c.dt_limit,
-                       .out = y.view({T, H, c.headdim})});
-  } else {
-    EdgeStates states{.initial = learnt_states(batch), .last = {}};
-    if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
-    SsdArgs args = ssd_args(batch, in, conv, states.initial);
-    args.return_final_states = states.last.defined();
-    args.final_states = states.last;
-    args.out = batch.fold(y.view({T, H, c.headdim}));
-    ssd(ctx, args);
-    if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
-  }
+  EdgeStates states{.initial = learnt_states(batch), .last = {}};
+  if (batch.has_states()) states = edge_states(ctx, batch, batch.pool().ssm(layer), layer, "ssm", tape);
+  SsdArgs args = ssd_args(batch, in, conv, states.initial);
+  args.return_final_states = states.last.defined();
+  args.final_states = states.last;
+  args.out = batch.fold(y.view({T, H, c.headdim}));
+  ssd(ctx, args);
+  if (states.last) batch.scatter(ctx, states.last, batch.pool().ssm(layer));
   if (c.rmsnorm)
     rms_norm(ctx, {.x = y,
                    .weight = norm_.weight,
@@ -174,6 +160,49 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     if (c.rmsnorm) frame.keep("y", y);
   }
   return out_proj_(ctx, joined);
+}
+
+Tensor Mamba2::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {
+  const auto& c = config_;
+  const std::int64_t T = input.hidden.size(0);
+  const ProjectionResult projected =
+      project(ctx, input, in_proj_, step_conv(conv1d_, batch, layer, 2 * d_mlp() + c.d_ssm));
+  const Projected in = split_projected(projected.out);
+  const Convolved conv = split_convolved(projected.convolved);
+  const Tensor joined = ctx.empty({T, c.d_inner()}, projected.out.dtype());
+  const Tensor y = joined.slice(1, d_mlp(), c.d_inner());
+  state_update(ctx, {.state = batch.pool().ssm(layer),
+                     .x = conv.x,
+                     .dt = in.dt,
+                     .A = A_,
+                     .B = conv.B,
+                     .C = conv.C,
+                     .D = by_head(D_),
+                     .z = inner_gate(in.z),
+                     .dt_bias = dt_bias_,
+                     .state_batch_indices = batch.state_indices(),
+                     .dt_softplus = true,
+                     .dt_limit = c.dt_limit,
+                     .out = y.view({T, nheads(), c.headdim})});
+  ProjectionArgs out{.x = joined, .weight = out_proj_.weight, .bias = out_proj_.bias};
+  if (c.rmsnorm) {
+    ProjectionInput gated = input_of(norm_);
+    gated.z = in.z;
+    gated.group_size = c.d_ssm / c.ngroups;
+    gated.norm_before_gate = c.norm_before_gate;
+    if (d_mlp() == 0)
+      out.input = gated;
+    else
+      rms_norm(ctx, {.x = y,
+                     .weight = gated.weight,
+                     .z = gated.z,
+                     .eps = gated.eps,
+                     .group_size = gated.group_size,
+                     .norm_before_gate = gated.norm_before_gate,
+                     .out = y});
+  }
+  if (d_mlp() > 0) gated_silu(ctx, {.x = in.x0, .gate = in.z0, .out = joined.slice(1, 0, d_mlp())});
+  return projection(ctx, out).out;
 }
 
 Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const {

@@ -29,6 +29,9 @@ class Backbone {
   // Embedded tokens (T, d_model), which it may overwrite -> final normed hidden states (T, d_model).
   // With a tape, keeps on it what backward reads.
   virtual Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape = nullptr) const = 0;
+  // A batch that is_step(), embedded as in forward, to the head's logits (n, V) of what forward would return.
+  virtual void step(Context& ctx, const Tensor& hidden, const Batch& batch, const Tensor& head_weight,
+                    const Tensor& logits) const;
   // Gradient of the result of forward (T, d_model) -> gradient of its input. Adds to the
   // gradients of parameters that have one.
   virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const = 0;

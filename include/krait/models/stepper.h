@@ -31,11 +31,12 @@ class Stepper {
  private:
   // Of steps of up to n sequences, n a recorded_size.
   struct Recorded {
-    Tensor ids;                         // (n) i64 on the device
-    Tensor rows;                        // (n) i64 on the device: of the pool; -1: a padding slot
-    Tensor logits;                      // (n, V), the first rows of the largest there are
-    const void* pool_memory = nullptr;  // where the states were when the graph was recorded
-    std::function<void()> launch;       // absent before the second step
+    Tensor ids;                            // (n) i64 on the device
+    Tensor rows;                           // (n) i64 on the device: of the pool; -1: a padding slot
+    std::vector<std::int64_t> known_rows;  // what `rows` holds
+    Tensor logits;                         // (n, V), the first rows of the largest there are
+    const void* pool_memory = nullptr;     // where the states were when the graph was recorded
+    std::function<void()> launch;          // absent before the second step
   };
   void run(const Recorded& recorded, const std::shared_ptr<StatePool>& pool);
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "krait/core/random.h"
+#include "krait/modules/mixer.h"
 #include "krait/modules/parameter.h"
 #include "krait/modules/tape.h"
 
@@ -17,6 +18,8 @@ class GatedMlp {
 
   // x (..., d_model) -> (..., d_model); with a frame, keeps there what backward reads.
   Tensor forward(Context& ctx, const Tensor& x, Tape::Frame* frame = nullptr) const;
+  // forward of an input that may still want its norm.
+  Tensor step(Context& ctx, const StepInput& input) const;
   // dout (..., d_model) -> the gradient of x. Adds to the gradients of parameters that have one.
   Tensor backward(Context& ctx, const Tensor& dout, const Tape::Frame& frame) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);

@@ -44,6 +44,7 @@ class Mamba2 : public Mixer {
 
   Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
                  Tape* tape = nullptr) const override;
+  Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const override;
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;

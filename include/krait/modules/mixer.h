@@ -15,6 +15,14 @@
 
 namespace krait {
 
+// What a module that takes one token of each sequence starts from: `hidden` (n, d_model) as it is, or
+// norm(hidden + residual), in which case the sum becomes the residual (f32, absent at first).
+struct StepInput {
+  Tensor hidden;
+  const NormLayer* norm = nullptr;
+  Tensor* residual = nullptr;
+};
+
 class Mixer {
  public:
   virtual ~Mixer() = default;
@@ -23,6 +31,9 @@ class Mixer {
   // a tape it keeps there what backward reads.
   virtual Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
                          Tape* tape = nullptr) const = 0;
+  // forward for a batch that is_step() of an input that may still want its norm, which a mixer may compute
+  // together with its first product. As it is here: the norm, then forward.
+  virtual Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const;
   // dout (T, d_model) -> the gradient of hidden. Adds to the gradients of parameters that have one.
   virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer,
                           Tape& tape) const = 0;

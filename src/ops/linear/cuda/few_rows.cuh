@@ -220,18 +220,25 @@ struct PlainInput {
   }
 };
 
-template <typename T, typename Input, typename Output>
+// kMayBeWide: more than 8 rows of x may come.
+template <typename T, bool kMayBeWide = true, typename Input, typename Output>
 void launch_few_rows(Context& ctx, std::string_view name, const FewRowsPlan& plan, FewRowsWeights p,
                      const Input& input, const Output& output) {
   p.steps = plan.steps;
   p.x_stride = plan.x_stride;
-  const bool wide = p.rows > 8;
-  const auto kernel =
-      plan.tiles == 1   ? (wide ? few_rows<T, 1, true, Input, Output> : few_rows<T, 1, false, Input, Output>)
-      : plan.tiles == 2 ? (wide ? few_rows<T, 2, true, Input, Output> : few_rows<T, 2, false, Input, Output>)
-                        : few_rows<T, 4, false, Input, Output>;
-  cuda::launch_overlapping(ctx, name, kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(kFewRowsThreads),
-                           static_cast<std::size_t>(plan.shared), p, input, output);
+  const auto launch = [&](const auto kernel) {
+    cuda::launch_overlapping(ctx, name, kernel, dim3(static_cast<unsigned>(plan.blocks)),
+                             dim3(kFewRowsThreads), static_cast<std::size_t>(plan.shared), p, input, output);
+  };
+  if constexpr (kMayBeWide)
+    if (p.rows > 8)
+      return plan.tiles == 1 ? launch(few_rows<T, 1, true, Input, Output>)
+                             : launch(few_rows<T, 2, true, Input, Output>);
+  switch (plan.tiles) {
+    case 1: return launch(few_rows<T, 1, false, Input, Output>);
+    case 2: return launch(few_rows<T, 2, false, Input, Output>);
+    default: return launch(few_rows<T, 4, false, Input, Output>);
+  }
 }
 
 // Whether weights lie as the kernel reads them.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/cuda/overlap.cuh"
 #include "ops/state_update/cuda/operands.cuh"
 
 namespace krait::update {
@@ -56,6 +57,7 @@ struct VectorPlan {
 template <typename State, bool kDecayPerState, int kChannels>
 __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
     update_vectors(Operands o, VectorPlan plan) {
+  cuda::let_next_start();
   constexpr int kStates = 16 / static_cast<int>(sizeof(State));
   const int lane = static_cast<int>(threadIdx.x) % plan.lanes;
   const int teams = kThreads / plan.lanes;
@@ -70,6 +72,7 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
   const auto channel = [&](int i) { return first + std::int64_t{i} * teams; };
 
   if (row < 0) {
+    cuda::wait_for_previous();
     for (int i = 0; i < kChannels; ++i)
       for (std::int64_t t = 0; t < o.tokens; ++t)
         if (lane == 0 && channel(i) < o.headdim) o.out.store(0.0F, b, t, h, channel(i));
@@ -81,11 +84,8 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
   const std::int64_t n = std::int64_t{lane} * kStates;
   // Lanes beyond the last channel repeat it, so that all take part in the sums.
   const auto channel_or_last = [&](int i) { return channel(i) < o.headdim ? channel(i) : o.headdim - 1; };
-  // All loads are on their way before the first of them is looked at.
-  Vector loaded[kChannels];
 #pragma unroll
-  for (int i = 0; i < kChannels; ++i)
-    loaded[i] = *reinterpret_cast<const Vector*>(states + o.state.offset(row, h, channel_or_last(i), n));
+  for (int i = 0; i < kChannels; ++i) cuda::prefetch(states + o.state.offset(row, h, channel_or_last(i), n));
   constexpr int kDecays = kDecayPerState ? kStates : 1;
   cuda::Bits<kDecays> A[kChannels];
   std::uint32_t bias[kChannels];
@@ -100,6 +100,12 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
     bias[i] = bits_of(o.dt_bias, h, p);
     skip[i] = bits_of(o.D, h, p);
   }
+  cuda::wait_for_previous();
+  // All loads are on their way before the first of them is looked at.
+  Vector loaded[kChannels];
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i)
+    loaded[i] = *reinterpret_cast<const Vector*>(states + o.state.offset(row, h, channel_or_last(i), n));
   for (std::int64_t t = 0; t < o.tokens; ++t) {
     const cuda::Bits<kStates> B_bits = load_factor<kStates>(o.B, o.B.offset(b, t, g, n), plan.packed_b);
     const cuda::Bits<kStates> C_bits = load_factor<kStates>(o.C, o.C.offset(b, t, g, n), plan.packed_c);
@@ -160,8 +166,8 @@ template <typename State, bool kDecayPerState, int kChannels>
 void launch_vectors(Context& ctx, const Problem& p, const VectorPlan& plan) {
   const std::int64_t block = std::int64_t{kThreads / plan.lanes} * kChannels;
   const std::int64_t blocks = (p.headdim + block - 1) / block * p.heads * p.batch();
-  cuda::launch(ctx, "state_update", update_vectors<State, kDecayPerState, kChannels>,
-               dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, Operands(p), plan);
+  cuda::launch_overlapping(ctx, "state_update", update_vectors<State, kDecayPerState, kChannels>,
+                           dim3(static_cast<unsigned>(blocks)), dim3(kThreads), 0, Operands(p), plan);
 }
 
 template <typename State>
