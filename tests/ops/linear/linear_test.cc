@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -13,6 +14,7 @@
 #include "core/on_device.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
+#include "ops/linear/few_rows.h"
 #include "ops/linear/kernels.h"
 
 namespace krait {
@@ -501,6 +503,31 @@ TEST(Linear, SaysWhatIsWrong) {
                    ", expected automatic, gemv, cublaslt or plain"));
   EXPECT_EQ(message_of([&] { (void)linear(testing::gpu_context(), {.x = x, .weight = weight}); }),
             concat("[linear] x is on cpu, expected ", name_of(testing::test_device())));
+}
+
+// Blocks take equal shares, and what they need fits into shared memory.
+TEST(Linear, PlansOfFewRows) {
+  using linear_detail::choose_few_rows_plan;
+  using linear_detail::FewRowsPlan;
+  constexpr std::int64_t kShared = 227 * 1024;
+  for (const std::int64_t rows : {1, 4, 8, 9, 16})
+    for (const std::int64_t in : {8, 256, 768, 1536, 2560, 5120})
+      for (const std::int64_t out : {1, 80, 132, 768, 3352, 10576, 50280}) {
+        SCOPED_TRACE(concat(rows, " x ", in, " x ", out));
+        const FewRowsPlan plan = choose_few_rows_plan(rows, in, out, 132, kShared);
+        ASSERT_GT(plan.tiles, 0);
+        EXPECT_EQ(plan.blocks, std::min<std::int64_t>(out, 132));
+        EXPECT_GE(plan.padded_in(), in);
+        EXPECT_GE(plan.x_stride, plan.padded_in());
+        EXPECT_LE(plan.shared, kShared);
+        EXPECT_GE(plan.slots / plan.tiles, 2);
+        if (rows > 8) EXPECT_LE(plan.tiles, 2);
+      }
+  EXPECT_EQ(choose_few_rows_plan(1, 768, 768, 132, kShared).tiles, 1);    // 6 rows of weights a block
+  EXPECT_EQ(choose_few_rows_plan(1, 768, 3352, 132, kShared).tiles, 4);   // 26
+  EXPECT_EQ(choose_few_rows_plan(17, 768, 768, 132, kShared).tiles, 0);   // too many rows of x
+  EXPECT_EQ(choose_few_rows_plan(1, 767, 768, 132, kShared).tiles, 0);    // not in pieces of 16 bytes
+  EXPECT_EQ(choose_few_rows_plan(16, 40960, 64, 132, kShared).tiles, 0);  // x is too large
 }
 
 }  // namespace
