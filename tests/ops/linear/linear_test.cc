@@ -521,7 +521,7 @@ TEST(Linear, PlansOfFewRows) {
         EXPECT_GE(plan.x_stride, plan.padded_in());
         EXPECT_LE(plan.shared, kShared);
         EXPECT_GE(plan.slots / plan.tiles, 2);
-        if (rows > 8) EXPECT_LE(plan.tiles, 2);
+        EXPECT_LE(plan.tiles, rows > 8 ? 2 : 4);
       }
   EXPECT_EQ(choose_few_rows_plan(1, 768, 768, 132, kShared).tiles, 1);    // 6 rows of weights a block
   EXPECT_EQ(choose_few_rows_plan(1, 768, 3352, 132, kShared).tiles, 4);   // 26

@@ -8,7 +8,7 @@ bool gpu::few_rows(Context& ctx, const Problem& problem) {
   const Tensor& weight = problem.weight;
   const Tensor& x = problem.x;
   const cuda::DeviceLimits& limits = cuda::limits_of(ctx);
-  if (!few_rows_fit(weight) || x.dtype() != weight.dtype() || limits.compute_capability < 80) return false;
+  if (!few_rows_fit(ctx, weight) || x.dtype() != weight.dtype()) return false;
   if (x.stride(1) != 1 || (x.size(0) > 1 && x.stride(0) % 8 != 0) ||
       reinterpret_cast<std::uintptr_t>(x.raw()) % 16 != 0)
     return false;

@@ -241,9 +241,13 @@ void launch_few_rows(Context& ctx, std::string_view name, const FewRowsPlan& pla
   }
 }
 
-// Whether weights lie as the kernel reads them.
-inline bool few_rows_fit(const Tensor& weight) {
-  return (weight.dtype() == DType::f16 || weight.dtype() == DType::bf16) && weight.stride(1) == 1 &&
+// Whether weights lie as the kernel reads them, on a device that has its instructions.
+inline bool few_rows_fit(const Context& ctx, const Tensor& weight) {
+#ifdef __HIP_PLATFORM_AMD__
+  return false;
+#endif
+  return cuda::limits_of(ctx).compute_capability >= 80 &&
+         (weight.dtype() == DType::f16 || weight.dtype() == DType::bf16) && weight.stride(1) == 1 &&
          weight.size(1) % 8 == 0 && (weight.size(0) == 1 || weight.stride(0) % 8 == 0) &&
          reinterpret_cast<std::uintptr_t>(weight.raw()) % 16 == 0;
 }

@@ -352,7 +352,7 @@ void run(Context& ctx, const ProjectionArgs& args, const ProjectionResult& resul
 
 bool fused(Context& ctx, const ProjectionArgs& args, const ProjectionResult& result) {
   const cuda::DeviceLimits& limits = cuda::limits_of(ctx);
-  if (limits.compute_capability < 80 || !linear_detail::few_rows_fit(args.weight)) return false;
+  if (!linear_detail::few_rows_fit(ctx, args.weight)) return false;
   for (const Tensor* t : {&args.x, &args.weight, &args.bias, &args.out, &args.input.weight, &args.input.bias,
                           &args.input.residual, &args.input.z, &args.conv.conv_state, &args.conv.weight,
                           &args.conv.bias, &args.conv.conv_state_indices})
