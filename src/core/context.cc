@@ -44,6 +44,11 @@ std::vector<KernelTime> Context::profile() const {
   return profiling() ? memory_.backend_->take_profile() : std::vector<KernelTime>();
 }
 
+std::function<Tensor()> Context::fetch(const Tensor& t) const {
+  if (t.device().kind == Device::Kind::cpu) return [copy = t.clone()] { return copy; };
+  return memory_.backend_->fetch(memory_.contiguous(t));
+}
+
 std::function<void()> Context::record(const std::function<void()>& work) {
   require(on_gpu(), "only work on a GPU can be recorded, not on ", name_of(device()));
   require(!profiling(), "work that is profiled kernel by kernel cannot be recorded");

@@ -25,6 +25,8 @@ class DeviceBackend {
   // Element by element with conversion; either side may be on the host. See Memory::copy.
   virtual void copy(const Tensor& from, const Tensor& to) = 0;
   virtual void fill(const Tensor& t, double value) = 0;
+  // See Context::fetch; `t` is contiguous and on the device.
+  virtual std::function<Tensor()> fetch(const Tensor& t) = 0;
   // The time of what is queued between the two calls is measured under `name`, which must stay valid.
   virtual void begin_kernel(std::string_view name) = 0;
   virtual void end_kernel() = 0;

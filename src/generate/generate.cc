@@ -7,6 +7,7 @@
 #include "generate/row_sampler.h"
 #include "krait/core/error.h"
 #include "krait/models/stepper.h"
+#include "krait/ops/embedding.h"
 
 namespace krait {
 namespace {
@@ -81,55 +82,108 @@ class Decoding {
   bool done_ = false;
 };
 
-// The next token of each sequence, drawn where the logits are.
-std::vector<Sample> draw_all(Context& ctx, const Tensor& logits, std::span<Decoding* const> active,
-                             std::int64_t vocab_size, RowSampler& sampler) {
-  std::vector<Sample> samples;
-  if (ctx.on_gpu()) {
+// The rows of logits that `keep` lists in ascending order.
+Tensor rows_of(Context& ctx, const Tensor& logits, const std::vector<std::int64_t>& keep) {
+  if (static_cast<std::int64_t>(keep.size()) == logits.size(0)) return logits;
+  return embedding(ctx,
+                   {.ids = ctx.to_device(Tensor::from(keep)), .weight = logits, .out_dtype = logits.dtype()});
+}
+
+// Steps and draws of what is active. On a GPU the draws are made where the logits are, and the next step is
+// queued before the host knows them: it is in vain for the sequences that end with them.
+class Decoder {
+ public:
+  Decoder(Context& ctx, const LanguageModel& model, std::int64_t vocab_size, const GenerateOptions& options)
+      : ctx_(ctx),
+        model_(model),
+        vocab_size_(vocab_size),
+        options_(options),
+        stepper_(ctx, model),
+        sampler_(ctx, options.sampling, options.seed, vocab_size) {}
+
+  void prefill(std::span<Decoding* const> active) {
+    std::vector<Sequence> inputs;
+    for (Decoding* d : active) inputs.push_back({.ids = d->result.ids, .state = &d->state});
+    logits_ = model_.logits(ctx_, inputs);
+    begin_draw(active);
+  }
+
+  // The next token of each; those that end with it leave `active`.
+  void take(std::vector<Decoding*>& active) {
+    std::vector<Sample> samples;
+    ahead_ = stepper_.steps_ahead() && goes_on(active);
+    if (ahead_) logits_ = stepper_.step(sampler_.ids(), states_of(active));
+    if (ctx_.on_gpu()) {
+      samples = sampler_.finish();
+    } else {
+      for (std::size_t i = 0; i < active.size(); ++i)
+        samples.push_back(
+            active[i]->draw(logits_.select(0, static_cast<std::int64_t>(i)).span<float>(), vocab_size_));
+    }
+    std::vector<std::int64_t> keep;
+    for (std::size_t i = 0; i < active.size(); ++i) {
+      active[i]->take(samples[i], model_.config());
+      if (!active[i]->done()) keep.push_back(static_cast<std::int64_t>(i));
+    }
+    std::erase_if(active, [](const Decoding* d) { return d->done(); });
+    if (ahead_ && !active.empty()) logits_ = rows_of(ctx_, logits_, keep);
+  }
+
+  // The logits behind the last token of each.
+  void advance(std::span<Decoding* const> active) {
+    if (!ahead_) {
+      std::vector<std::int64_t> ids;
+      for (const Decoding* d : active) ids.push_back(d->result.ids.back());
+      logits_ = stepper_.step(ids, states_of(active));
+    }
+    begin_draw(active);
+  }
+
+ private:
+  static std::vector<State*> states_of(std::span<Decoding* const> active) {
+    std::vector<State*> states;
+    for (Decoding* d : active) states.push_back(&d->state);
+    return states;
+  }
+  // All have as many tokens.
+  [[nodiscard]] bool goes_on(std::span<Decoding* const> active) const {
+    return static_cast<std::int64_t>(active[0]->result.logprobs.size()) + 1 < options_.max_new_tokens;
+  }
+  void begin_draw(std::span<Decoding* const> active) {
+    if (!ctx_.on_gpu()) return;
     std::vector<std::int64_t> sequences;
     std::vector<std::span<const std::int64_t>> previous;
     for (const Decoding* d : active) {
       sequences.push_back(d->index());
       previous.emplace_back(d->result.ids);
     }
-    return sampler.draw(logits, sequences, previous);
+    sampler_.begin(logits_, sequences, previous);
   }
-  for (std::size_t i = 0; i < active.size(); ++i)
-    samples.push_back(
-        active[i]->draw(logits.select(0, static_cast<std::int64_t>(i)).span<float>(), vocab_size));
-  return samples;
-}
+
+  Context& ctx_;
+  const LanguageModel& model_;
+  std::int64_t vocab_size_;
+  const GenerateOptions& options_;
+  Stepper stepper_;
+  RowSampler sampler_;
+  Tensor logits_;
+  bool ahead_ = false;  // logits_ are those behind the tokens that take() took
+};
 
 void decode_all(Context& ctx, const LanguageModel& model, std::int64_t vocab_size,
                 const GenerateOptions& options, std::span<Decoding> all, GenerateResult& result) {
   auto begin = std::chrono::steady_clock::now();
   std::vector<Decoding*> active;
-  std::vector<Sequence> inputs;
-  for (Decoding& d : all) {
-    active.push_back(&d);
-    inputs.push_back({.ids = d.result.ids, .state = &d.state});
-  }
-  Stepper stepper(ctx, model);
-  RowSampler sampler(ctx, options.sampling, options.seed, vocab_size);
-  std::vector<std::int64_t> ids;
-  std::vector<State*> states;
-  bool first = true;
+  for (Decoding& d : all) active.push_back(&d);
+  Decoder decoder(ctx, model, vocab_size, options);
+  if (active.empty()) return;
+  decoder.prefill(active);
+  decoder.take(active);
+  result.prefill_seconds = seconds_since(begin);
+  begin = std::chrono::steady_clock::now();
   while (!active.empty()) {
-    const Tensor logits = first ? model.logits(ctx, inputs) : stepper.step(ids, states);
-    const std::vector<Sample> samples = draw_all(ctx, logits, active, vocab_size, sampler);
-    for (std::size_t i = 0; i < active.size(); ++i) active[i]->take(samples[i], model.config());
-    if (first) {
-      result.prefill_seconds = seconds_since(begin);
-      begin = std::chrono::steady_clock::now();
-      first = false;
-    }
-    std::erase_if(active, [](const Decoding* d) { return d->done(); });
-    ids.clear();
-    states.clear();
-    for (Decoding* d : active) {
-      ids.push_back(d->result.ids.back());
-      states.push_back(&d->state);
-    }
+    decoder.advance(active);
+    decoder.take(active);
   }
   result.decode_seconds = seconds_since(begin);
 }

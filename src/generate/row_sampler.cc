@@ -34,8 +34,8 @@ void RowSampler::arrange(std::int64_t width, std::span<const std::int64_t> seque
   sequences_.assign(sequences.begin(), sequences.end());
 }
 
-std::vector<Sample> RowSampler::draw(const Tensor& logits, std::span<const std::int64_t> sequences,
-                                     std::span<const std::span<const std::int64_t>> previous) {
+void RowSampler::begin(const Tensor& logits, std::span<const std::int64_t> sequences,
+                       std::span<const std::span<const std::int64_t>> previous) {
   arrange(logits.size(1), sequences, previous);
   sample_rows(ctx_, {.logits = logits,
                      .vocab_size = vocab_size_,
@@ -46,12 +46,17 @@ std::vector<Sample> RowSampler::draw(const Tensor& logits, std::span<const std::
                      .seen = seen_,
                      .ids = ids_,
                      .logprobs = logprobs_});
-  const Tensor ids = ctx_.to_host(ids_);
-  const Tensor logprobs = ctx_.to_host(logprobs_);
+  fetch_ids_ = ctx_.fetch(ids_);
+  fetch_logprobs_ = ctx_.fetch(logprobs_);
+}
+
+std::vector<Sample> RowSampler::finish() {
+  const Tensor ids = fetch_ids_();
+  const Tensor logprobs = fetch_logprobs_();
   std::vector<Sample> samples;
   for (std::int64_t i = 0; i < ids.numel(); ++i) {
     const std::int64_t id = ids.data<std::int64_t>()[i];
-    require(id >= 0, "the logits of sequence ", sequences[static_cast<std::size_t>(i)],
+    require(id >= 0, "the logits of sequence ", sequences_[static_cast<std::size_t>(i)],
             " have a value that is NaN or infinite, or none that is finite");
     samples.push_back({.id = id, .logprob = logprobs.data<float>()[i]});
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -20,7 +21,17 @@ class RowSampler {
   // A draw for each of `sequences` from its row of logits (n, V); previous[i] are the ids of sequence
   // sequences[i] until now. Sequences may drop out between calls, not come in. Throws as sample() does.
   std::vector<Sample> draw(const Tensor& logits, std::span<const std::int64_t> sequences,
-                           std::span<const std::span<const std::int64_t>> previous);
+                           std::span<const std::span<const std::int64_t>> previous) {
+    begin(logits, sequences, previous);
+    return finish();
+  }
+
+  // The same in two parts: what is queued between them runs while the host waits for the draws.
+  void begin(const Tensor& logits, std::span<const std::int64_t> sequences,
+             std::span<const std::span<const std::int64_t>> previous);
+  std::vector<Sample> finish();
+  // (n) i64 on the device: what the last begin() draws.
+  [[nodiscard]] const Tensor& ids() const { return ids_; }
 
  private:
   void arrange(std::int64_t width, std::span<const std::int64_t> sequences,
@@ -36,6 +47,8 @@ class RowSampler {
   Tensor seen_;
   Tensor ids_;
   Tensor logprobs_;
+  std::function<Tensor()> fetch_ids_;
+  std::function<Tensor()> fetch_logprobs_;
 };
 
 }  // namespace krait

@@ -11,35 +11,55 @@ std::int64_t recorded_size(std::int64_t n) {
   return n <= 128 ? up_to(16) : up_to(64);
 }
 
+bool Stepper::steps_ahead() const {
+  return ctx_.on_gpu() && !ctx_.profiling() && model_.steps_can_be_recorded();
+}
+
 const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* const> states) {
   require(ids.size() == states.size(), "a step of ", ids.size(), " ids for ", states.size(), " states");
   std::vector<Sequence> sequences;
   for (std::size_t i = 0; i < ids.size(); ++i)
     sequences.push_back({.ids = ids.subspan(i, 1), .state = states[i]});
-  if (!ctx_.on_gpu() || ctx_.profiling() || !model_.steps_can_be_recorded() || ids.empty()) {
+  if (!steps_ahead() || ids.empty()) {
     logits_ = model_.logits(ctx_, sequences);
     return logits_;
   }
   model_.check(sequences);
+  return launch(Tensor::from(std::vector<std::int64_t>(ids.begin(), ids.end())), states);
+}
+
+const Tensor& Stepper::step(const Tensor& ids, std::span<State* const> states) {
+  require(steps_ahead(),
+          "a step of ids that are known on the device alone needs a GPU and a model without attention");
+  require(ids.shape() == Dims{static_cast<std::int64_t>(states.size())} && ids.dtype() == DType::i64,
+          "a step of ids of shape ", ids.shape(), " and dtype ", ids.dtype(), " for ", states.size(),
+          " states");
+  std::vector<Sequence> sequences;
+  constexpr std::int64_t kAny = 0;  // in place of what the host does not know
+  for (State* state : states) sequences.push_back({.ids = std::span(&kAny, 1), .state = state});
+  model_.check(sequences);
+  return launch(ids, states);
+}
+
+// Padding slots have any token.
+const Tensor& Stepper::launch(const Tensor& ids, std::span<State* const> states) {
   ctx_.check_cancelled();
   const std::shared_ptr<StatePool>& pool = states[0]->pool();
-  const auto n = static_cast<std::int64_t>(ids.size());
+  const auto n = static_cast<std::int64_t>(states.size());
   const std::int64_t size = recorded_size(n);
   Recorded& r = recorded_[size];
   const bool first = !r.ids;
   if (first) {
-    r.ids = ctx_.empty({size}, DType::i64);
+    r.ids = ctx_.zeros({size}, DType::i64);
     r.rows = ctx_.empty({size}, DType::i64);
     if (!largest_ || largest_.size(0) < size)
       largest_ = ctx_.empty({size, model_.config().padded_vocab_size()});
     r.logits = largest_.slice(0, 0, size);
   }
-  std::vector<std::int64_t> tokens(ids.begin(), ids.end());
   std::vector<std::int64_t> rows;
   for (const State* state : states) rows.push_back(state->row());
-  tokens.resize(static_cast<std::size_t>(size), 0);
   rows.resize(static_cast<std::size_t>(size), -1);
-  ctx_.copy(Tensor::from(tokens), r.ids);
+  ctx_.copy(ids, r.ids.slice(0, 0, n));
   if (rows != r.known_rows) {
     ctx_.copy(Tensor::from(rows), r.rows);
     r.known_rows = rows;

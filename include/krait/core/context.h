@@ -73,6 +73,10 @@ class Context {
   [[nodiscard]] Tensor to_device(const Tensor& t) { return memory_.to_device(t); }
   [[nodiscard]] Tensor to_host(const Tensor& t) const { return memory_.to_host(t); }
 
+  // Begins to bring `t` to the host. The result waits for it, and not for what is queued meanwhile, and gives
+  // what it held when this was called.
+  [[nodiscard]] std::function<Tensor()> fetch(const Tensor& t) const;
+
   // On a GPU all work of a context is queued on one stream, and calls return before it has ended.
   [[nodiscard]] bool on_gpu() const { return options_.device.kind != Device::Kind::cpu; }
   [[nodiscard]] void* stream() const;  // cudaStream_t; null on the CPU

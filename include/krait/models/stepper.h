@@ -28,6 +28,11 @@ class Stepper {
   // the context's device, which the next call overwrites. Throws as LanguageModel::logits does.
   const Tensor& step(std::span<const std::int64_t> ids, std::span<State* const> states);
 
+  // Whether tokens need not be known on the host: then the same with ids (n) i64 on the context's device,
+  // which are not checked: one outside the vocabulary counts as zeros.
+  [[nodiscard]] bool steps_ahead() const;
+  const Tensor& step(const Tensor& ids, std::span<State* const> states);
+
  private:
   // Of steps of up to n sequences, n a recorded_size.
   struct Recorded {
@@ -38,6 +43,7 @@ class Stepper {
     const void* pool_memory = nullptr;     // where the states were when the graph was recorded
     std::function<void()> launch;          // absent before the second step
   };
+  const Tensor& launch(const Tensor& ids, std::span<State* const> states);
   void run(const Recorded& recorded, const std::shared_ptr<StatePool>& pool);
 
   Context& ctx_;

@@ -127,6 +127,18 @@ class Backend final : public DeviceBackend {
     if (profiles_) end_kernel();
   }
 
+  std::function<Tensor()> fetch(const Tensor& t) override {
+    const DeviceGuard guard(index_);
+    const std::shared_ptr<Landing> landing = land(t.nbytes());
+    queued(/*kernel=*/false);
+    check(cudaMemcpyAsync(landing->memory, t.raw(), t.nbytes(), cudaMemcpyDeviceToHost, stream_), "copy");
+    check(cudaEventRecord(landing->arrived, stream_), "copy");
+    return [landing, shape = t.shape(), dtype = t.dtype()] {
+      check(cudaEventSynchronize(landing->arrived), "copy");
+      return Tensor::wrap(landing->memory, shape, dtype).clone();
+    };
+  }
+
   void begin_kernel(std::string_view name) override {
     const DeviceGuard guard(index_);
     profiles_ = true;
@@ -189,6 +201,29 @@ class Backend final : public DeviceBackend {
   }
 
  private:
+  // Memory of the host that the device writes to by itself.
+  struct Landing {
+    explicit Landing(std::size_t size) : bytes(size) {
+      check(cudaMallocHost(&memory, bytes), "memory of the host");
+      check(cudaEventCreateWithFlags(&arrived, cudaEventDisableTiming), "copy");
+    }
+    ~Landing() {
+      (void)cudaFreeHost(memory);
+      if (arrived != nullptr) (void)cudaEventDestroy(arrived);
+    }
+    Landing(const Landing&) = delete;
+    Landing& operator=(const Landing&) = delete;
+    std::size_t bytes;
+    void* memory = nullptr;
+    cudaEvent_t arrived = nullptr;
+  };
+  // One that nobody waits for: making one takes longer than a step.
+  std::shared_ptr<Landing> land(std::size_t bytes) {
+    for (const auto& landing : landings_)
+      if (landing.use_count() == 1 && landing->bytes >= bytes) return landing;
+    return landings_.emplace_back(std::make_shared<Landing>(std::max<std::size_t>(bytes, 256)));
+  }
+
   struct Measured {
     explicit Measured(std::string_view n) : name(n) {}
     std::string name;
@@ -198,6 +233,7 @@ class Backend final : public DeviceBackend {
 
   int index_;
   std::vector<Measured> measured_;
+  std::vector<std::shared_ptr<Landing>> landings_;
   bool profiles_ = false;  // its user measures kernels, so copies are measured too
   cudaStream_t stream_;
   bool owned_ = false;
