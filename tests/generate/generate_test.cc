@@ -200,6 +200,25 @@ TEST_F(Generate, BatchesEqualSingleSequences) {
   EXPECT_EQ(together.new_tokens, 4 * 24);
 }
 
+// Sequences that end leave the batch while the step behind their last token is on its way.
+TEST_F(Generate, BatchesThatShrinkEqualSingleSequences) {
+  for (const double penalty : {1.0, 1.2}) {
+    const GenerateOptions options{.max_new_tokens = 48,
+                                  .sampling = {.temperature = 0.0, .repetition_penalty = penalty},
+                                  .stop = {"\n", "th"},
+                                  .ignore_eos = true};
+    const std::vector<std::string> texts{"ROMEO:", "What is the city but the people", "A",
+                                         "O, she doth teach the", "First Citizen:"};
+    const GenerateResult together = run(texts, options);
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      const Generation alone = run({texts[i]}, options).sequences[0];
+      EXPECT_EQ(alone.ids, together.sequences[i].ids) << texts[i];
+      EXPECT_EQ(alone.finish, together.sequences[i].finish) << texts[i];
+      EXPECT_EQ(alone.text, together.sequences[i].text) << texts[i];
+    }
+  }
+}
+
 TEST_F(Generate, StreamedPiecesAreTheText) {
   std::vector<std::string> streamed(2);
   GenerateOptions options{.max_new_tokens = 60, .seed = 3, .stop = {"zzzz", "\n\n\n"}};
