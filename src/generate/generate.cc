@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <optional>
 
 #include "generate/row_sampler.h"
@@ -112,7 +113,15 @@ class Decoder {
   void take(std::vector<Decoding*>& active) {
     std::vector<Sample> samples;
     ahead_ = stepper_.steps_ahead() && goes_on(active);
-    if (ahead_) logits_ = stepper_.step(sampler_.ids(), states_of(active));
+    std::exception_ptr interrupted;
+    if (ahead_) {
+      try {
+        logits_ = stepper_.step(sampler_.ids(), states_of(active));
+      } catch (const Error& e) {
+        if (e.kind() != ErrorKind::interrupted) throw;
+        interrupted = std::current_exception();  // behind the draws that are on their way
+      }
+    }
     if (ctx_.on_gpu()) {
       samples = sampler_.finish();
     } else {
@@ -126,6 +135,7 @@ class Decoder {
       if (!active[i]->done()) keep.push_back(static_cast<std::int64_t>(i));
     }
     std::erase_if(active, [](const Decoding* d) { return d->done(); });
+    if (interrupted) std::rethrow_exception(interrupted);
     if (ahead_ && !active.empty()) logits_ = rows_of(ctx_, logits_, keep);
   }
 
