@@ -49,12 +49,13 @@ struct NormBackwardArgs {
   double eps = 1e-6;
   std::int64_t group_size = 0;
   bool norm_before_gate = true;
-  Tensor dout;       // (..., C)
-  Tensor dresidual;  // (..., C), optional: the gradient of the returned residual
-  Tensor dx;         // (..., C) of x and of residual alike; may be dout or dresidual itself
-  Tensor dz;         // (..., C); may be dout or z itself
-  Tensor dweight;    // (C) f32, added to
-  Tensor dbias;      // (C) f32, added to
+  Tensor dout;        // (..., C)
+  Tensor dresidual;   // (..., C), optional: the gradient of the returned residual
+  Tensor dx;          // (..., C) of x and of residual alike; may be dout or dresidual itself
+  Tensor dx_rounded;  // (..., C), optional: dx once more in a dtype of its own, as products read it
+  Tensor dz;          // (..., C); may be dout or z itself
+  Tensor dweight;     // (C) f32, added to
+  Tensor dbias;       // (C) f32, added to
   NormPath path = NormPath::automatic;
 };
 

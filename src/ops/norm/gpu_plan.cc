@@ -37,10 +37,10 @@ GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors) {
   // The fewest vectors that lie idle, and then the fewest warps.
   GpuPlan best;
   std::int64_t least = 0;
-  for (int vectors = 1; vectors <= most_vectors; vectors *= 2) {
+  for (int vectors = 1; vectors <= most_vectors; ++vectors) {
     const std::int64_t warps = (needed + kLanes * vectors - 1) / (kLanes * vectors);
     const std::int64_t held = warps * kLanes * vectors;
-    if (warps > kMaxWarps || (best.vectors > 0 && held > least)) continue;
+    if (warps > most_warps(vectors) || (best.vectors > 0 && held > least)) continue;
     least = held;
     best = {.vectors = vectors, .warps = static_cast<int>(warps), .groups = warps == 1 ? 4 : 1};
   }
@@ -56,18 +56,19 @@ GpuPlan choose_gpu_plan(const Problem& p) {
     return {};
   if (p.z && (p.residual || p.residual_out)) return {};
   // Rows wait in shared memory, which holds half as many f32.
-  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 2 : 4);
+  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
 }
 
 GpuPlan choose_gpu_plan(const BackwardProblem& p) {
-  if (!all_in_vectors({&p.x, &p.z, &p.weight, &p.bias, &p.dout, &p.dresidual, &p.dx, &p.dz})) return {};
+  if (!all_in_vectors({&p.x, &p.z, &p.weight, &p.bias, &p.dout, &p.dresidual, &p.dx, &p.dx_rounded, &p.dz}))
+    return {};
   const DType dtype = p.dout.dtype();
-  if (!all_of_dtype(dtype, {&p.z, &p.dz})) return {};
+  if (!all_of_dtype(dtype, {&p.z, &p.dx_rounded, &p.dz})) return {};
   if (!all_of_dtype(dtype, {&p.x, &p.dresidual, &p.dx}) &&
       !all_of_dtype(DType::f32, {&p.x, &p.dresidual, &p.dx}))
     return {};
-  if (p.z && (p.x.dtype() != dtype || p.dresidual || p.dbias)) return {};
-  return choose_gpu_plan(p.group_size, 2);
+  if (p.z && (p.x.dtype() != dtype || p.dresidual || p.dbias || p.dx_rounded)) return {};
+  return choose_gpu_plan(p.group_size, 3);
 }
 
 }  // namespace krait::norm_kernels

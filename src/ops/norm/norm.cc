@@ -108,6 +108,8 @@ void validate(std::string_view op, const NormBackwardArgs& args) {
   require_like_x(op, "dout", args.dout, args.x);
   require_like_x(op, "dresidual", args.dresidual, args.x);
   require_like_x(op, "dx", args.dx, args.x);
+  require_like_x(op, "dx_rounded", args.dx_rounded, args.x);
+  require(!args.dx_rounded || args.dx, "[", op, "] dx_rounded is wanted, but there is no dx");
   require_like_x(op, "dz", args.dz, args.x);
   require(!args.dz || args.z, "[", op, "] dz is wanted, but there is no z");
   require_sum(op, "dweight", args.dweight, channels);
@@ -118,6 +120,13 @@ void validate(std::string_view op, const NormBackwardArgs& args) {
   require_apart(op, "dx", args.dx, "x", args.x);
   require_apart(op, "dx", args.dx, "z", args.z);
   require_apart(op, "dx", args.dx, "dz", args.dz);
+  for (const auto& [name, other] : std::initializer_list<NamedTensor>{{"x", args.x},
+                                                                      {"z", args.z},
+                                                                      {"dout", args.dout},
+                                                                      {"dresidual", args.dresidual},
+                                                                      {"dx", args.dx},
+                                                                      {"dz", args.dz}})
+    require_apart(op, "dx_rounded", args.dx_rounded, name, other);
   require_apart(op, "dz", args.dz, "dout", args.dout, true);
   require_apart(op, "dz", args.dz, "z", args.z, true);
   require_apart(op, "dz", args.dz, "x", args.x);
@@ -303,11 +312,17 @@ NormResult layer_norm(Context& ctx, const NormArgs& args) { return norm(ctx, Nor
 void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
   const std::string_view op = kind == NormKind::rms ? "rms_norm_backward" : "layer_norm_backward";
   validate(op, args);
-  const std::initializer_list<NamedTensor> tensors{
-      {"x", args.x},        {"weight", args.weight}, {"bias", args.bias},
-      {"z", args.z},        {"dout", args.dout},     {"dresidual", args.dresidual},
-      {"dx", args.dx},      {"dz", args.dz},         {"dweight", args.dweight},
-      {"dbias", args.dbias}};
+  const std::initializer_list<NamedTensor> tensors{{"x", args.x},
+                                                   {"weight", args.weight},
+                                                   {"bias", args.bias},
+                                                   {"z", args.z},
+                                                   {"dout", args.dout},
+                                                   {"dresidual", args.dresidual},
+                                                   {"dx", args.dx},
+                                                   {"dz", args.dz},
+                                                   {"dweight", args.dweight},
+                                                   {"dbias", args.dbias},
+                                                   {"dx_rounded", args.dx_rounded}};
   require_on_device(ctx, op, tensors);
   bool simd = false;
   if (ctx.on_gpu()) {
@@ -329,12 +344,19 @@ void norm_backward(Context& ctx, NormKind kind, const NormBackwardArgs& args) {
   problem.dz = rows_of(args.dz);
   problem.dweight = rows_of(args.dweight);
   problem.dbias = rows_of(args.dbias);
-  if constexpr (kWithCuda)
-    if (ctx.on_gpu()) return norm_kernels::cuda(ctx, problem, norm_kernels::choose_gpu_plan(problem));
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      problem.dx_rounded = rows_of(args.dx_rounded);
+      const norm_kernels::GpuPlan plan = norm_kernels::choose_gpu_plan(problem);
+      if (norm_kernels::cuda(ctx, problem, plan) || !args.dx_rounded) return;
+      return ctx.copy(args.dx, args.dx_rounded);
+    }
+  }
   if (simd)
     run_simd(ctx, problem, args);
   else
     norm_kernels::reference(problem);
+  if (args.dx_rounded) args.dx_rounded.copy_from(args.dx);
 }
 
 }  // namespace krait

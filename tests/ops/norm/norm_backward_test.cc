@@ -376,6 +376,7 @@ TEST(NormBackward, RowsOfModels) {
             } else {
               args.dresidual = args.dx;
               if (kind == NormKind::layer) args.dbias = random_tensor(rng, {c.channels});
+              args.dx_rounded = Tensor::zeros(shape, dtype);
             }
             SCOPED_TRACE(name_of(kind, args));
             const Gradients expected = expected_of(ctx, kind, args);
@@ -383,6 +384,7 @@ TEST(NormBackward, RowsOfModels) {
             // Sums of f32 over many rows.
             const double tolerance = c.rows > 50 ? 3e-5 : 1e-5;
             expect_close(args.dx, expected.dx, 1e-5 + rounding_of(stream), "dx");
+            if (args.dx_rounded) expect_same_bits(args.dx_rounded, args.dx.to(dtype), "dx_rounded");
             if (args.dz) expect_close(args.dz, expected.dz, 1e-5 + rounding_of(dtype), "dz");
             expect_close(args.dweight, expected.dweight, tolerance, "dweight");
             if (args.dbias) expect_close(args.dbias, expected.dbias, tolerance, "dbias");
@@ -409,6 +411,10 @@ TEST(NormBackward, NamesWhatIsWrong) {
   EXPECT_EQ(message({.dx = Tensor::zeros({2, 6}, DType::i32)}),
             "[rms_norm_backward] dx has dtype i32, expected f32, f64, bf16 or f16");
   EXPECT_EQ(message({.dz = Tensor::zeros({2, 6})}), "[rms_norm_backward] dz is wanted, but there is no z");
+  EXPECT_EQ(message({.dx_rounded = Tensor::zeros({2, 6})}),
+            "[rms_norm_backward] dx_rounded is wanted, but there is no dx");
+  EXPECT_EQ(message({.dx = Tensor::zeros({2, 6}), .dx_rounded = x}),
+            "[rms_norm_backward] dx_rounded overlaps x");
   EXPECT_EQ(message({.dweight = Tensor::zeros({6}, DType::bf16)}),
             "[rms_norm_backward] dweight has dtype bf16, expected f32: it is added to");
   EXPECT_EQ(message({.group_size = 4}),

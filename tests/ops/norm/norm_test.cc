@@ -297,6 +297,8 @@ TEST(Norm, GpuPlans) {
   EXPECT_TRUE(equal(choose_gpu_plan(5120, 4), {.vectors = 4, .warps = 5, .groups = 1}));
   EXPECT_TRUE(equal(choose_gpu_plan(256, 2), {.vectors = 1, .warps = 1, .groups = 4}));
   EXPECT_TRUE(equal(choose_gpu_plan(768, 2), {.vectors = 1, .warps = 3, .groups = 1}));
+  EXPECT_TRUE(equal(choose_gpu_plan(768, 3), {.vectors = 3, .warps = 1, .groups = 4}));
+  EXPECT_TRUE(equal(choose_gpu_plan(1536, 4), {.vectors = 3, .warps = 2, .groups = 1}));
   EXPECT_EQ(choose_gpu_plan(100, 4).vectors, 0);    // no whole vectors
   EXPECT_EQ(choose_gpu_plan(16392, 4).vectors, 0);  // too wide
   for (std::int64_t size = 8; size <= 16384; size += 8) {

@@ -116,6 +116,7 @@ struct FastBackward {
   PackedRows<T> dout;
   PackedRows<X> dresidual;
   PackedRows<X> dx;
+  PackedRows<T> dx_rounded;
   PackedRows<T> dz;
   Sums sums;
   std::int64_t rows;
@@ -131,10 +132,17 @@ struct FastBackward {
 // Rows in shared memory, one in turn and the others on their way: as many as fit for the largest block.
 template <typename T, typename X, int kVectors, bool kGate>
 inline constexpr int kRowSlots = kVectors*(kSlots<X> + kSlots<T> + kSlots<std::conditional_t<kGate, T, X>>);
-constexpr int stages_for(int slots) { return slots <= 6 ? 4 : 2; }
+template <int kSlotsOfRow>
+inline constexpr int kStagesFor = kSlotsOfRow <= 6   ? 4
+                                  : kSlotsOfRow <= 9 ? 3
+                                                     : 2;
+// Threads that a multiprocessor has registers for.
+constexpr int threads_at_once(int vectors) { return vectors == 3 ? 384 : 512; }
 
 template <typename T, typename X, int kVectors, bool kGate, bool kBias>
-__global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackward<T, X> p) {
+__global__ void __launch_bounds__(32 * most_warps(kVectors),
+                                  threads_at_once(kVectors) / 32 / most_warps(kVectors))
+    fast_backward(const FastBackward<T, X> p) {
   __shared__ float scratch[GroupSums<3>::kFloats];
   __shared__ float mean_scratch[GroupSums<1>::kFloats];
   extern __shared__ uint4 staged[];
@@ -142,7 +150,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
   constexpr int kDout = kVectors * kSlots<X>;     // the first slot of dout
   constexpr int kOther = kDout + kVectors * kSlots<T>;
   constexpr int kSlotsOfRow = kRowSlots<T, X, kVectors, kGate>;
-  constexpr int kStages = stages_for(kSlotsOfRow);
+  constexpr int kStages = kStagesFor<kSlotsOfRow>;
   const Stages stages(staged, kSlotsOfRow);
   GroupSums<3> sum_up(scratch);
   GroupSums<1> sum_up_one(mean_scratch);
@@ -280,6 +288,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps) fast_backward(const FastBackwa
         }
       }
       if (p.dx) cuda::store_pack(p.dx.at(row, channel + k * kStep), dx);
+      if (!kGate && p.dx_rounded) cuda::store_pack(p.dx_rounded.at(row, channel + k * kStep), dx);
       if (kGate && p.dz) cuda::store_pack(p.dz.at(row, channel + k * kStep), dz);
     }
   }
@@ -323,24 +332,26 @@ void add_up(Context& ctx, const Tensor& partial, const Rows& to) {
 template <typename T, typename X, int kVectors, bool kGate>
 std::size_t shared_bytes(const GpuPlan& plan) {
   constexpr int kRow = kRowSlots<T, X, kVectors, kGate>;
-  return static_cast<std::size_t>(plan.warps) * plan.groups * 32 * stages_for(kRow) * kRow * 16;
+  return static_cast<std::size_t>(plan.warps) * plan.groups * 32 * kStagesFor<kRow> * kRow * 16;
 }
 
 // f(kernel, bytes of shared memory) with the kernel that suits.
 template <typename T, typename X, typename F>
 void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
-  const auto call = [&]<int kVectors, bool kGate, bool kBias>() {
-    f(fast_backward<T, X, kVectors, kGate, kBias>, shared_bytes<T, X, kVectors, kGate>(plan));
+  const auto call = [&]<bool kGate, bool kBias>() {
+    const auto with = [&]<int kVectors>() {
+      f(fast_backward<T, X, kVectors, kGate, kBias>, shared_bytes<T, X, kVectors, kGate>(plan));
+    };
+    switch (plan.vectors) {
+      case 1: return with.template operator()<1>();
+      case 2: return with.template operator()<2>();
+      default: return with.template operator()<3>();
+    }
   };
   if constexpr (std::is_same_v<T, X>)
-    if (p.z)
-      return plan.vectors == 1 ? call.template operator()<1, true, false>()
-                               : call.template operator()<2, true, false>();
-  if (p.dbias)
-    return plan.vectors == 1 ? call.template operator()<1, false, true>()
-                             : call.template operator()<2, false, true>();
-  return plan.vectors == 1 ? call.template operator()<1, false, false>()
-                           : call.template operator()<2, false, false>();
+    if (p.z) return call.template operator()<true, false>();
+  if (p.dbias) return call.template operator()<false, true>();
+  return call.template operator()<false, false>();
 }
 
 // Shares to fill the device once, of rows enough to be worth their sums.
@@ -403,7 +414,8 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
   with_fast<T, X>(p, plan, [&](auto* kernel, std::size_t shared) {
     if (!shared_memory_suffices(ctx, shared)) return;
     const int threads = plan.warps * plan.groups * 32;
-    const std::int64_t shares = shares_of(ctx, p, resident_blocks(ctx, threads, shared, 512), plan.groups);
+    const std::int64_t shares =
+        shares_of(ctx, p, resident_blocks(ctx, threads, shared, threads_at_once(plan.vectors)), plan.groups);
     const std::int64_t groups = p.channels / p.group_size;
     const Partial partial(ctx, p, shares);
     const FastBackward<T, X> problem{.x = PackedRows<X>(p.x),
@@ -413,6 +425,7 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
                                      .dout = PackedRows<T>(p.dout),
                                      .dresidual = PackedRows<X>(p.dresidual),
                                      .dx = PackedRows<X>(p.dx),
+                                     .dx_rounded = PackedRows<T>(p.dx_rounded),
                                      .dz = PackedRows<T>(p.dz),
                                      .sums = partial.sums,
                                      .rows = p.rows,
@@ -435,12 +448,13 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
 
 }  // namespace
 
-void cuda(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
+bool cuda(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
   bool done = false;
   if (plan.vectors > 0)
     dispatch_pair(p.dout.dtype(), p.x.dtype(),
                   [&](auto t, auto x) { done = run_fast<decltype(t), decltype(x)>(ctx, p, plan); });
   if (!done) run_plain(ctx, p);
+  return done;
 }
 
 }  // namespace krait::norm_kernels

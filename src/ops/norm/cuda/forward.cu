@@ -81,10 +81,14 @@ struct FastForward {
   bool norm_before_gate;
 };
 
+// Threads that a multiprocessor has registers for.
+constexpr int threads_at_once(int vectors) { return vectors == 3 ? 768 : 1024; }
 constexpr int kStages = 2;  // rows in shared memory: one in turn, one on its way
 
 template <typename T, typename R, int kVectors, bool kGate>
-__global__ void __launch_bounds__(32 * kMaxWarps, 2) fast_forward(const FastForward<T, R> p) {
+__global__ void __launch_bounds__(32 * most_warps(kVectors),
+                                  threads_at_once(kVectors) / 32 / most_warps(kVectors))
+    fast_forward(const FastForward<T, R> p) {
   using Other = std::conditional_t<kGate, T, R>;  // z or residual
   constexpr int kOther = kVectors * kSlots<T>;    // its first slot
   __shared__ float scratch[GroupSums<1>::kFloats];
@@ -202,9 +206,9 @@ bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& pro
   const auto shared = static_cast<std::size_t>(threads) * kStages * kVectors * 16 *
                       static_cast<std::size_t>(kSlots<T> + (kGate ? kSlots<T> : kSlots<R>));
   if (!shared_memory_suffices(ctx, shared)) return false;
-  const std::int64_t blocks =
-      std::min((problem.units + plan.groups - 1) / plan.groups,
-               resident_blocks(ctx, threads, shared, 1024) * cuda::limits_of(ctx).multiprocessors);
+  const std::int64_t blocks = std::min((problem.units + plan.groups - 1) / plan.groups,
+                                       resident_blocks(ctx, threads, shared, threads_at_once(kVectors)) *
+                                           cuda::limits_of(ctx).multiprocessors);
   cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>, dim3(static_cast<unsigned>(blocks)),
                dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
                problem);
@@ -216,6 +220,7 @@ bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& pro
   switch (plan.vectors) {
     case 1: return launch_fast<T, R, 1, kGate>(ctx, plan, problem);
     case 2: return launch_fast<T, R, 2, kGate>(ctx, plan, problem);
+    case 3: return launch_fast<T, R, 3, kGate>(ctx, plan, problem);
     default: return launch_fast<T, R, 4, kGate>(ctx, plan, problem);
   }
 }
