@@ -20,6 +20,7 @@ struct CrossEntropyResult {
   Tensor logsumexp;        // (T), likewise
   double mean = 0.0;       // over targets that are not ignored; 0 where there are none
   std::int64_t count = 0;  // of those targets
+  Tensor totals;           // on a GPU, where mean and count are not read yet (read_totals)
 };
 
 // Sums are in f64. Throws where a target is neither ignore_index nor in [0, V). On a GPU targets are there
@@ -59,12 +60,18 @@ struct LinearCrossEntropyBackwardArgs {
   Tensor dx;           // (T, d), written where given; may be x itself
   Tensor dweight;      // (V, d) f32, added to where given
   Tensor dbias;        // (V) f32, likewise
+  // On a GPU: return without waiting for mean and count, which read_totals brings.
+  bool read_later = false;
 };
 
 // Losses and gradients in one pass: a block of logits is computed once, turned into its gradient in place
 // and multiplied with weight and x before the next one exists. Returns what linear_cross_entropy returns. On
-// a GPU with x and weight in bf16, the gradient of the logits is rounded to bf16 for those products, and
-// where a target is not allowed NaN has been added to the gradients when the call throws.
+// a GPU with x and weight in bf16, the gradient of the logits is rounded to bf16 for those products; where a
+// target is not allowed, which the host sees at the end alone, dweight and dbias are left as they were.
 CrossEntropyResult linear_cross_entropy_backward(Context& ctx, const LinearCrossEntropyBackwardArgs& args);
+
+// Waits for mean and count of a result that was returned without them. Throws, naming `op`, where a target is
+// not allowed.
+void read_totals(Context& ctx, CrossEntropyResult& result, const char* op);
 
 }  // namespace krait

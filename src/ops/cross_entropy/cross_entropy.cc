@@ -52,9 +52,14 @@ const char* run(Context& ctx, const Rows& rows) {
 }
 
 void finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
-            const char* op, CrossEntropyResult& result) {
-  if constexpr (kWithCuda)
-    if (ctx.on_gpu()) return cuda_finish(ctx, targets, vocabulary, ignore_index, op, result);
+            const char* op, CrossEntropyResult& result, bool read_later) {
+  if constexpr (kWithCuda) {
+    if (ctx.on_gpu()) {
+      cuda_add_up(ctx, targets, vocabulary, ignore_index, result);
+      if (!read_later) read_totals(ctx, result, op);
+      return;
+    }
+  }
   const Tensor losses = result.losses.to(DType::f64);
   const auto values = targets.span<std::int64_t>();
   double sum = 0.0;
@@ -68,6 +73,11 @@ void finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::i
 }
 
 }  // namespace cross_entropy_detail
+
+void read_totals(Context& ctx, CrossEntropyResult& result, const char* op) {
+  if (!result.totals) return;
+  if constexpr (kWithCuda) cross_entropy_detail::cuda_read_totals(ctx, result, op);
+}
 
 CrossEntropyResult cross_entropy(Context& ctx, const CrossEntropyArgs& args) {
   namespace detail = cross_entropy_detail;

@@ -48,16 +48,22 @@ void reference_backward(Context& ctx, const GradientRows& rows);
 void simd_backward(Context& ctx, const GradientRows& rows);
 
 // On a GPU, where losses and logsumexp are f32. A target that is not allowed gives a loss and a gradient of
-// NaN. Losses, and where dlogits is given the gradient in the same launch.
-void cuda(Context& ctx, const Rows& rows, const Tensor& dlogits = {}, double scale = 1.0);
+// NaN. Losses, and where dlogits is given the gradient in the same launch: 0 for all rows where `bad` (1) i64
+// says that a target is not allowed.
+void cuda(Context& ctx, const Rows& rows, const Tensor& dlogits = {}, double scale = 1.0,
+          const Tensor& bad = {});
 void cuda_backward(Context& ctx, const GradientRows& rows);
-// Waits for mean and count; throws where a target is not allowed.
-void cuda_finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
-                 const char* op, CrossEntropyResult& result);
+// (1) i64 on the device: how many targets are not allowed.
+Tensor cuda_count_bad(Context& ctx, const Tensor& targets, std::int64_t vocabulary,
+                      std::int64_t ignore_index);
+// Queues the sums that mean and count come from, and then waits for them.
+void cuda_add_up(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
+                 CrossEntropyResult& result);
+void cuda_read_totals(Context& ctx, CrossEntropyResult& result, const char* op);
 
 // mean and count from losses.
 void finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
-            const char* op, CrossEntropyResult& result);
+            const char* op, CrossEntropyResult& result, bool read_later = false);
 
 // The loss of one token from what its row of logits gave.
 struct RowSums {

@@ -11,10 +11,10 @@
 namespace krait {
 namespace {
 
-// Every block reads the weight twice and its gradient once or more, so there are few: of at most about 64 MiB
-// of f32 logits on the CPU and 512 MiB on a GPU, and of equal size.
+// Every block of logits reads the weight, so there are few: of at most about 64 MiB of f32 logits on the CPU
+// and 544 MiB on a GPU, and of equal size.
 std::int64_t choose_block(const Context& ctx, std::int64_t count, std::int64_t vocabulary) {
-  const std::int64_t logits = std::int64_t{1} << (ctx.on_gpu() ? 27 : 24);
+  const std::int64_t logits = ctx.on_gpu() ? std::int64_t{136} << 20 : std::int64_t{1} << 24;
   const std::int64_t limit = ctx.on_gpu() ? 8192 : 1024;
   const std::int64_t most =
       std::clamp<std::int64_t>(logits / std::max<std::int64_t>(vocabulary, 1), 64, limit);
@@ -27,6 +27,7 @@ struct Gradients {
   Tensor dx;
   Tensor dweight;
   Tensor dbias;
+  bool read_later = false;
 
   [[nodiscard]] bool wanted() const { return dx || dweight || dbias; }
 };
@@ -41,10 +42,10 @@ void check_gradient(const Tensor& t, const Tensor& like, bool added, const char*
 
 // Losses of a block and, where dlogits is given, their gradient: on a GPU in one launch.
 const char* with_gradient(Context& ctx, const cross_entropy_detail::Rows& rows, const Tensor& dlogits,
-                          double scale) {
+                          double scale, const Tensor& bad) {
   if constexpr (kWithCuda) {
     if (ctx.on_gpu()) {
-      cross_entropy_detail::cuda(ctx, rows, dlogits, scale);
+      cross_entropy_detail::cuda(ctx, rows, dlogits, scale, bad);
       return "cuda";
     }
   }
@@ -96,28 +97,43 @@ CrossEntropyResult run_blocks(Context& ctx, const LinearCrossEntropyArgs& args, 
   // place.
   const bool rounded = ctx.on_gpu() && gradients.wanted() && args.x.dtype() == DType::bf16 &&
                        args.weight.dtype() == DType::bf16;
-  const Tensor dlogits = rounded ? ctx.empty({block, width}, DType::bf16).slice(1, 0, vocabulary) : logits;
+  // Those products take two blocks at once, which are half of the f32 logits' size: with the sums over the
+  // vocabulary, dx has as many tiles as a GPU has multiprocessors only where there are many tokens.
+  const std::int64_t span = rounded ? std::min(2 * block, count) : block;
+  const Tensor dlogits = rounded ? ctx.empty({span, width}, DType::bf16).slice(1, 0, vocabulary) : logits;
+  Tensor bad;
+  if constexpr (kWithCuda)
+    if (ctx.on_gpu() && gradients.wanted())
+      bad = detail::cuda_count_bad(ctx, targets, vocabulary, args.ignore_index);
   const char* path = "simd";
-  for (std::int64_t begin = 0; begin < count; begin += block) {
-    const std::int64_t end = std::min(begin + block, count);
-    const Tensor x = args.x.slice(0, begin, end);
-    const detail::Rows rows{.logits = logits.slice(0, 0, end - begin),
-                            .targets = targets.slice(0, begin, end),
-                            .ignore_index = args.ignore_index,
-                            .label_smoothing = args.label_smoothing,
-                            .losses = result.losses.slice(0, begin, end),
-                            .logsumexp = result.logsumexp.slice(0, begin, end)};
-    const Tensor gradient = dlogits.slice(0, 0, end - begin);
-    linear(ctx, {.x = x, .weight = args.weight, .bias = args.bias, .out = rows.logits});
-    path = with_gradient(ctx, rows, gradients.wanted() ? gradient : Tensor(), gradients.scale);
+  for (std::int64_t first = 0; first < count; first += span) {
+    const std::int64_t last = std::min(first + span, count);
+    for (std::int64_t begin = first; begin < last; begin += block) {
+      const std::int64_t end = std::min(begin + block, last);
+      const detail::Rows rows{.logits = logits.slice(0, 0, end - begin),
+                              .targets = targets.slice(0, begin, end),
+                              .ignore_index = args.ignore_index,
+                              .label_smoothing = args.label_smoothing,
+                              .losses = result.losses.slice(0, begin, end),
+                              .logsumexp = result.logsumexp.slice(0, begin, end)};
+      linear(
+          ctx,
+          {.x = args.x.slice(0, begin, end), .weight = args.weight, .bias = args.bias, .out = rows.logits});
+      const Tensor gradient = gradients.wanted() ? dlogits.slice(0, begin - first, end - first) : Tensor();
+      path = with_gradient(ctx, rows, gradient, gradients.scale, bad);
+    }
     if (!gradients.wanted()) continue;
+    const Tensor gradient = dlogits.slice(0, 0, last - first);
     // The weight's gradient before x's, which may take the place of x.
-    linear_backward(ctx, {.x = x, .dout = gradient, .dweight = gradients.dweight, .dbias = gradients.dbias});
+    linear_backward(ctx, {.x = args.x.slice(0, first, last),
+                          .dout = gradient,
+                          .dweight = gradients.dweight,
+                          .dbias = gradients.dbias});
     if (gradients.dx)
       linear_backward(ctx,
-                      {.weight = args.weight, .dout = gradient, .dx = gradients.dx.slice(0, begin, end)});
+                      {.weight = args.weight, .dout = gradient, .dx = gradients.dx.slice(0, first, last)});
   }
-  detail::finish(ctx, targets, vocabulary, args.ignore_index, op, result);
+  detail::finish(ctx, targets, vocabulary, args.ignore_index, op, result, gradients.read_later);
   ctx.set_backend(op, concat(path, ", blocks of ", block));
   return result;
 }
@@ -130,7 +146,11 @@ CrossEntropyResult linear_cross_entropy(Context& ctx, const LinearCrossEntropyAr
 
 CrossEntropyResult linear_cross_entropy_backward(Context& ctx, const LinearCrossEntropyBackwardArgs& args) {
   return run_blocks(ctx, args.forward,
-                    {.scale = args.scale, .dx = args.dx, .dweight = args.dweight, .dbias = args.dbias},
+                    {.scale = args.scale,
+                     .dx = args.dx,
+                     .dweight = args.dweight,
+                     .dbias = args.dbias,
+                     .read_later = args.read_later},
                     "linear_cross_entropy_backward");
 }
 

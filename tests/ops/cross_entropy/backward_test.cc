@@ -170,6 +170,40 @@ TEST(CrossEntropyBackward, HeadInBf16) {
   }
 }
 
+// What it throws is kept, so that tensors come back from a device all the same.
+std::string thrown;
+CrossEntropyResult throwing(Context& ctx, const LinearCrossEntropyBackwardArgs& args) {
+  thrown = testing::message_of([&] { linear_cross_entropy_backward(ctx, args); });
+  return {};
+}
+
+// Gradients that are added to are as they were where a target is not allowed: on a GPU too, where the host
+// sees it at the end alone.
+TEST(CrossEntropyBackward, ABadTargetLeavesGradientsAlone) {
+  Context ctx;
+  Rng rng(6);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Tensor targets = some_targets(rng, 70, 33);
+    targets.data<std::int64_t>()[68] = 33;
+    const Tensor dweight = random_tensor(rng, {33, 48});
+    const Tensor dbias = random_tensor(rng, {33});
+    LinearCrossEntropyBackwardArgs args{.forward = {.x = random_tensor(rng, {70, 48}, dtype, -1, 1),
+                                                    .weight = random_tensor(rng, {33, 48}, dtype, -1, 1),
+                                                    .bias = random_tensor(rng, {33}),
+                                                    .targets = targets,
+                                                    .block = 32},
+                                        .dx = Tensor::zeros({70, 48}),
+                                        .dweight = dweight.clone(),
+                                        .dbias = dbias.clone()};
+    run(ctx, throwing, args);
+    EXPECT_EQ(thrown,
+              "[linear_cross_entropy_backward] target 33 at position 68 is outside [0, 33) and not "
+              "ignore_index (-100)");
+    testing::expect_same_bits(args.dweight, dweight, "dweight");
+    testing::expect_same_bits(args.dbias, dbias, "dbias");
+  }
+}
+
 TEST(CrossEntropyBackward, NamesWhatDoesNotFit) {
   Context ctx;
   EXPECT_THROW(cross_entropy_backward(ctx, {.logits = Tensor::zeros({2, 3}),

@@ -22,6 +22,7 @@ struct RowsOnGpu {
   IndexView targets;
   float* losses;  // null: logsumexp is known, and read
   float* logsumexp;
+  const std::int64_t* bad;  // targets that are not allowed, where they are counted: any leaves no gradient
   std::int64_t rows;
   std::int64_t vocabulary;
   std::int64_t ignore_index;
@@ -166,6 +167,7 @@ __device__ RowSums sums_of(const Row& row, std::int64_t vocabulary, bool last_ti
 template <typename LogitsRow, typename GradientRow>
 __global__ void __launch_bounds__(kMaxThreads, 1) rows_kernel(const RowsOnGpu p) {
   const auto spread = static_cast<float>(p.label_smoothing / static_cast<double>(p.vocabulary));
+  const bool none = p.bad != nullptr && *p.bad > 0;
   for (std::int64_t t = blockIdx.x; t < p.rows; t += gridDim.x) {
     const LogitsRow row(p.logits, t);
     const std::int64_t target = p.targets(t);
@@ -194,7 +196,7 @@ __global__ void __launch_bounds__(kMaxThreads, 1) rows_kernel(const RowsOnGpu p)
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
         const float share = __expf(values[i] - logsumexp) - spread;
-        d[i] = ignored ? 0.0F : valid ? share * p.scale - (first + i == target ? hit : 0.0F) : NAN;
+        d[i] = ignored || none ? 0.0F : valid ? share * p.scale - (first + i == target ? hit : 0.0F) : NAN;
       }
       gradient.store(d, count, first);
     });
@@ -239,7 +241,21 @@ struct Totals {
   std::int64_t count;
   std::int64_t bad_place;  // -1: none
   std::int64_t bad_target;
+  std::int64_t vocabulary;
+  std::int64_t ignore_index;
 };
+
+__global__ void __launch_bounds__(kMaxThreads, 1)
+    count_bad_kernel(IndexView targets, std::int64_t rows, std::int64_t vocabulary, std::int64_t ignore_index,
+                     std::int64_t* bad) {
+  long long count = 0;
+  for (std::int64_t t = threadIdx.x; t < rows; t += blockDim.x) {
+    const std::int64_t target = targets(t);
+    if (target != ignore_index && (target < 0 || target >= vocabulary)) ++count;
+  }
+  count = over_block(count, 0LL, [](long long a, long long b) { return a + b; });
+  if (threadIdx.x == 0) *bad = count;
+}
 
 __global__ void __launch_bounds__(kMaxThreads, 1)
     totals_kernel(IndexView targets, const float* losses, std::int64_t rows, std::int64_t vocabulary,
@@ -257,18 +273,20 @@ __global__ void __launch_bounds__(kMaxThreads, 1)
   sum = add_over_block(sum);
   count = over_block(count, 0LL, [](long long a, long long b) { return a + b; });
   bad = over_block(bad, static_cast<long long>(rows), [](long long a, long long b) { return a < b ? a : b; });
-  if (threadIdx.x == 0) *totals = {sum, count, bad == rows ? -1 : bad, bad == rows ? 0 : targets(bad)};
+  if (threadIdx.x == 0)
+    *totals = {sum, count, bad == rows ? -1 : bad, bad == rows ? 0 : targets(bad), vocabulary, ignore_index};
 }
 
 }  // namespace
 
-void cuda(Context& ctx, const Rows& rows, const Tensor& dlogits, double scale) {
+void cuda(Context& ctx, const Rows& rows, const Tensor& dlogits, double scale, const Tensor& bad) {
   run(ctx, rows.logits, dlogits,
       {.logits = AnyView<2>(rows.logits),
        .dlogits = AnyView<2>(dlogits),
        .targets = IndexView(rows.targets),
        .losses = rows.losses.data<float>(),
        .logsumexp = rows.logsumexp.data<float>(),
+       .bad = bad ? bad.data<std::int64_t>() : nullptr,
        .rows = rows.logits.size(0),
        .vocabulary = rows.logits.size(1),
        .ignore_index = rows.ignore_index,
@@ -283,6 +301,7 @@ void cuda_backward(Context& ctx, const GradientRows& rows) {
        .targets = IndexView(rows.targets),
        .losses = nullptr,
        .logsumexp = rows.logsumexp.data<float>(),
+       .bad = nullptr,
        .rows = rows.logits.size(0),
        .vocabulary = rows.logits.size(1),
        .ignore_index = rows.ignore_index,
@@ -290,17 +309,30 @@ void cuda_backward(Context& ctx, const GradientRows& rows) {
        .scale = static_cast<float>(rows.scale)});
 }
 
-void cuda_finish(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
-                 const char* op, CrossEntropyResult& result) {
+Tensor cuda_count_bad(Context& ctx, const Tensor& targets, std::int64_t vocabulary,
+                      std::int64_t ignore_index) {
+  Tensor bad = ctx.empty({1}, DType::i64);
+  cuda::launch(ctx, "cross_entropy targets", count_bad_kernel, dim3(1), dim3(kMaxThreads), 0,
+               IndexView(targets), targets.size(0), vocabulary, ignore_index, bad.data<std::int64_t>());
+  return bad;
+}
+
+void cuda_add_up(Context& ctx, const Tensor& targets, std::int64_t vocabulary, std::int64_t ignore_index,
+                 CrossEntropyResult& result) {
   const std::int64_t rows = targets.size(0);
   if (rows == 0) return;
-  const Tensor memory = ctx.empty({static_cast<std::int64_t>(sizeof(Totals))}, DType::u8);
-  cuda::launch(ctx, op, totals_kernel, dim3(1), dim3(kMaxThreads), 0, IndexView(targets),
+  result.totals = ctx.empty({static_cast<std::int64_t>(sizeof(Totals))}, DType::u8);
+  cuda::launch(ctx, "cross_entropy totals", totals_kernel, dim3(1), dim3(kMaxThreads), 0, IndexView(targets),
                result.losses.data<float>(), rows, vocabulary, ignore_index,
-               static_cast<Totals*>(memory.raw()));
+               static_cast<Totals*>(result.totals.raw()));
+}
+
+void cuda_read_totals(Context& ctx, CrossEntropyResult& result, const char* op) {
   Totals totals{};
-  ctx.copy(memory, Tensor::wrap(&totals, memory.shape(), DType::u8));
-  if (totals.bad_place >= 0) fail_target(totals.bad_target, totals.bad_place, vocabulary, ignore_index, op);
+  ctx.copy(result.totals, Tensor::wrap(&totals, result.totals.shape(), DType::u8));
+  result.totals = {};
+  if (totals.bad_place >= 0)
+    fail_target(totals.bad_target, totals.bad_place, totals.vocabulary, totals.ignore_index, op);
   result.count = totals.count;
   result.mean = totals.count == 0 ? 0.0 : totals.sum / static_cast<double>(totals.count);
 }
