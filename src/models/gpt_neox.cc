@@ -75,9 +75,10 @@ class GptNeox final : public Backbone {
   }
 
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const override {
-    const Tensor dsum = ctx.zeros(dout.shape());
+    const Tensor dsum = ctx.empty(dout.shape());
     int index = static_cast<int>(layers_.size());
-    add_norm_backward(ctx, final_layer_norm_, tape.frame(index, "final_layer_norm")["hidden"], dout, dsum);
+    add_norm_backward(ctx, final_layer_norm_, tape.frame(index, "final_layer_norm")["hidden"], dout, {},
+                      {.sum = dsum});
     tape.drop(index);
     while (index-- > 0) {
       const NeoxLayer& layer = layers_[static_cast<std::size_t>(index)];
@@ -157,7 +158,7 @@ class GptNeox final : public Backbone {
     gelu_backward(ctx, {.x = mlp["wide"], .dout = dwide, .dx = dwide, .kind = gelu_kind()});
     const Tensor dx2 = layer.dense_h_to_4h.backward(ctx, mlp["x"], dwide);
     if (!config_.use_parallel_residual)
-      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden2"], dx2, dsum);
+      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden2"], dx2, dsum, {.sum = dsum});
 
     const Tape::Frame& attention = tape.frame(index, "attention");
     const std::int64_t T = dsum.size(0);
@@ -171,8 +172,8 @@ class GptNeox final : public Backbone {
     turn(ctx, dq, dk, batch, true);
     const Tensor dx = layer.query_key_value.backward(ctx, attention["x"], dqkv.view({T, -1}));
     if (config_.use_parallel_residual)
-      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden"], dx2, dsum);
-    add_norm_backward(ctx, layer.input_layernorm, block["hidden"], dx, dsum);
+      add_norm_backward(ctx, layer.post_attention_layernorm, block["hidden"], dx2, dsum, {.sum = dsum});
+    add_norm_backward(ctx, layer.input_layernorm, block["hidden"], dx, dsum, {.sum = dsum});
   }
 
   // sum += layer(x), with dropout in between where the tape asks for it.

@@ -50,12 +50,14 @@ class MixerModel final : public Backbone {
 
   // One tensor walks back through all layers: the gradient of the residual stream.
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const override {
-    const Tensor dsum = ctx.zeros(dout.shape());
+    const StreamGradient dsum{
+        .sum = ctx.empty(dout.shape()),
+        .rounded = dout.dtype() == DType::f32 ? Tensor() : ctx.empty(dout.shape(), dout.dtype())};
     int layer = static_cast<int>(blocks_.size());
-    add_norm_backward(ctx, norm_f_, tape.frame(layer, "norm_f")["residual"], dout, dsum);
+    add_norm_backward(ctx, norm_f_, tape.frame(layer, "norm_f")["residual"], dout, {}, dsum);
     tape.drop(layer);
     while (layer-- > 0) blocks_[static_cast<std::size_t>(layer)].backward(ctx, dsum, batch, layer, tape);
-    return dsum;
+    return dsum.sum;
   }
 
   [[nodiscard]] std::vector<LayerStateShape> state_shapes() const override {

@@ -1,4 +1,6 @@
 // The training step of a language model: forward onto a tape, head and loss together, backward.
+#include <algorithm>
+
 #include "krait/core/error.h"
 #include "krait/models/language_model.h"
 #include "krait/ops/embedding.h"
@@ -33,17 +35,34 @@ void check_batch(const TrainingBatch& batch, const ModelConfig& config) {
 }  // namespace
 
 void LanguageModel::zero_gradients(Context& ctx) {
+  // Those that are made here lie in one block of memory, which one call sets to 0.
+  constexpr std::int64_t kBoundary = 64;
+  const auto room = [](const Parameter& p) {
+    return (numel_of(p.shape) + kBoundary - 1) / kBoundary * kBoundary;
+  };
+  std::int64_t total = 0;
+  visit([&](const Parameter& p) { total += p.gradient ? 0 : room(p); });
+  if (total > 0) {
+    const Tensor block = ctx.empty({total});
+    std::int64_t at = 0;
+    visit([&](const Parameter& p) {
+      if (p.gradient) return;
+      p.gradient = block.slice(0, at, at + numel_of(p.shape)).view(p.shape);
+      at += room(p);
+    });
+    gradient_blocks_.push_back(block);
+  }
+  for (const Tensor& block : gradient_blocks_) ctx.fill(block, 0.0);
   visit([&](const Parameter& p) {
-    if (p.gradient) {
-      ctx.fill(p.gradient, 0.0);
-    } else {
-      p.gradient = ctx.zeros(p.shape);
-    }
+    const bool filled = std::any_of(gradient_blocks_.begin(), gradient_blocks_.end(),
+                                    [&](const Tensor& b) { return b.owner() == p.gradient.owner(); });
+    if (!filled) ctx.fill(p.gradient, 0.0);
   });
 }
 
 void LanguageModel::drop_gradients() {
   visit([](const Parameter& p) { p.gradient = {}; });
+  gradient_blocks_.clear();
 }
 
 void LanguageModel::own_parameters(Context& ctx) {
@@ -74,11 +93,13 @@ CrossEntropyResult LanguageModel::accumulate_gradients(Context& ctx, const Train
                         .ignore_index = TrainingBatch::kNoLoss},
             .scale = scale,
             .dx = dhidden,
-            .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_});
+            .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_,
+            .read_later = true});
   tape.measure();
   const Tensor dembedded = backbone_->backward(ctx, dhidden, rows, tape);
   tape.dropout(ctx, dembedded, 0);
   if (dembedding_) embedding_backward(ctx, {.ids = ids, .dout = dembedded, .dweight = dembedding_});
+  read_totals(ctx, loss, "linear_cross_entropy_backward");
   return loss;
 }
 

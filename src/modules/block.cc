@@ -24,14 +24,15 @@ Tensor add_norm(Context& ctx, const NormLayer& layer, const Tensor& hidden, Tens
 }
 
 void add_norm_backward(Context& ctx, const NormLayer& layer, const Tensor& r, const Tensor& dnormed,
-                       const Tensor& dsum) {
+                       const Tensor& past, const StreamGradient& dsum) {
   norm_backward(ctx, layer.rms ? NormKind::rms : NormKind::layer,
                 {.x = r,
                  .weight = layer.weight,
                  .eps = layer.eps,
                  .dout = dnormed,
-                 .dresidual = dsum,
-                 .dx = dsum,
+                 .dresidual = past,
+                 .dx = dsum.sum,
+                 .dx_rounded = dsum.rounded,
                  .dweight = layer.dweight,
                  .dbias = layer.dbias});
 }
@@ -81,7 +82,8 @@ Tensor Block::forward(Context& ctx, const Tensor& hidden, Tensor& residual, cons
   return out;
 }
 
-void Block::backward(Context& ctx, const Tensor& dsum, const Batch& batch, int layer, Tape& tape) const {
+void Block::backward(Context& ctx, const StreamGradient& dsum, const Batch& batch, int layer,
+                     Tape& tape) const {
   if (tape.options().recompute == Recompute::block) {
     const Tape::Frame& input = tape.frame(layer, "input");
     Tensor residual = input.has("residual") ? input["residual"] : Tensor();
@@ -92,18 +94,18 @@ void Block::backward(Context& ctx, const Tensor& dsum, const Batch& batch, int l
   }
   // With dropout a branch sees another gradient than the residual does.
   const auto branch = [&](std::uint64_t site) {
-    if (tape.options().dropout == 0.0) return dsum;
-    const Tensor copy = ctx.clone(dsum);
+    if (tape.options().dropout == 0.0) return dsum.for_products();
+    const Tensor copy = ctx.clone(dsum.sum);
     tape.dropout(ctx, copy, site);
     return copy;
   };
   const Tape::Frame& frame = tape.frame(layer, "block");
   if (mlp_) {
     const Tensor dnormed2 = mlp_->backward(ctx, branch(mlp_site(layer)), tape.frame(layer, "mlp"));
-    add_norm_backward(ctx, norm2_, frame["residual2"], dnormed2, dsum);
+    add_norm_backward(ctx, norm2_, frame["residual2"], dnormed2, dsum.sum, dsum);
   }
   const Tensor dnormed = mixer_->backward(ctx, branch(mixer_site(layer)), batch, layer, tape);
-  add_norm_backward(ctx, norm_, frame["residual"], dnormed, dsum);
+  add_norm_backward(ctx, norm_, frame["residual"], dnormed, dsum.sum, dsum);
   tape.drop(layer);
 }
 

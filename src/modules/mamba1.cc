@@ -42,6 +42,11 @@ Mamba1::ScanInputs Mamba1::split(const Tensor& dt_B_C) const {
           .C = dt_B_C.slice(1, c.dt_rank + c.d_state, c.dt_rank + 2 * c.d_state)};
 }
 
+// The bias of dt_proj is added inside the scan, in front of the softplus.
+Tensor Mamba1::delta_of(Context& ctx, const Tensor& dt) const {
+  return linear(ctx, {.x = dt, .weight = dt_proj_.weight});
+}
+
 SelectiveScanArgs Mamba1::scan_args(const Batch& batch, const Tensor& x, const Tensor& delta,
                                     const ScanInputs& inputs, const Tensor& z,
                                     const Tensor& initial_state) const {
@@ -77,8 +82,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     rms_norm(ctx, {.x = from.B, .eps = *c.mixer_rms_eps, .out = B});
     rms_norm(ctx, {.x = from.C, .eps = *c.mixer_rms_eps, .out = C});
   }
-  // The bias of dt_proj is added inside the scan, in front of the softplus.
-  const Tensor delta = LinearLayer{.in = c.dt_rank, .out = c.d_inner, .weight = dt_proj_.weight}(ctx, dt);
+  const Tensor delta = delta_of(ctx, dt);
 
   Tensor y = ctx.empty(x.shape(), x.dtype());
   Tensor checkpoints;
@@ -98,7 +102,6 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("x", x);
     frame.keep("projected", projected);
     frame.keep("dt_B_C", dt_B_C);
-    frame.keep("delta", delta);
     frame.keep("y", y);
     if (checkpoints) frame.keep("checkpoints", checkpoints);
   }
@@ -144,18 +147,20 @@ Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   const Tensor dA = dA_log_ ? ctx.zeros(A_.shape()) : Tensor();
   const ScanInputs inputs = split(frame["dt_B_C"]);
   const Tensor z = xz.slice(1, c.d_inner, 2 * c.d_inner);
-  selective_scan_backward(ctx, {.forward = scan_args(batch, x, frame["delta"], inputs, z,
-                                                     kept_initial_states(layer, "ssm", tape)),
-                                .dout = channels_first(dy),
-                                .checkpoints = frame.has("checkpoints") ? frame["checkpoints"] : Tensor(),
-                                .du = channels_first(dx),
-                                .ddelta = channels_first(ddelta),
-                                .dz = channels_first(dxz.slice(1, c.d_inner, 2 * c.d_inner)),
-                                .dB = channels_first(dB),
-                                .dC = channels_first(dC),
-                                .dA = dA,
-                                .dD = dD_,
-                                .ddelta_bias = dt_proj_.dbias});
+  // A small product, computed anew: kept, it would be a seventh of what a layer keeps.
+  const Tensor delta = delta_of(ctx, inputs.dt);
+  selective_scan_backward(
+      ctx, {.forward = scan_args(batch, x, delta, inputs, z, kept_initial_states(layer, "ssm", tape)),
+            .dout = channels_first(dy),
+            .checkpoints = frame.has("checkpoints") ? frame["checkpoints"] : Tensor(),
+            .du = channels_first(dx),
+            .ddelta = channels_first(ddelta),
+            .dz = channels_first(dxz.slice(1, c.d_inner, 2 * c.d_inner)),
+            .dB = channels_first(dB),
+            .dC = channels_first(dC),
+            .dA = dA,
+            .dD = dD_,
+            .ddelta_bias = dt_proj_.dbias});
   if (dA) negative_exp_backward(ctx, A_, dA, dA_log_);
   linear_backward(
       ctx,

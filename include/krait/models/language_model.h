@@ -138,6 +138,7 @@ class LanguageModel {
   Tensor lm_head_;    // (V, d_model), absent where tied
   Tensor dembedding_;
   Tensor dlm_head_;
+  std::vector<Tensor> gradient_blocks_;  // memory of the gradients that zero_gradients() has made
   std::unique_ptr<Backbone> backbone_;
 };
 

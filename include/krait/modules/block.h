@@ -10,6 +10,15 @@
 
 namespace krait {
 
+// The gradient of the residual stream (T, d_model), in f32, and where the activations are narrower once more
+// in their dtype, which is how products read it.
+struct StreamGradient {
+  Tensor sum;
+  Tensor rounded;  // absent: the activations are f32
+
+  [[nodiscard]] const Tensor& for_products() const { return rounded ? rounded : sum; }
+};
+
 class Block {
  public:
   Block(std::unique_ptr<Mixer> mixer, NormLayer norm, std::optional<GatedMlp> mlp = std::nullopt);
@@ -18,10 +27,9 @@ class Block {
   // tape, replaced). Returns the block's own output, not yet added to the residual.
   Tensor forward(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
                  Tape* tape = nullptr) const;
-  // On entry `dsum` (T, d_model) f32 is the gradient of the sum of what forward returned and the residual
-  // that it left; on return, in place, that of the sum of the two that it was given. Drops the layer's
-  // frames.
-  void backward(Context& ctx, const Tensor& dsum, const Batch& batch, int layer, Tape& tape) const;
+  // On entry `dsum` is the gradient of the sum of what forward returned and the residual that it left; on
+  // return, in place, that of the sum of the two that it was given. Drops the layer's frames.
+  void backward(Context& ctx, const StreamGradient& dsum, const Batch& batch, int layer, Tape& tape) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
   void initialize(Rng& rng);
   [[nodiscard]] Mixer& mixer() { return *mixer_; }
@@ -41,9 +49,9 @@ class Block {
 // new one. Returns norm(r).
 Tensor add_norm(Context& ctx, const NormLayer& layer, const Tensor& hidden, Tensor& residual,
                 bool keep = false);
-// dnormed is the gradient of norm(r). `dsum`, in place: from the gradient that reaches r past the norm to the
-// whole of it.
+// dnormed is the gradient of norm(r), `past` the one that reaches r past the norm, or absent. `dsum`, which
+// may be `past`, becomes the whole of it.
 void add_norm_backward(Context& ctx, const NormLayer& layer, const Tensor& r, const Tensor& dnormed,
-                       const Tensor& dsum);
+                       const Tensor& past, const StreamGradient& dsum);
 
 }  // namespace krait

@@ -52,6 +52,7 @@ class Mamba1 final : public Mixer {
     Tensor C;
   };
   [[nodiscard]] ScanInputs split(const Tensor& dt_B_C) const;
+  [[nodiscard]] Tensor delta_of(Context& ctx, const Tensor& dt) const;
   [[nodiscard]] SelectiveScanArgs scan_args(const Batch& batch, const Tensor& x, const Tensor& delta,
                                             const ScanInputs& inputs, const Tensor& z,
                                             const Tensor& initial_state) const;
