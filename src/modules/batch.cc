@@ -16,7 +16,7 @@ Batch::Batch(std::shared_ptr<StatePool> pool, std::vector<std::int64_t> rows,
     offsets_.push_back(offsets_.back() + length);
   }
   tokens_ = offsets_.back();
-  cu_seqlens_ = Tensor::from(offsets_);
+  if (rows_.size() > 1) cu_seqlens_ = Tensor::from(offsets_);
   const Tensor positions = Tensor::empty({tokens_}, DType::i64);
   auto* position = positions.data<std::int64_t>();
   for (std::size_t i = 0; i < rows_.size(); ++i)

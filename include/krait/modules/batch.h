@@ -42,8 +42,9 @@ class Batch {
   // (T, ...) as the operators over time take it, with the one of cu_seqlens and seq_idx that is present:
   // (1, T, ...) of packed sequences, (B, L, ...) in training.
   [[nodiscard]] Tensor fold(const Tensor& t) const;
-  [[nodiscard]] const Tensor& cu_seqlens() const { return cu_seqlens_; }  // (n + 1) i64, absent in training
-  [[nodiscard]] const Tensor& seq_idx() const { return seq_idx_; }        // (B, L), absent where not given
+  // (n + 1) i64; absent in training, and for one sequence, which needs no boundaries.
+  [[nodiscard]] const Tensor& cu_seqlens() const { return cu_seqlens_; }
+  [[nodiscard]] const Tensor& seq_idx() const { return seq_idx_; }  // (B, L), absent where not given
   // On the device: (n) i64, rows of the pool; (T) i64, place of each token in its sequence.
   [[nodiscard]] const Tensor& state_indices() const { return indices_; }
   [[nodiscard]] const Tensor& positions() const { return positions_; }
