@@ -74,13 +74,26 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
   return ConvKernel::rows;
 }
 
-std::int64_t choose_tokens(std::int64_t tokens, std::int64_t channels, int vector, std::int64_t most) {
-  constexpr std::int64_t kWarpsWanted = 8192;
+std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t channels, int vector,
+                           std::int64_t blocks) {
   constexpr std::int64_t kLeast = 16;
-  const std::int64_t warps = (channels + 32 * vector - 1) / (32 * vector);  // of one piece
-  std::int64_t count = most;
-  while (count > kLeast && tokens / count * warps < kWarpsWanted) count /= 2;
-  return count;
+  constexpr std::int64_t kMost = 512;
+  // What the beginning of a walk costs, in tokens: its filter, the inputs before it, and the first loads'
+  // way.
+  constexpr std::int64_t kBeginning = 8;
+  const auto parts = [](std::int64_t n, std::int64_t size) { return (n + size - 1) / size; };
+  const std::int64_t channel_blocks = parts(channels, 32 * vector);
+  std::int64_t best = kLeast;
+  std::int64_t least = 0;
+  for (std::int64_t pieces = parts(length, kMost); pieces <= parts(length, kLeast); ++pieces) {
+    const std::int64_t tokens = std::max(parts(length, std::max<std::int64_t>(pieces, 1)), kLeast);
+    const std::int64_t needed = parts(rows * parts(length, tokens), kWarps) * channel_blocks;
+    const std::int64_t time = parts(needed, std::max<std::int64_t>(blocks, 1)) * (tokens + kBeginning);
+    if (least > 0 && time >= least) continue;
+    least = time;
+    best = tokens;
+  }
+  return best;
 }
 
 namespace {

@@ -93,9 +93,12 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
 // in registers.
 constexpr int rows_vector(std::size_t element_bytes) { return static_cast<int>(16 / element_bytes); }
 inline constexpr int kBackwardVector = 4;
-// Tokens that a warp of `rows` walks: as many as leave enough warps to hide the memory's latency, at most
-// `most`, as each walk reads the K - 1 tokens before it again.
-std::int64_t choose_tokens(std::int64_t tokens, std::int64_t channels, int vector, std::int64_t most);
+// A warp of `rows` walks some tokens of one row, each lane with some channels; kWarps neighbours are a block.
+inline constexpr int kWarps = 4;
+// How many tokens, of `rows` of `length`, on a GPU that holds `blocks` blocks at once: so that blocks come in
+// whole waves, of which the last leaves few multiprocessors idle, and walks are long beside their beginning.
+std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t channels, int vector,
+                           std::int64_t blocks);
 
 // The shape and dtype rules that forward and update share: weight (D, K) and bias (D). Returns K.
 std::int64_t validate_weight(std::string_view op, const Tensor& x, const Tensor& weight, const Tensor& bias);

@@ -143,11 +143,13 @@ __global__ void copy_ahead(RowsProblem p, T* to) {
 
 // Channel-last: one walk over a piece and the K - 1 tokens behind it. dx follows K - 1 tokens behind dout;
 // the last inputs and gradients, the K + 1 sums and the taps stay in registers.
+constexpr int kBlocksAtOnce = 3;  // of a multiprocessor
+
 template <typename T, int kTaps, int kVector>
-__global__ void __launch_bounds__(kWarps * 32, 3) backward_rows(RowsProblem p) {
+__global__ void __launch_bounds__(kWarps * 32, kBlocksAtOnce) backward_rows(RowsProblem p) {
   constexpr int kChannels = 32 * kVector;
   constexpr int kWidth = kTaps - 1;
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 6;
   using Vector = PackWord<T, kVector>;
   __shared__ float staged[kTaps + 1][kChannels];
   __shared__ float sums[kWarps][kTaps + 1][kChannels];
@@ -349,7 +351,9 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
   if (channels == 0) return;
   const bool rows = choose_kernel(kernel, {b.x, b.dout, b.dx}) == ConvKernel::rows;
   const std::int64_t tokens =
-      rows ? choose_tokens(b.x.size(0) * length, channels, kBackwardVector, 128) : kPlainTokens;
+      rows ? choose_tokens(b.x.size(0), length, channels, kBackwardVector,
+                           std::int64_t{kBlocksAtOnce} * cuda::limits_of(ctx).multiprocessors)
+           : kPlainTokens;
   const RunsOnDevice placed = place_runs(ctx, *b.runs, whole_rows, length, tokens, rows);
   // Runs are walked side by side: what one writes, another may still have to read.
   const bool replaces_final = same_view(b.dinitial_states, b.dfinal_states);

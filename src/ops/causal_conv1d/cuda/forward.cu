@@ -55,8 +55,10 @@ struct ForwardRows {
 
 // Channel-last: each input is loaded once, kAhead tokens before it is needed, and kept in registers for its K
 // outputs.
+constexpr int kBlocksAtOnce = 4;  // of a multiprocessor
+
 template <typename T, int kTaps, int kVector>
-__global__ void __launch_bounds__(kWarps * 32, 4) forward_rows(ForwardRows p) {
+__global__ void __launch_bounds__(kWarps * 32, kBlocksAtOnce) forward_rows(ForwardRows p) {
   constexpr int kChannels = 32 * kVector;
   constexpr int kAhead = 4;
   __shared__ float staged[kTaps + 1][kChannels];
@@ -187,7 +189,8 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
   if (channels == 0) return;
   const bool rows = choose_kernel(f.weight.size(1), {f.x, f.out}) == ConvKernel::rows;
   const std::int64_t tokens =
-      rows ? choose_tokens(f.x.size(0) * f.x.size(2), channels, rows_vector(size_of(f.x.dtype())), 64)
+      rows ? choose_tokens(f.x.size(0), f.x.size(2), channels, rows_vector(size_of(f.x.dtype())),
+                           std::int64_t{kBlocksAtOnce} * cuda::limits_of(ctx).multiprocessors)
            : kPlainTokens;
   const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens, rows);
   const Line line = line_of(f.x, f.initial_states, f.weight);

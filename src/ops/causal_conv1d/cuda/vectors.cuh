@@ -5,10 +5,6 @@
 
 namespace krait::conv_detail {
 
-// A warp walks one piece of a run, each lane with kVector channels; warps of a block take neighbouring
-// pieces.
-inline constexpr int kWarps = 4;
-
 // A tensor (B, D, L) with channels side by side.
 struct Rows {
   void* data = nullptr;
