@@ -23,7 +23,8 @@ Batch::Batch(std::shared_ptr<StatePool> pool, std::vector<std::int64_t> rows,
     for (std::int64_t t = offsets_[i]; t < offsets_[i + 1]; ++t)
       position[t] = pool_->position(rows_[i]) + t - offsets_[i];
   indices_ = pool_->memory().to_device(Tensor::from(rows_));
-  positions_ = pool_->memory().to_device(positions);
+  positions_ = positions;
+  memory_ = pool_->memory();
 }
 
 Batch Batch::of_rows(const Memory& memory, std::int64_t rows, std::int64_t length, const Tensor& seq_idx,
@@ -59,8 +60,14 @@ Batch Batch::of_rows(const Memory& memory, std::int64_t rows, std::int64_t lengt
       last = id;
     }
   }
-  batch.positions_ = memory.to_device(positions);
+  batch.positions_ = positions;
+  batch.memory_ = memory;
   return batch;
+}
+
+const Tensor& Batch::positions() const {
+  positions_ = memory_.to_device(positions_);
+  return positions_;
 }
 
 Batch Batch::of_steps(std::shared_ptr<StatePool> pool, const Tensor& rows) {

@@ -45,9 +45,10 @@ class Batch {
   // (n + 1) i64; absent in training, and for one sequence, which needs no boundaries.
   [[nodiscard]] const Tensor& cu_seqlens() const { return cu_seqlens_; }
   [[nodiscard]] const Tensor& seq_idx() const { return seq_idx_; }  // (B, L), absent where not given
-  // On the device: (n) i64, rows of the pool; (T) i64, place of each token in its sequence.
+  // On the device: (n) i64, rows of the pool; (T) i64, place of each token in its sequence, which is sent
+  // there when it is first asked for.
   [[nodiscard]] const Tensor& state_indices() const { return indices_; }
-  [[nodiscard]] const Tensor& positions() const { return positions_; }
+  [[nodiscard]] const Tensor& positions() const;
 
   // Tokens [begin, end) that attend to one another in training: documents, none longer than its row.
   struct Piece {
@@ -74,7 +75,8 @@ class Batch {
   std::int64_t tokens_ = 0;
   Tensor cu_seqlens_;
   Tensor indices_;
-  Tensor positions_;
+  mutable Tensor positions_;
+  Memory memory_;
   Tensor seq_idx_;
   std::vector<Piece> pieces_;
   bool training_ = false;
