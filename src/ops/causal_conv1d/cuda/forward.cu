@@ -60,7 +60,7 @@ constexpr int kBlocksAtOnce = 4;  // of a multiprocessor
 template <typename T, int kTaps, int kVector>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksAtOnce) forward_rows(ForwardRows p) {
   constexpr int kChannels = 32 * kVector;
-  constexpr int kAhead = 4;
+  constexpr int kAhead = 6;
   __shared__ float staged[kTaps + 1][kChannels];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t channel0 = std::int64_t{blockIdx.x % p.channel_blocks} * kChannels;
