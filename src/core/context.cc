@@ -78,6 +78,8 @@ OverlappingKernels::~OverlappingKernels() {
 std::size_t Context::pool_bytes() const { return memory_.pool_->held(); }
 void Context::trim() { memory_.pool_->trim(); }
 
+std::shared_ptr<void>& Context::attachment(const void* key) { return attachments_[key]; }
+
 void Context::set_backend(std::string_view op, std::string_view path) {
   backend_.assign(op).append(": ").append(path);
 }

@@ -99,7 +99,7 @@ class Context {
 
   // A slot for what an operator keeps between calls, such as compiled primitives: empty at first, filled
   // by the operator, dropped with the context. `key` is the address of a static object of the operator.
-  [[nodiscard]] std::shared_ptr<void>& attachment(const void* key) { return attachments_[key]; }
+  [[nodiscard]] std::shared_ptr<void>& attachment(const void* key);
 
   // The path that the last operator on this context took, such as "selective_scan: simd (AVX2)".
   [[nodiscard]] const std::string& backend() const { return backend_; }
