@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -15,33 +16,60 @@
 namespace krait::cuda {
 namespace {
 
+#ifdef __HIP_PLATFORM_AMD__
+constexpr std::string_view kPlatform = "HIP";
+constexpr std::string_view kVendor = "AMD";
+
+std::string version_text(int version) { return concat(version / 10'000'000, '.', version / 100'000 % 100); }
+
+// What kernels are compiled for, without the features that follow it: "gfx90a:sramecc+:xnack-".
+std::string architecture_text(const cudaDeviceProp& properties) {
+  const std::string name = properties.gcnArchName;
+  const std::string architecture = name.substr(0, name.find(':'));
+  return concat(architecture, "); build with KRAIT_HIP_ARCHITECTURES=", architecture);
+}
+
+int compute_capability_of(const cudaDeviceProp& /*properties*/) { return 0; }
+#else
+constexpr std::string_view kPlatform = "CUDA";
+constexpr std::string_view kVendor = "NVIDIA";
+
 std::string version_text(int version) { return concat(version / 1000, '.', version % 1000 / 10); }
+
+std::string architecture_text(const cudaDeviceProp& properties) {
+  return concat("compute capability ", properties.major, '.', properties.minor,
+                "); build with KRAIT_CUDA_ARCHITECTURES=", properties.major, properties.minor);
+}
+
+int compute_capability_of(const cudaDeviceProp& properties) {
+  return properties.major * 10 + properties.minor;
+}
+#endif
 
 // What went wrong, in words that say what to do about it.
 [[noreturn]] void fail_with(cudaError_t status, std::string_view what) {
   switch (status) {
     case cudaErrorMemoryAllocation: fail(ErrorKind::out_of_memory, what, ": out of memory on the GPU");
-    case cudaErrorNoDevice: fail(ErrorKind::not_found, what, ": this machine has no CUDA device");
+    case cudaErrorNoDevice: fail(ErrorKind::not_found, what, ": this machine has no ", kPlatform, " device");
     case cudaErrorInsufficientDriver: {
       int driver = 0;
       int runtime = 0;
-      cudaDriverGetVersion(&driver);
-      cudaRuntimeGetVersion(&runtime);
+      (void)cudaDriverGetVersion(&driver);
+      (void)cudaRuntimeGetVersion(&runtime);
       if (driver == 0)
-        fail(ErrorKind::not_found, what, ": this machine has no NVIDIA driver, expected one for CUDA ",
-             version_text(runtime));
-      fail(ErrorKind::invalid_argument, what, ": the NVIDIA driver serves CUDA ", version_text(driver),
-           ", expected at least ", version_text(runtime));
+        fail(ErrorKind::not_found, what, ": this machine has no ", kVendor, " driver, expected one for ",
+             kPlatform, ' ', version_text(runtime));
+      fail(ErrorKind::invalid_argument, what, ": the ", kVendor, " driver serves ", kPlatform, ' ',
+           version_text(driver), ", expected at least ", version_text(runtime));
     }
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction: {
       int device = 0;
       cudaDeviceProp properties{};
-      cudaGetDevice(&device);
-      cudaGetDeviceProperties(&properties, device);
-      fail(ErrorKind::invalid_argument, what, ": this build has no kernels for ", properties.name,
-           " (compute capability ", properties.major, '.', properties.minor,
-           "); build with KRAIT_CUDA_ARCHITECTURES=", properties.major, properties.minor);
+      (void)cudaGetDevice(&device);
+      (void)cudaGetDeviceProperties(&properties, device);
+      fail(ErrorKind::invalid_argument, what, ": this build has no kernels for ", properties.name, " (",
+           architecture_text(properties));
     }
     default: fail(ErrorKind::io, what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ')');
   }
@@ -73,8 +101,8 @@ class Backend final : public DeviceBackend {
   Backend(int index, void* stream) : index_(index), stream_(static_cast<cudaStream_t>(stream)) {
     int count = 0;
     check(cudaGetDeviceCount(&count), concat("device cuda:", index));
-    require(index >= 0 && index < count, "device cuda:", index, ": this machine has ", count,
-            " CUDA device(s), cuda:0 to cuda:", count - 1);
+    require(index >= 0 && index < count, "device cuda:", index, ": this machine has ", count, ' ', kPlatform,
+            " device(s), cuda:0 to cuda:", count - 1);
     const DeviceGuard guard(index);
     if (stream_ == nullptr) {
       check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), concat("device cuda:", index));
@@ -192,8 +220,8 @@ class Backend final : public DeviceBackend {
     const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
     (void)cudaGraphDestroy(graph);
     check(status, "graph");
-    const std::shared_ptr<CUgraphExec_st> owned(executable,
-                                                [](cudaGraphExec_t e) { (void)cudaGraphExecDestroy(e); });
+    const std::shared_ptr<std::remove_pointer_t<cudaGraphExec_t>> owned(
+        executable, [](cudaGraphExec_t e) { (void)cudaGraphExecDestroy(e); });
     return [owned, stream = stream_, index = index_] {
       const DeviceGuard inner(index);
       check(cudaGraphLaunch(owned.get(), stream), "graph");
@@ -270,11 +298,12 @@ const DeviceLimits& limits_of(const Context& ctx) {
       check(cudaDeviceGetAttribute(&v, attribute, device), "device");
       return v;
     };
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, device), "device");
     at->second = {.multiprocessors = value(cudaDevAttrMultiProcessorCount),
                   .shared_memory_per_block = value(cudaDevAttrMaxSharedMemoryPerBlockOptin),
                   .l2_bytes = value(cudaDevAttrL2CacheSize),
-                  .compute_capability = value(cudaDevAttrComputeCapabilityMajor) * 10 +
-                                        value(cudaDevAttrComputeCapabilityMinor)};
+                  .compute_capability = compute_capability_of(properties)};
   }
   return at->second;
 }

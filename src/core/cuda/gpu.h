@@ -45,7 +45,7 @@ struct DeviceLimits {
   int multiprocessors = 0;
   int shared_memory_per_block = 0;  // what a kernel may ask for, with the attribute raised
   int l2_bytes = 0;
-  int compute_capability = 0;  // 90 for 9.0
+  int compute_capability = 0;  // 90 for 9.0; 0 where the device has none of NVIDIA's instructions
 };
 const DeviceLimits& limits_of(const Context& ctx);
 

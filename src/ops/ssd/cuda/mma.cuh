@@ -41,7 +41,7 @@ __device__ __forceinline__ float2 unpack(unsigned v) {
     return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v));
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 
 // 16 bytes from global to shared memory without a register; zeros where `inside` is false.
 __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool inside) {

@@ -42,7 +42,7 @@ struct Segments {
   const TokenRuns::Token* padding = nullptr;
   std::int64_t padding_count = 0;
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(__HIPCC__)
   __device__ Segment at(std::int64_t s) const {
     if (listed != nullptr) return listed[s];
     const std::int64_t run = s / per_run;

@@ -1,0 +1,16 @@
+// The products of many rows where there is no cuBLASLt, in builds for HIP: all by the plain kernel, with the
+// rounding that cuBLASLt's would have.
+#include "ops/linear/kernels.h"
+
+namespace krait::linear_detail {
+
+bool gpu::cublaslt(Context& ctx, const Problem& p) {
+  plain(ctx, {.x = ctx.to(p.x, p.weight.dtype()),
+              .weight = p.weight,
+              .bias = p.bias,
+              .out = p.out,
+              .accumulate = p.accumulate});
+  return false;
+}
+
+}  // namespace krait::linear_detail
