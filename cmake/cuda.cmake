@@ -9,7 +9,7 @@ set(KRAIT_CUDA_ARCHITECTURES "${architectures}" CACHE STRING
     "What CUDA kernels are compiled for; a virtual one serves newer cards")
 
 set(KRAIT_WITH_CUDA OFF)
-if(KRAIT_CUDA)
+if(KRAIT_CUDA AND NOT KRAIT_WITH_HIP)
   find_program(KRAIT_NVCC nvcc PATHS /usr/local/cuda/bin $ENV{CUDA_PATH}/bin DOC "The CUDA compiler")
   set(problem "no nvcc was found; put it on the PATH or set KRAIT_NVCC")
   if(KRAIT_NVCC)

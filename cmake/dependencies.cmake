@@ -32,7 +32,13 @@ target_compile_options(krait_flags INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-W
 # Lines for profilers cost nothing at run time.
 target_compile_options(krait_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-lineinfo --expt-relaxed-constexpr -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers>")
-target_compile_definitions(krait_flags INTERFACE KRAIT_WITH_CUDA=$<BOOL:${KRAIT_WITH_CUDA}>)
+# HIP's kernels are the same sources under other names (src/core/cuda/gpu_hip.h).
+target_compile_definitions(krait_flags INTERFACE
+  KRAIT_WITH_CUDA=$<OR:$<BOOL:${KRAIT_WITH_CUDA}>,$<BOOL:${KRAIT_WITH_HIP}>>)
+if(KRAIT_WITH_HIP)
+  target_compile_definitions(krait_flags INTERFACE __HIP_PLATFORM_AMD__)
+  target_include_directories(krait_flags SYSTEM INTERFACE ${KRAIT_HIP_INCLUDE})
+endif()
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(krait_flags INTERFACE Threads::Threads)
 
