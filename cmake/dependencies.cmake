@@ -36,7 +36,6 @@ target_compile_options(krait_flags INTERFACE
 target_compile_definitions(krait_flags INTERFACE
   KRAIT_WITH_CUDA=$<OR:$<BOOL:${KRAIT_WITH_CUDA}>,$<BOOL:${KRAIT_WITH_HIP}>>)
 if(KRAIT_WITH_HIP)
-  target_compile_definitions(krait_flags INTERFACE __HIP_PLATFORM_AMD__)
   target_include_directories(krait_flags SYSTEM INTERFACE ${KRAIT_HIP_INCLUDE})
 endif()
 target_include_directories(krait_flags INTERFACE ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/src)

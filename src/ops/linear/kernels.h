@@ -77,6 +77,10 @@ void column_sums(Context& ctx, const Tensor& dout, const Tensor& bias);
 // lanes; `splits` of the kGemvWarps warps of a block share a unit and take steps along `in` in turn.
 inline constexpr int kGemvRows = 4;
 inline constexpr int kGemvWarps = 8;
+// What warps that share units exchange, in shared memory.
+[[nodiscard]] constexpr std::int64_t gemv_exchange_bytes(std::int64_t rows_of_x) {
+  return 2 * kGemvWarps * kGemvRows * rows_of_x * static_cast<std::int64_t>(sizeof(float));
+}
 // Blocks for which a multiprocessor has registers and shared memory.
 [[nodiscard]] constexpr int gemv_blocks(std::int64_t rows_of_x) { return rows_of_x <= 4 ? 3 : 2; }
 struct GemvPlan {
@@ -88,8 +92,9 @@ struct GemvPlan {
 
   [[nodiscard]] int rows_of_unit() const { return kGemvRows * (32 / lanes); }
 };
+// `shared_memory`: what a block may ask for, in bytes.
 [[nodiscard]] GemvPlan choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
-                                        int multiprocessors);
+                                        int multiprocessors, std::int64_t shared_memory);
 
 }  // namespace gpu
 

@@ -431,28 +431,33 @@ TEST(Linear, ChoosesItsPathOnAGpu) {
 // Every row of the weight has its place, every step its tile, and the tiles fit.
 TEST(Linear, DividesWeightsOfFewRowsOnAGpu) {
   using linear_detail::gpu::choose_gemv_plan;
+  using linear_detail::gpu::gemv_exchange_bytes;
+  constexpr std::int64_t kShared = 227 * 1024;
   for (const std::int64_t rows : {1, 2, 4, 8, 16})
     for (const std::int64_t in : {1, 7, 8, 48, 160, 256, 768, 1536, 2560, 5120, 50000})
       for (const std::int64_t out : {1, 80, 768, 3352, 10576, 50280})
-        for (const DType dtype : kStored) {
-          SCOPED_TRACE(concat(rows, " x ", in, " x ", out, " ", dtype));
-          const auto plan = choose_gemv_plan(rows, in, out, dtype, 132);
-          const std::int64_t piece = dtype == DType::f32 ? 4 : 8;
-          EXPECT_TRUE(plan.lanes == 4 || plan.lanes == 8 || plan.lanes == 16 || plan.lanes == 32);
-          EXPECT_TRUE(plan.splits == 1 || plan.lanes == 32);
-          EXPECT_LE(plan.splits, plan.steps);
-          EXPECT_GE(plan.steps * plan.lanes * piece, in);
-          EXPECT_GE(plan.tile, 1);
-          EXPECT_LE(plan.tile, plan.steps);
-          EXPECT_TRUE(plan.tile == plan.steps || plan.tile % plan.splits == 0);
-          EXPECT_LE(rows * plan.tile * plan.lanes * piece * 4, 96 * 1024);
-          EXPECT_GE(plan.units * plan.rows_of_unit(), out);
-          EXPECT_LT((plan.units - 1) * plan.rows_of_unit(), out);
-        }
-  EXPECT_EQ(choose_gemv_plan(1, 768, 50280, DType::bf16, 132).splits, 1);
-  EXPECT_EQ(choose_gemv_plan(1, 2560, 10576, DType::bf16, 132).splits, 1);
-  EXPECT_EQ(choose_gemv_plan(1, 5120, 2560, DType::bf16, 132).splits, 4);
-  EXPECT_EQ(choose_gemv_plan(1, 48, 1536, DType::bf16, 132).lanes, 8);
+        for (const DType dtype : kStored)
+          for (const std::int64_t shared_memory : {64 * 1024, 227 * 1024}) {
+            SCOPED_TRACE(concat(rows, " x ", in, " x ", out, " ", dtype, " in ", shared_memory));
+            const auto plan = choose_gemv_plan(rows, in, out, dtype, 132, shared_memory);
+            const std::int64_t piece = dtype == DType::f32 ? 4 : 8;
+            EXPECT_TRUE(plan.lanes == 4 || plan.lanes == 8 || plan.lanes == 16 || plan.lanes == 32);
+            EXPECT_TRUE(plan.splits == 1 || plan.lanes == 32);
+            EXPECT_LE(plan.splits, plan.steps);
+            EXPECT_GE(plan.steps * plan.lanes * piece, in);
+            EXPECT_GE(plan.tile, 1);
+            EXPECT_LE(plan.tile, plan.steps);
+            EXPECT_TRUE(plan.tile == plan.steps || plan.tile % plan.splits == 0);
+            const std::int64_t x_bytes = rows * plan.tile * plan.lanes * piece * 4;
+            EXPECT_LE(x_bytes, 96 * 1024);
+            EXPECT_LE(x_bytes + gemv_exchange_bytes(rows), shared_memory);
+            EXPECT_GE(plan.units * plan.rows_of_unit(), out);
+            EXPECT_LT((plan.units - 1) * plan.rows_of_unit(), out);
+          }
+  EXPECT_EQ(choose_gemv_plan(1, 768, 50280, DType::bf16, 132, kShared).splits, 1);
+  EXPECT_EQ(choose_gemv_plan(1, 2560, 10576, DType::bf16, 132, kShared).splits, 1);
+  EXPECT_EQ(choose_gemv_plan(1, 5120, 2560, DType::bf16, 132, kShared).splits, 4);
+  EXPECT_EQ(choose_gemv_plan(1, 48, 1536, DType::bf16, 132, kShared).lanes, 8);
 }
 
 TEST(Linear, DividesProductsAmongThreads) {

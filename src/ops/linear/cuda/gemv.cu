@@ -290,16 +290,17 @@ template <typename Weight, int kRows>
 void launch_rows(Context& ctx, Gemv p) {
   constexpr int kCount = Piece<Weight>::kCount;
   const int multiprocessors = cuda::limits_of(ctx).multiprocessors;
-  const GemvPlan plan =
-      gpu::choose_gemv_plan(kRows, p.in, p.out_size, kCount == 4 ? DType::f32 : DType::bf16, multiprocessors);
+  const GemvPlan plan = gpu::choose_gemv_plan(kRows, p.in, p.out_size, kCount == 4 ? DType::f32 : DType::bf16,
+                                              multiprocessors, cuda::limits_of(ctx).shared_memory_per_block);
   p.lanes_log2 = log2_of(plan.lanes);
   p.splits_log2 = log2_of(plan.splits);
   p.steps = static_cast<int>(plan.steps);
   p.tile = static_cast<int>(plan.tile);
   p.units = static_cast<int>(plan.units);
   const std::int64_t x_bytes = std::int64_t{kRows} * plan.tile * plan.lanes * 16 * (kCount / 4);
-  const std::size_t shared = static_cast<std::size_t>(x_bytes) +
-                             (plan.splits > 1 ? 2 * kGemvWarps * kGemvRows * kRows * sizeof(float) : 0);
+  const std::size_t shared =
+      static_cast<std::size_t>(x_bytes) +
+      (plan.splits > 1 ? static_cast<std::size_t>(gpu::gemv_exchange_bytes(kRows)) : 0);
   const std::int64_t blocks = std::min(plan.units, std::int64_t{multiprocessors} * gpu::gemv_blocks(kRows));
   cuda::launch(ctx, "linear gemv", &gemv_kernel<Weight, kRows>, dim3(static_cast<unsigned>(blocks)),
                dim3(kThreads), shared, p);

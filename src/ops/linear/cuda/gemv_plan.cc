@@ -7,7 +7,7 @@
 namespace krait::linear_detail {
 
 gpu::GemvPlan gpu::choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int64_t out, DType weight,
-                                    int multiprocessors) {
+                                    int multiprocessors, std::int64_t shared_memory) {
   GemvPlan plan;
   const std::int64_t piece = weight == DType::f32 ? 4 : 8;  // elements in 16 bytes
   const std::int64_t pieces = std::max<std::int64_t>(1, (in + piece - 1) / piece);
@@ -16,7 +16,8 @@ gpu::GemvPlan gpu::choose_gemv_plan(std::int64_t rows, std::int64_t in, std::int
   plan.steps = (pieces + plan.lanes - 1) / plan.lanes;
 
   // x of a tile in shared memory.
-  const std::int64_t budget = 192 * 1024 / gemv_blocks(rows);
+  const std::int64_t budget =
+      std::min<std::int64_t>(192 * 1024 / gemv_blocks(rows), shared_memory - gemv_exchange_bytes(rows));
   const std::int64_t step_bytes = rows * plan.lanes * piece * 4;
   plan.tile = std::min(plan.steps, std::max<std::int64_t>(1, budget / step_bytes));
 

@@ -12,7 +12,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSegment = 64;
+#ifdef __HIP_PLATFORM_AMD__
+constexpr int kSegment = 32;  // a block has 64 KB of shared memory
+#else
+constexpr int kSegment = kChunk;  // that of the kernels on tensor cores
+#endif
 constexpr int kTile = 8;
 constexpr int kTiles = kSegment / kTile;
 constexpr int kRows = 16;   // of the state, in a block: one for each two lanes of a warp
@@ -37,6 +41,9 @@ struct alignas(16) Shared {
   float dd[kSegment];  // sum over rows of x v
   float sums[33];
 };
+#ifdef __HIP_PLATFORM_AMD__
+static_assert(sizeof(Shared) <= 64 * 1024);
+#endif
 
 // Sums over the 16 rows of a warp (lane bits 1 to 4) of 8 values in each lane. The sum of value k is left in
 // the lanes whose bits 4, 3 and 2 are those of k.
@@ -422,7 +429,6 @@ void backward_of_chunks(Context& ctx, const BackwardProblem& b, const Inputs& in
 }  // namespace
 
 void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
-  static_assert(kSegment == kChunk);
   const Problem& p = b.forward;
   const Inputs in(p);
   const cuda::DeviceLimits& limits = cuda::limits_of(ctx);
