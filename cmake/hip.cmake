@@ -27,6 +27,7 @@ function(krait_compile_hip objects)
   set(flags -x hip -std=c++20 -fPIC "$<IF:$<CONFIG:Debug>,-O1,-O3>" "$<$<NOT:$<CONFIG:Debug>>:-DNDEBUG>"
       -Wall -Wextra -Werror
       -Wno-missing-field-initializers
+      -Wno-unused-parameter              # what is for __CUDA_ARCH__ leaves some behind
       -Wno-pass-failed                   # a loop that it would not unroll
       -Wno-unused-command-line-argument  # hipcc names libraries in every call
       -D__HIP_PLATFORM_AMD__ -DKRAIT_WITH_CUDA=1 -I${PROJECT_SOURCE_DIR}/include -I${PROJECT_SOURCE_DIR}/src)

@@ -9,7 +9,9 @@
 //  - a vote takes its half of the wavefront's 64 bits; lanes of the other half that do not take part are 0;
 //  - a barrier of a warp costs nothing in the machine, since lanes of a wavefront are never apart and its
 //    accesses to memory stay in order; it keeps the compiler from moving accesses across;
-//  - a barrier of the block counts wavefronts: kernels call it with all threads of the block;
+//  - a barrier of the block counts wavefronts: kernels call it with all threads of the block, and where
+//  threads
+//    with different tasks meet at barriers of their own code, tasks change at multiples of 64 threads;
 //  - no warp may wait in a loop for the other warp of its wavefront; kernels wait at barriers alone.
 // Instructions of NVIDIA's alone (tensor cores, bulk copies) have their paths in kernels compiled for
 // __CUDA_ARCH__, and are chosen by DeviceLimits::compute_capability, which is 0 here.
@@ -23,6 +25,7 @@
 #endif
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #define cudaError_t hipError_t
@@ -51,6 +54,7 @@
 
 #define cudaFree hipFree
 #define cudaFreeAsync hipFreeAsync
+#define cudaFreeHost hipHostFree
 #define cudaMalloc hipMalloc
 #define cudaMallocAsync hipMallocAsync
 #define cudaMemGetInfo hipMemGetInfo
@@ -61,9 +65,12 @@
 #define cudaMemsetAsync hipMemsetAsync
 
 #define cudaEventCreate hipEventCreate
+#define cudaEventCreateWithFlags hipEventCreateWithFlags
 #define cudaEventDestroy hipEventDestroy
+#define cudaEventDisableTiming hipEventDisableTiming
 #define cudaEventElapsedTime hipEventElapsedTime
 #define cudaEventRecord hipEventRecord
+#define cudaEventSynchronize hipEventSynchronize
 #define cudaEvent_t hipEvent_t
 #define cudaStreamCreateWithFlags hipStreamCreateWithFlags
 #define cudaStreamDestroy hipStreamDestroy
@@ -82,6 +89,10 @@
 inline hipError_t cudaGraphInstantiate(hipGraphExec_t* executable, hipGraph_t graph,
                                        unsigned long long /*flags*/) {
   return hipGraphInstantiate(executable, graph, nullptr, nullptr, 0);
+}
+
+inline hipError_t cudaMallocHost(void** memory, std::size_t bytes) {
+  return hipHostMalloc(memory, bytes, hipHostMallocDefault);
 }
 
 #define cudaFuncAttributeMaxDynamicSharedMemorySize hipFuncAttributeMaxDynamicSharedMemorySize
@@ -107,19 +118,26 @@ __device__ __forceinline__ float krait_double2float_ru(double v) {
 // bf16 as bits: there is no arithmetic in it.
 struct __nv_bfloat16 {
   unsigned short bits;
+
+  __nv_bfloat16() = default;
+  __host__ __device__ explicit __nv_bfloat16(float v) {
+    const auto wide = __builtin_bit_cast(unsigned, v);
+    const bool nan = (wide & 0x7fffffffU) > 0x7f800000U;
+    bits = nan ? 0x7fff : static_cast<unsigned short>((wide + 0x7fffU + (wide >> 16 & 1U)) >> 16);
+  }
 };
 struct alignas(4) __nv_bfloat162 {
   __nv_bfloat16 x;
   __nv_bfloat16 y;
 };
+__device__ __forceinline__ unsigned short __bfloat16_as_ushort(__nv_bfloat16 v) { return v.bits; }
+__device__ __forceinline__ __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) {
+  return __builtin_bit_cast(__nv_bfloat16, bits);
+}
 __device__ __forceinline__ float __bfloat162float(__nv_bfloat16 v) {
   return __uint_as_float(static_cast<unsigned>(v.bits) << 16);
 }
-__device__ __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float v) {
-  const unsigned bits = __float_as_uint(v);
-  if ((bits & 0x7fffffffU) > 0x7f800000U) return {0x7fff};
-  return {static_cast<unsigned short>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16)};
-}
+__device__ __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float v) { return __nv_bfloat16(v); }
 __device__ __forceinline__ __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
@@ -173,6 +191,10 @@ __device__ __forceinline__ unsigned __cvta_generic_to_shared(const void* p) {
 // Loads and stores that say how long their lines should stay in the caches.
 template <typename T>
 __device__ __forceinline__ T __ldcs(const T* from) {
+  return *from;
+}
+template <typename T>
+__device__ __forceinline__ T __ldcg(const T* from) {
   return *from;
 }
 template <typename T>
