@@ -104,9 +104,10 @@ void expect_the_operators(const Options& o) {
 
 TEST(Projection, IsItsOperators) {
   for (const DType dtype : {DType::f16, DType::bf16, DType::f32})
-    for (const std::int64_t rows : {1, 2, 3, 4, 5, 17})
-      for (const auto& [in, out] : std::vector<std::pair<std::int64_t, std::int64_t>>{
-               {64, 40}, {8, 5}, {768, 335}, {1536, 768}, {200, 3001}, {2560, 640}}) {
+    for (const std::int64_t rows : {1, 3, 4, 5, 17})
+      for (const auto& [in, out] :
+           std::vector<std::pair<std::int64_t, std::int64_t>>{{64, 40}, {8, 5}, {768, 335}, {200, 1301}}) {
+        if (rows > 5 && in > 64) continue;
         expect_the_operators({.rows = rows, .in = in, .out = out, .dtype = dtype});
         expect_the_operators({.rows = rows, .in = in, .out = out, .dtype = dtype, .conv = Conv::plain});
         expect_the_operators({.rows = rows, .in = in, .out = out, .dtype = dtype, .gate = true});
@@ -118,6 +119,8 @@ TEST(Projection, Options) {
     expect_the_operators({.rows = rows, .in = 5120, .out = 640, .gate = true});
     expect_the_operators({.rows = rows, .in = 8192, .out = 300, .gate = true, .norm_before_gate = true});
     expect_the_operators({.rows = rows, .in = 8200, .out = 300});
+    expect_the_operators({.rows = rows, .in = 1536, .out = 768, .gate = true});
+    expect_the_operators({.rows = rows, .in = 2560, .out = 640, .conv = Conv::plain});
     expect_the_operators({.rows = rows, .norm = ProjectionNorm::none, .residual = false});
     expect_the_operators({.rows = rows, .norm = ProjectionNorm::layer, .bias = true, .conv = Conv::indexed});
     expect_the_operators({.rows = rows, .in = 784, .out = 1111, .norm = ProjectionNorm::layer});
@@ -126,8 +129,8 @@ TEST(Projection, Options) {
     expect_the_operators({.rows = rows, .conv = Conv::indexed, .scatter = true});
     expect_the_operators({.rows = rows, .in = 63, .out = 17, .conv = Conv::plain});
     expect_the_operators({.rows = rows, .gate = true, .groups = 4});
-    expect_the_operators({.rows = rows, .in = 768, .out = 50280, .bias = true});
   }
+  expect_the_operators({.in = 768, .out = 50280, .bias = true});
 }
 
 // Kernels that start before those in front of them have ended give the same bits: a chain of blocks, each on
