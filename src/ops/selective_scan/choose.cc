@@ -74,11 +74,12 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
     std::int64_t work;
     std::int64_t alone;
   };
-  constexpr Candidate kFewStates[] = {{{.lanes = 4, .states = 4, .per_team = 4}, 190, 200},
-                                      {{.lanes = 4, .states = 4, .per_team = 2}, 100, 110},
-                                      {{.lanes = 4, .states = 4, .per_team = 1}, 55, 60},
-                                      {{.lanes = 8, .states = 2, .per_team = 1}, 34, 42},
-                                      {{.lanes = 16, .states = 1, .per_team = 1}, 26, 32}};
+  // Measured on an H200.
+  constexpr Candidate kFewStates[] = {{{.lanes = 4, .states = 4, .per_team = 4}, 300, 540},
+                                      {{.lanes = 4, .states = 4, .per_team = 2}, 162, 280},
+                                      {{.lanes = 4, .states = 4, .per_team = 1}, 92, 150},
+                                      {{.lanes = 8, .states = 2, .per_team = 1}, 60, 120},
+                                      {{.lanes = 16, .states = 1, .per_team = 1}, 60, 118}};
   const auto blocks = [&](const LanePlan& plan) {
     const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
     return runs * groups * ((channels_per_group + channels - 1) / channels);

@@ -91,6 +91,7 @@ TEST(SelectiveScanBackward, SizesOfEachKind) {
 }
 
 TEST(SelectiveScanBackward, SizesOfAGpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "of a GPU";
   const std::vector<Options> all = sizes_of_a_gpu();
   for (std::size_t i = 0; i < all.size(); ++i) check_backward(all[i], i);
 }

@@ -156,7 +156,7 @@ inline std::vector<Options> sizes_of_a_gpu() {
   all[3].sequences = 2;
   all[4].sequences = 3;
   const DType dtypes[] = {DType::bf16, DType::f32, DType::f16};
-  for (const std::int64_t batch : {270, 66, 33, 16, 8}) {
+  for (const std::int64_t batch : {250, 130, 66, 33, 8}) {
     Options o = {.batch = batch, .channels = 128, .length = batch > 200 ? 40 : 104, .d_state = 16};
     o.dtype = dtypes[all.size() % 3];
     o.reverse = batch == 33;
