@@ -308,6 +308,15 @@ const DeviceLimits& limits_of(const Context& ctx) {
   return at->second;
 }
 
+bool has_warpgroup_products(const Context& ctx) {
+#ifdef KRAIT_WITH_WGMMA
+  return limits_of(ctx).compute_capability == 90;
+#else
+  static_cast<void>(ctx);
+  return false;
+#endif
+}
+
 std::shared_ptr<DeviceBackend> make_backend(int index, void* stream) {
   return std::make_shared<Backend>(index, stream);
 }

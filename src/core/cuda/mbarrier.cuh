@@ -1,0 +1,48 @@
+// Barriers in shared memory (mbarrier), from compute capability 9.0 on: a phase ends when as many arrivals as
+// the barrier was begun with have come and the bytes that were announced are there. Waits name the phase's
+// parity: 0 for the first, then 1, 0, ...; waiting for parity 1 of a new barrier returns at once.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda/gpu.h"
+
+namespace krait::cuda {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+
+// `barrier` is an address in shared memory, of 8 bytes. By one thread; fence_barriers and a barrier of the
+// block come before others use it.
+__device__ __forceinline__ void begin_barrier(unsigned barrier, unsigned arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+__device__ __forceinline__ void arrive(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+// Arrives, and announces bytes that copies will bring.
+__device__ __forceinline__ void arrive_expecting(unsigned barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+// Arrives when all cp.async that the thread has begun are there; one of the barrier's arrivals.
+__device__ __forceinline__ void arrive_after_copies(unsigned barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void wait_for_phase(unsigned barrier, unsigned parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+#endif
+
+}  // namespace krait::cuda
