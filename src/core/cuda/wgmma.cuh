@@ -8,8 +8,11 @@
 //   wait_for_products<n>();              all but the n latest groups are done
 //
 // Between the first product and the wait nothing may touch the registers of its sums nor of its left operand;
-// keep_registers(d) after the wait holds the compiler to that. What threads write to shared memory becomes
-// visible to products by fence_shared() in each writing thread, followed by a barrier.
+// keep_registers(d) after the wait holds the compiler to that. ptxas makes products wait for one another (and
+// says so, C75xx) where it cannot see that warps of a warpgroup stay together (numbers of warps come from
+// __shfl_sync), where anything else writes sums while products run that a later one adds to, and where
+// products of fewer columns add to a part of an array. What threads write to shared memory becomes visible to
+// products by fence_shared() in each writing thread, followed by a barrier.
 //
 // Only where KRAIT_WGMMA is defined: kernels have a body without it, which is never launched
 // (cuda::has_warpgroup_products).
@@ -37,7 +40,9 @@ struct PanelTile {
 
   // Where 8 columns from 8 `vector` on lie, in bytes from the tile's begin.
   static __device__ __forceinline__ unsigned offset(int row, int vector) {
-    return static_cast<unsigned>(vector / 8 * kPanel + row * 128 + ((vector % 8) ^ (row % 8)) * 16);
+    const auto r = static_cast<unsigned>(row);
+    const auto v = static_cast<unsigned>(vector);
+    return v / 8 * kPanel + r * 128 + ((v % 8) ^ (r % 8)) * 16;
   }
   // Where columns 8 `vector` + `column` and the next lie, column even and below 8.
   static __device__ __forceinline__ unsigned pair_offset(int row, int vector, int column) {
