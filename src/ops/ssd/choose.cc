@@ -42,6 +42,38 @@ bool suits_tensor_cores(const BackwardProblem& b) {
          (!b.dx || (b.dx.dtype() == dtype && has_vectors(b.dx)));
 }
 
+std::int64_t pairs_of_tiles(const Problem& p) {
+  return p.groups() * ((p.heads_per_group() * (p.headdim() / 64) + 1) / 2);
+}
+
+bool suits_warpgroups(const Problem& p) {
+  // Blocks count chunks in 32 bits.
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  if (!suits_tensor_cores(p) || p.z || p.heads_per_group() * (p.headdim() / 64) < 2) return false;
+  std::int64_t chunks = 0;
+  for (const TokenRun& run : p.runs->runs)
+    chunks += std::max<std::int64_t>((run.count + kChunk - 1) / kChunk, 1);
+  return chunks * pairs_of_tiles(p) < kMost;
+}
+
+std::int64_t choose_blocks(std::int64_t chunks, std::int64_t longest, std::int64_t runs, std::int64_t pairs,
+                           std::int64_t multiprocessors) {
+  // In times of a chunk: what handing a state on costs a block, and its share of a long unit, whose chunks
+  // are walked for the state first. A unit is cut into at most kPieces: each of its blocks adds up the states
+  // that all before it hand on.
+  constexpr double kHandOn = 4.0;
+  constexpr double kTwice = 1.5;
+  constexpr std::int64_t kPieces = 32;
+  const std::int64_t units = std::max<std::int64_t>(runs * pairs, 1);
+  const std::int64_t total = std::max<std::int64_t>(chunks * pairs, 1);
+  if (units >= multiprocessors) return multiprocessors;
+  const std::int64_t blocks = std::min({multiprocessors, total, units * kPieces});
+  const double share = static_cast<double>(total) / static_cast<double>(blocks);
+  const auto whole = static_cast<double>(longest);
+  const double cut = share * (whole > share ? kTwice : 1.0) + kHandOn;
+  return cut < whole ? blocks : units;
+}
+
 std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                             std::int64_t headdim) {
   // With so many blocks a GPU is busy. With fewer, runs are cut, and then so that blocks come in several

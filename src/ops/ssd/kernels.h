@@ -25,6 +25,16 @@ inline constexpr std::int64_t kChunk = 64;
 [[nodiscard]] std::int64_t choose_chunked(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                                           std::int64_t headdim);
 
+// The forward's with products of warpgroups: what suits_tensor_cores, without z, with two tiles of 64
+// channels or more in a group of heads.
+[[nodiscard]] bool suits_warpgroups(const Problem& problem);
+// Pairs of such tiles in all groups, the last one of a group with one tile where their number is odd.
+[[nodiscard]] std::int64_t pairs_of_tiles(const Problem& problem);
+// Blocks that share `chunks` x `pairs` chunks: as many as a GPU has multiprocessors, or one for each run and
+// pair where cutting them costs more than it gains. `longest` counts the chunks of the longest run.
+[[nodiscard]] std::int64_t choose_blocks(std::int64_t chunks, std::int64_t longest, std::int64_t runs,
+                                         std::int64_t pairs, std::int64_t multiprocessors);
+
 // Tokens of a piece that one block of the plain kernels walks, pieces of a run side by side: all of the
 // longest run where there is work enough without cutting.
 [[nodiscard]] std::int64_t choose_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,

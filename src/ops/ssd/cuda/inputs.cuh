@@ -107,4 +107,9 @@ void chunked_ends(Context& ctx, const Inputs& in, const Segments& segments, cons
 void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
                      const Problem& p);
 
+// Outputs and states by blocks that stay, for what suits_warpgroups. `chunks`: runs cut into pieces of
+// kChunk.
+void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, std::int64_t blocks,
+                        const Problem& p);
+
 }  // namespace krait::ssd_detail
