@@ -102,4 +102,39 @@ std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group
   return std::clamp<std::int64_t>(wanted, 1, std::max<std::int64_t>(heads_per_group, 1));
 }
 
+BackwardPath choose_backward_path(bool suits_tensor_cores, int compute_capability, bool warpgroup_products,
+                                  int shared_memory, const BackwardMemory& needed) {
+  if (!suits_tensor_cores || compute_capability < 80) return BackwardPath::plain;
+  if (warpgroup_products && shared_memory >= needed.warpgroups) return BackwardPath::warpgroups;
+  return shared_memory >= needed.chunks ? BackwardPath::chunks : BackwardPath::plain;
+}
+
+std::int64_t choose_warpgroup_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
+                                   std::int64_t headdim) {
+  // Enough blocks for some hundred multiprocessors. Where there are fewer, runs are cut; their states are
+  // then walked twice, so that less than a second piece is not worth it.
+  constexpr std::int64_t kEnough = 96;
+  constexpr std::int64_t kBlocks = 264;
+  constexpr std::int64_t kShortest = 512;
+  const std::int64_t blocks = std::max<std::int64_t>(runs * heads * ((headdim + 63) / 64) * 2, 1);
+  const std::int64_t pieces = blocks >= kEnough ? 1 : (kBlocks + blocks - 1) / blocks;
+  const std::int64_t tokens = std::max((longest + pieces - 1) / pieces, std::min(kShortest, longest));
+  return std::max((tokens + kChunk - 1) / kChunk, std::int64_t{1}) * kChunk;
+}
+
+std::int64_t choose_warpgroup_parts(std::int64_t independent, std::int64_t heads_per_group) {
+  // The least time of the blocks' waves, a block taking one unit for each head and kStart for what comes
+  // before and after; more parts have to be that much better, as their sums are added afterwards.
+  constexpr std::int64_t kWave = 132;
+  constexpr std::int64_t kStart = 3;
+  const auto time_of = [&](std::int64_t parts) {
+    const std::int64_t waves = (independent * parts + kWave - 1) / kWave;
+    return waves * ((heads_per_group + parts - 1) / parts + kStart);
+  };
+  std::int64_t best = 1;
+  for (std::int64_t parts = 2; parts <= std::min<std::int64_t>(heads_per_group, 64); ++parts)
+    if (time_of(parts) * 10 < time_of(best) * 9) best = parts;
+  return best;
+}
+
 }  // namespace krait::ssd_detail

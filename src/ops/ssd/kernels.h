@@ -44,4 +44,20 @@ inline constexpr std::int64_t kChunk = 64;
 [[nodiscard]] std::int64_t choose_parts(std::int64_t independent, std::int64_t heads_per_group,
                                         std::int64_t blocks);
 
+// The kernels of the backward: by tokens, by chunks on tensor cores, and the same on products of warpgroups.
+enum class BackwardPath { plain, chunks, warpgroups };
+// Bytes of shared memory that a block of each takes.
+struct BackwardMemory {
+  int chunks;
+  int warpgroups;
+};
+[[nodiscard]] BackwardPath choose_backward_path(bool suits_tensor_cores, int compute_capability,
+                                                bool warpgroup_products, int shared_memory,
+                                                const BackwardMemory& needed);
+// As choose_chunked and choose_parts for the kernels on products of warpgroups, of which a multiprocessor
+// holds two blocks that walk states, both ways at once, and one that works on chunks.
+[[nodiscard]] std::int64_t choose_warpgroup_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
+                                                 std::int64_t headdim);
+[[nodiscard]] std::int64_t choose_warpgroup_parts(std::int64_t independent, std::int64_t heads_per_group);
+
 }  // namespace krait::ssd_detail

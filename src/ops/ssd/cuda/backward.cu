@@ -4,6 +4,7 @@
 // memory, those between them in registers, so that every product of the definition is formed as it stands.
 #include <algorithm>
 
+#include "core/cuda/backend.h"
 #include "ops/ssd/cuda/backward.cuh"
 #include "ops/ssd/kernels.h"
 
@@ -379,6 +380,12 @@ void sum_parts(Context& ctx, const Tensor& parts, const Tensor& to) {
 
 namespace {
 
+std::int64_t longest_run(const Problem& p) {
+  std::int64_t longest = 0;
+  for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
+  return longest;
+}
+
 // The gradients of all segments by the plain kernel.
 void plain_backward(Context& ctx, const BackwardProblem& b, const Inputs& in, const Segments& segments,
                     const Gradients& to, const Sums& sums) {
@@ -404,12 +411,11 @@ void plain_backward(Context& ctx, const BackwardProblem& b, const Inputs& in, co
 void backward_of_chunks(Context& ctx, const BackwardProblem& b, const Inputs& in, const Segments& chunks,
                         const Gradients& to, const Sums& sums) {
   const Problem& p = b.forward;
-  std::int64_t longest = 0;
-  for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
   Tensor memory;
   const Segments segments = cut_into_segments(
       ctx, *p.runs, p.x.size(1),
-      choose_chunked(static_cast<std::int64_t>(p.runs->runs.size()), longest, in.heads, in.headdim), memory);
+      choose_chunked(static_cast<std::int64_t>(p.runs->runs.size()), longest_run(p), in.heads, in.headdim),
+      memory);
   const Tensor starts = ctx.empty({segments.count, in.heads, in.headdim, in.d_state});
   const Tensor decays = ctx.empty({segments.count, in.heads});
   const Dims states_of_chunks{chunks.count, in.heads, in.headdim, in.d_state};
@@ -426,18 +432,54 @@ void backward_of_chunks(Context& ctx, const BackwardProblem& b, const Inputs& in
   chunked_backward(ctx, in, chunks, b.dout, states, gradients, to, sums);
 }
 
+// The same on products of warpgroups.
+void backward_of_warpgroups(Context& ctx, const BackwardProblem& b, const Inputs& in, const Segments& chunks,
+                            const Gradients& to, const Sums& sums) {
+  const Problem& p = b.forward;
+  Tensor memory;
+  const Segments segments =
+      cut_into_segments(ctx, *p.runs, p.x.size(1),
+                        choose_warpgroup_walk(static_cast<std::int64_t>(p.runs->runs.size()), longest_run(p),
+                                              in.heads, in.headdim),
+                        memory);
+  const Dims tiles{chunks.count, in.heads, in.headdim, warpgroup_columns(in.d_state)};
+  StateTiles at{.starts = {},
+                .ends = {},
+                .states = ctx.empty(tiles, p.x.dtype()),
+                .gradients = ctx.empty(tiles, p.x.dtype())};
+  if (segments.per_run > 1) {
+    const Dims states{segments.count, in.heads, in.headdim, in.d_state};
+    const Tensor decays = ctx.empty({segments.count, in.heads});
+    at.starts = ctx.empty(states);
+    at.ends = ctx.empty(states);
+    segment_decays(ctx, in, segments, decays);
+    chunked_ends(ctx, in, segments, at.starts);
+    pass_states(ctx, in, segments, decays, at.starts);
+    chunked_gradient_ends(ctx, in, segments, b.dout, b.dinitial_states.defined(), at.ends);
+    pass_gradients(ctx, in, segments, decays, b.dfinal_states, b.dinitial_states, at.ends);
+  }
+  warpgroup_states(ctx, in, segments, chunks, b, at);
+  warpgroup_backward(ctx, in, chunks, b.dout, at, to, sums);
+}
+
 }  // namespace
 
 void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   const Problem& p = b.forward;
   const Inputs in(p);
   const cuda::DeviceLimits& limits = cuda::limits_of(ctx);
-  const bool chunked = limits.compute_capability >= 80 && suits_tensor_cores(b) &&
-                       limits.shared_memory_per_block >= chunked_backward_shared_memory();
+  const BackwardPath path = choose_backward_path(
+      suits_tensor_cores(b), limits.compute_capability, cuda::has_warpgroup_products(ctx),
+      limits.shared_memory_per_block,
+      {.chunks = chunked_backward_shared_memory(), .warpgroups = warpgroup_backward_shared_memory()});
+  const bool chunked = path != BackwardPath::plain;
+  const bool warpgroups = path == BackwardPath::warpgroups;
   Tensor memory;
   const Segments segments = cut_into_segments(ctx, *p.runs, p.x.size(1), kSegment, memory);
   const Gradients to{.dx = AnyView<4>(b.dx), .dz = AnyView<4>(b.dz), .ddt = AnyView<3>(b.ddt)};
-  Sums sums{.parts = choose_parts(segments.count * in.groups, in.heads_per_group, chunked ? 512 : 256),
+  const std::int64_t independent = segments.count * in.groups;
+  Sums sums{.parts = warpgroups ? choose_warpgroup_parts(independent, in.heads_per_group)
+                                : choose_parts(independent, in.heads_per_group, chunked ? 512 : 256),
             .stride = p.B.numel()};
   Tensor dB, dC, dA, ddt_bias, dD;
   const auto room = [&](const Tensor& wanted, const Dims& shape, Tensor& memory_of, float*& data) {
@@ -451,7 +493,9 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   room(b.dA, {segments.count, in.heads}, dA, sums.dA);
   room(b.ddt_bias, {segments.count, in.heads}, ddt_bias, sums.ddt_bias);
   room(b.dD, {segments.count, in.heads, chunked ? 1 : in.headdim}, dD, sums.dD);
-  (chunked ? backward_of_chunks : plain_backward)(ctx, b, in, segments, to, sums);
+  (warpgroups ? backward_of_warpgroups
+   : chunked  ? backward_of_chunks
+              : plain_backward)(ctx, b, in, segments, to, sums);
 
   if (b.dB) sum_parts(ctx, dB, b.dB);
   if (b.dC) sum_parts(ctx, dC, b.dC);

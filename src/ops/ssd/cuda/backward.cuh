@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ops/ssd/backward.h"
 #include "ops/ssd/cuda/inputs.cuh"
 
 namespace krait::ssd_detail {
@@ -39,5 +40,22 @@ void chunked_backward(Context& ctx, const Inputs& in, const Segments& chunks, co
                       const Tensor& states, const Tensor& gradients, const Gradients& to, const Sums& sums);
 // What a block of it takes.
 [[nodiscard]] int chunked_backward_shared_memory();
+
+// The same on products of warpgroups (compute capability 9.0a). Of each chunk, head and 64 channels the state
+// before it and the gradient by the state after it, in x's dtype: images of tiles in shared memory.
+struct StateTiles {
+  Tensor starts;  // (segments, H, P, N) f32: the state before each segment, and
+  Tensor ends;    // the gradient by the state after it; absent where no run is cut
+  Tensor states;  // (chunks, H, P / 64, 64 * columns)
+  Tensor gradients;
+};
+[[nodiscard]] std::int64_t warpgroup_columns(std::int64_t d_state);
+// The gradient by initial states is written too, where no run is cut.
+void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
+                      const BackwardProblem& b, const StateTiles& tiles);
+void warpgroup_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
+                        const StateTiles& tiles, const Gradients& to, const Sums& sums);
+// What a block of it takes.
+[[nodiscard]] int warpgroup_backward_shared_memory();
 
 }  // namespace krait::ssd_detail

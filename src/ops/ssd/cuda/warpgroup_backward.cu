@@ -1,0 +1,575 @@
+// The backward of chunks on products of warpgroups. The maths is that of chunked_backward.cu; here the pairs
+// are transposed, rows j of x against columns i of dy, so that M^T goes from registers into the product with
+// dy. A block takes one chunk and, in turn, some heads of a group, 64 channels at a time, which are copied
+// two ahead. Three warpgroups share them, each with the sums that its products accumulate in:
+//   pairs    dM^T = x dy^T, M^T, v and dx; the sum of W^T over the heads
+//   C        dC, by dy S
+//   B        dB, by x G; and <G, S>
+// Factors of tokens multiply the products' sums. Rounded to 16 bits as operands are S, G, M and the sum of W,
+// and C B^T.
+#include <algorithm>
+#include <type_traits>
+
+#include "core/cuda/async_copy.cuh"
+#include "ops/ssd/cuda/backward.cuh"
+#include "ops/ssd/cuda/panels.cuh"
+
+namespace krait::ssd_detail {
+namespace {
+
+constexpr int kGroup = 128;  // threads of a warpgroup
+constexpr int kThreads = 3 * kGroup;
+constexpr int kWarps = kGroup / 32;
+constexpr int kStages = 3;
+enum class Role { pairs, C, B };
+
+// Sums of one value for each token. What several warps have a part of is kept apart by them, and added in
+// order.
+enum Sum {
+  kRows,                    // of T over j: by the strips of rows of the pairs, which are j
+  kStart = kRows + kWarps,  // dC' . C
+  kColumns,                 // of T over i
+  kEnds,                    // x . v'
+  kSteps,                   // x . v
+  kSums,
+};
+
+// Values of a head.
+struct Values {
+  Steps steps;
+  float sums[kSums][kTokens];
+  float through[kWarps];  // <G, S>
+  float skip[kWarps];     // <dy, x>
+  float D;
+};
+
+// Bytes from the begin of dynamic shared memory.
+template <int kN>
+struct Layout {
+  static constexpr int kOfN = kTokens * kN * 2;
+  static constexpr int kOfP = kTokens * kChannels * 2;
+  static constexpr int B = 0;
+  static constexpr int C = B + kOfN;
+  static constexpr int dx = C + kOfN;  // at the end the sum of W^T
+  static constexpr int stages = dx + kOfP;
+  // Of a stage, from its begin.
+  static constexpr int x = 0;
+  static constexpr int dy = x + kOfP;
+  static constexpr int S = dy + kOfP;  // (channels, N)
+  static constexpr int G = S + kOfN;
+  static constexpr int stage = G + kOfN;
+  // Three: one is worked on, the one before is finished while the next one's steps are computed.
+  static constexpr int values = stages + kStages * stage;
+  static constexpr int total = values + 3 * static_cast<int>(sizeof(Values));
+};
+
+#ifdef KRAIT_WGMMA
+
+// The sum over the four lanes that share a row of a fragment.
+__device__ __forceinline__ float sum_of_row(float v) {
+  v += __shfl_xor_sync(0xffffffffU, v, 1);
+  return v + __shfl_xor_sync(0xffffffffU, v, 2);
+}
+
+// Sums over the eight lanes that share columns of fragments: of v[n], n of 8. The lane is left with those of
+// fragment n = 4 (bit 4 of the lane) + 2 (bit 3) + (bit 2).
+__device__ __forceinline__ float2 sum_of_columns(float (&v)[8][2]) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int half = 4; half > 0; half /= 2) {
+    const bool upper = (lane & (half * 4)) != 0;
+#pragma unroll
+    for (int n = 0; n < half; ++n) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        const float given = upper ? v[n][k] : v[n + half][k];
+        const float kept = upper ? v[n + half][k] : v[n][k];
+        v[n][k] = kept + __shfl_xor_sync(0xffffffffU, given, half * 4);
+      }
+    }
+  }
+  return make_float2(v[0][0], v[0][1]);
+}
+
+// Of a head whose sums are there, by a warp: the gradient by dt, and what the chunk has of those by A,
+// dt_bias and D.
+__device__ __forceinline__ void finish_head(const Inputs& in, const Segments& chunks, const Segment& chunk,
+                                            std::int64_t s, std::int64_t head, const Values& values,
+                                            const Gradients& to, const Sums& sums) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int count = static_cast<int>(chunk.count);
+  const float rate = rate_of(in, head);
+  // Tokens `lane` and `lane` + 32.
+  float from_end[2];    // to be summed over i >= t
+  float from_start[2];  // over j < t
+  float own[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = lane + i * 32;
+    from_end[i] = (values.sums[kRows][t] + values.sums[kRows + 1][t]) +
+                  (values.sums[kRows + 2][t] + values.sums[kRows + 3][t]) - values.sums[kColumns][t];
+    from_end[i] += values.sums[kStart][t];
+    own[i] = from_start[i] = values.steps.d[t] * values.sums[kEnds][t];
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float after = __shfl_down_sync(0xffffffffU, from_end[i], distance);
+      if (lane + distance < 32) from_end[i] += after;
+      const float before = __shfl_up_sync(0xffffffffU, from_start[i], distance);
+      if (lane >= distance) from_start[i] += before;
+    }
+  }
+  from_end[0] += __shfl_sync(0xffffffffU, from_end[1], 0);
+  from_start[1] += __shfl_sync(0xffffffffU, from_start[0], 31);
+  float state = 0.0F;
+  float dD = 0.0F;
+  for (int w = 0; w < kWarps; ++w) {
+    state += values.through[w];
+    dD += values.skip[w];
+  }
+  state *= exp2_fast(values.steps.a[kTokens - 1]);
+
+  float dA = 0.0F;
+  float ddt_bias = 0.0F;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = lane + i * 32;
+    if (t >= count) continue;
+    const float exponent = from_end[i] + (from_start[i] - own[i]) + state;
+    dA = fmaf(values.steps.d[t], exponent, dA);
+    const float dd = fmaf(rate, exponent, values.sums[kSteps][t]) * values.steps.slope[t];
+    ddt_bias += dd;
+    if (to.ddt) to.ddt.store(dd, chunk.row, chunks.position(chunk, t), head);
+  }
+  dA = cuda::warp_sum(dA);
+  ddt_bias = cuda::warp_sum(ddt_bias);
+  if (lane == 0) {
+    if (sums.dA != nullptr) sums.dA[s * in.heads + head] = dA;
+    if (sums.ddt_bias != nullptr) sums.ddt_bias[s * in.heads + head] = ddt_bias;
+    if (sums.dD != nullptr) sums.dD[s * in.heads + head] = dD;
+  }
+}
+
+// What a block works on.
+struct Work {
+  std::int64_t s, group, part;  // the chunk, the group, and which of its blocks of heads
+  std::int64_t first_head, last_head, tiles, items;
+};
+
+// Rows of f32 sums to their part of the sums over heads.
+template <int kN>
+__device__ __forceinline__ void store_part(float* sums, const Inputs& in, const Segments& chunks,
+                                           const Segment& chunk, const Work& work, std::int64_t stride,
+                                           int row, const float (&d)[kN / 8][4]) {
+  if (sums == nullptr) return;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int k = 0; k < 4; k += 2) {
+    const int t = row + k * 4;
+    if (t >= chunk.count) continue;
+    const std::int64_t token = chunk.row * chunks.length + chunks.position(chunk, t);
+    float* to = sums + work.part * stride + (token * in.groups + work.group) * in.d_state;
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n) {
+      const int column = n * 8 + lane % 4 * 2;
+      if (column < in.d_state) *reinterpret_cast<float2*>(to + column) = make_float2(d[n][k], d[n][k + 1]);
+    }
+  }
+}
+
+#endif
+
+template <typename T, int kN>
+__global__ void __launch_bounds__(kThreads, 1)
+    warpgroup_backward_kernel(Inputs in, Segments chunks, AnyView<4> dout, const void* states,
+                              const void* gradients, Gradients to, Sums sums) {
+#ifdef KRAIT_WGMMA
+  using At = Layout<kN>;
+  using cuda::describe;
+  using cuda::Operand;
+  constexpr Operand kAlong = Operand::along_depth;
+  constexpr Operand kAcross = Operand::across_depth;
+  extern __shared__ __align__(1024) float4 shared_memory[];
+  char* const shared = reinterpret_cast<char*>(shared_memory);
+  const unsigned tile = shared_address(shared_memory);
+  Values* const values_of = reinterpret_cast<Values*>(shared + At::values);
+  const int thread = static_cast<int>(threadIdx.x) % kGroup;
+  const int lane = thread % 32;
+  const Role role = static_cast<Role>(__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kGroup, 0));
+  const int warp = __shfl_sync(0xffffffffU, thread / 32, 0);  // of the warpgroup
+  const int row = warp * 16 + lane / 4;                       // of the lane's sums, and 8 more
+  const int column = lane % 4 * 2;                            // of a fragment, and the next
+  // Two neighbours of a row of a tile.
+  const auto pair_at = [&](unsigned tile_begin, int at_row, int vector) -> unsigned& {
+    return *reinterpret_cast<unsigned*>(shared + tile_begin + Panels::pair_offset(at_row, vector, column));
+  };
+
+  Work work;
+  work.s = blockIdx.x / (in.groups * sums.parts);
+  work.group = blockIdx.x / sums.parts % in.groups;
+  work.part = blockIdx.x % sums.parts;
+  const std::int64_t heads_of_part = (in.heads_per_group + sums.parts - 1) / sums.parts;
+  work.first_head = work.group * in.heads_per_group + work.part * heads_of_part;
+  work.last_head = min(work.first_head + heads_of_part, (work.group + 1) * in.heads_per_group);
+  work.tiles = in.headdim / kChannels;
+  work.items = max((work.last_head - work.first_head) * work.tiles, std::int64_t{0});
+  const Segment chunk = chunks.at(work.s);
+  const int count = static_cast<int>(chunk.count);
+
+  // Copies of an item: dy and S by the second warpgroup, x and G by the third.
+  const auto load_item = [&](std::int64_t item) {
+    if (item < work.items) {
+      const unsigned at = tile + static_cast<unsigned>(At::stages + item % kStages * At::stage);
+      const std::int64_t head = work.first_head + item / work.tiles;
+      const std::int64_t channel0 = item % work.tiles * kChannels;
+      const std::int64_t image = ((work.s * in.heads + work.first_head) * work.tiles + item) * At::kOfN;
+      if (role == Role::C) {
+        const T* dy = static_cast<const T*>(dout.data) + dout.offset(chunk.row, 0, head, channel0);
+        load_panels<kChannels, kGroup>(at + At::dy, dy, dout.stride[1], kChannels, chunks, chunk, 0, thread);
+        load_image<At::kOfN, kGroup>(at + At::S, static_cast<const char*>(states) + image, thread);
+      } else {
+        const T* x = static_cast<const T*>(in.x.data) + in.x.offset(chunk.row, 0, head, channel0);
+        load_panels<kChannels, kGroup>(at + At::x, x, in.x.stride[1], kChannels, chunks, chunk, 0, thread);
+        load_image<At::kOfN, kGroup>(at + At::G, static_cast<const char*>(gradients) + image, thread);
+      }
+    }
+    cuda::commit_copies();
+  };
+  // By one warp, a head ahead.
+  float dt[2] = {};
+  const auto begin_head = [&](std::int64_t head) {
+    Values& values = values_of[(head - work.first_head) % 3];
+    compute_steps(in, dt, bias_of(in, head), rate_of(in, head), count, lane, values.steps);
+    if (lane == 0) values.D = in.D ? in.D.load(head, 0) : 0.0F;
+    if (head + 1 < work.last_head) load_dt(in, chunks, chunk, head + 1, 0, lane, dt);
+  };
+
+  if (role == Role::C)
+    load_panels<kN, kGroup>(tile + At::C,
+                            static_cast<const T*>(in.C.data) + in.C.offset(chunk.row, 0, work.group, 0),
+                            in.C.stride[1], in.d_state, chunks, chunk, 0, thread);
+  if (role == Role::B)
+    load_panels<kN, kGroup>(tile + At::B,
+                            static_cast<const T*>(in.B.data) + in.B.offset(chunk.row, 0, work.group, 0),
+                            in.B.stride[1], in.d_state, chunks, chunk, 0, thread);
+  if (role != Role::pairs) {
+    cuda::commit_copies();
+    load_item(0);
+    load_item(1);
+    if (role == Role::C && warp == 0 && work.items > 0) {
+      load_dt(in, chunks, chunk, work.first_head, 0, lane, dt);
+      begin_head(work.first_head);
+    }
+    cuda::wait_for_copies<2>();
+    cuda::fence_shared();
+  }
+  __syncthreads();  // B and C are there
+
+  // At the top of each item: it and the head's steps are there, and what belongs to the one before is free.
+  const auto next_item = [&](std::int64_t item) {
+    if (role != Role::pairs) {
+      cuda::wait_for_copies<1>();
+      cuda::fence_shared();
+    }
+    __syncthreads();
+    if (role != Role::pairs) load_item(item + 2);
+  };
+  const auto stage_of = [&](std::int64_t item) {
+    return static_cast<unsigned>(At::stages + item % kStages * At::stage);
+  };
+  const auto values_at = [&](std::int64_t item) -> Values& { return values_of[item / work.tiles % 3]; };
+
+  if (role == Role::pairs) {
+    // (B C^T)_ji, rounded, in pairs of columns.
+    unsigned bc[8][2];
+    {
+      float c[8][4];
+      cuda::fence_sums();
+#pragma unroll
+      for (int k = 0; k < kN; k += 16)
+        cuda::multiply_add_async<T, kAlong, kAlong>(c, describe<kTokens, kAlong>(tile + At::B, 0, k),
+                                                    describe<kTokens, kAlong>(tile + At::C, 0, k), k > 0);
+      cuda::commit_products();
+      cuda::wait_for_products<0>();
+      cuda::keep_registers(c);
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        bc[n][0] = pack<T>(c[n][0], c[n][1]);
+        bc[n][1] = pack<T>(c[n][2], c[n][3]);
+      }
+    }
+    float W[8][4] = {};  // W^T, summed over heads
+    float skip_sum = 0.0F;
+    for (std::int64_t item = 0; item < work.items; ++item) {
+      next_item(item);
+      const std::int64_t head = work.first_head + item / work.tiles;
+      const std::int64_t channel0 = item % work.tiles * kChannels;
+      const bool first_tile = channel0 == 0;
+      Values& values = values_at(item);
+      const Steps& steps = values.steps;
+      const unsigned stage = stage_of(item);
+      const unsigned x_at = tile + stage + At::x;
+      const unsigned dy_at = tile + stage + At::dy;
+      const unsigned G_at = tile + stage + At::G;
+      const auto put = [&](Sum sum, int t, float value) {
+        float& at = values.sums[sum][t];
+        at = first_tile ? value : at + value;
+      };
+
+      float dM[8][4];
+      float v[8][4];
+      cuda::fence_sums();
+#pragma unroll
+      for (int k = 0; k < kChannels; k += 16)
+        cuda::multiply_add_async<T, kAlong, kAlong>(dM, describe<kTokens, kAlong>(x_at, 0, k),
+                                                    describe<kTokens, kAlong>(dy_at, 0, k), k > 0);
+      cuda::commit_products();
+#pragma unroll
+      for (int k = 0; k < kN; k += 16)
+        cuda::multiply_add_async<T, kAlong, kAlong>(v, describe<kTokens, kAlong>(tile + At::B, 0, k),
+                                                    describe<kTokens, kAlong>(G_at, 0, k), k > 0);
+      cuda::commit_products();
+      const float a[2] = {steps.a[row], steps.a[row + 8]};
+      const float d[2] = {steps.d[row], steps.d[row + 8]};
+      cuda::wait_for_products<1>();
+      cuda::keep_registers(dM);
+
+      unsigned M[4][4];
+      float row_sum[2] = {};
+      float column_sum[8][2];
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        column_sum[n][0] = column_sum[n][1] = 0.0F;
+        unsigned& upper = M[n / 2][n % 2 * 2];
+        unsigned& lower = M[n / 2][n % 2 * 2 + 1];
+        upper = lower = 0;
+        if (n / 2 < warp) continue;  // no i behind a j
+        const float2 a_other = *reinterpret_cast<const float2*>(&steps.a[n * 8 + column]);
+        const float2 c_upper = unpack<T>(bc[n][0]);
+        const float2 c_lower = unpack<T>(bc[n][1]);
+        const float c[4] = {c_upper.x, c_upper.y, c_lower.x, c_lower.y};
+        float m[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          float weight = exp2_fast((k % 2 == 0 ? a_other.x : a_other.y) - a[k / 2]);
+          if (n / 2 == warp) {
+            const int i = n * 8 + column + k % 2;
+            const int j = row + k / 2 * 8;
+            if (i < j) weight = 0.0F;
+            if (i == j) skip_sum += dM[n][k];
+          }
+          const float w = dM[n][k] * weight * d[k / 2];
+          W[n][k] += w;
+          m[k] = c[k] * weight;
+          row_sum[k / 2] = fmaf(w, c[k], row_sum[k / 2]);
+          column_sum[n][k % 2] = fmaf(w, c[k], column_sum[n][k % 2]);
+        }
+        upper = pack<T>(m[0], m[1]);
+        lower = pack<T>(m[2], m[3]);
+      }
+      {
+        const float2 sum = sum_of_columns(column_sum);
+        const int n = lane / 16 * 4 + lane / 8 % 2 * 2 + lane / 4 % 2;
+        float2& at = *reinterpret_cast<float2*>(&values.sums[kRows + warp][n * 8 + column]);
+        at = first_tile ? sum : make_float2(at.x + sum.x, at.y + sum.y);
+      }
+
+      // v and dx.
+      const float last = steps.a[kTokens - 1];
+      const float to_end[2] = {exp2_fast(last - a[0]), exp2_fast(last - a[1])};
+      float ends[2] = {};
+      cuda::wait_for_products<0>();
+      cuda::keep_registers(v);
+#pragma unroll
+      for (int p = 0; p < 8; ++p) {
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const float2 of_x = unpack<T>(pair_at(stage + At::x, row + k * 4, p));
+          v[p][k] *= to_end[k / 2];
+          v[p][k + 1] *= to_end[k / 2];
+          ends[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, ends[k / 2]));
+        }
+      }
+      cuda::keep_registers(M);
+      cuda::keep_registers(v);
+      cuda::fence_sums();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        cuda::multiply_add_async<T, kAcross>(v, M[k], describe<kTokens, kAcross>(dy_at, k * 16, 0), 1);
+      cuda::commit_products();
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        row_sum[k] = sum_of_row(row_sum[k]);
+        ends[k] = sum_of_row(ends[k]);
+        if (lane % 4 == 0) {
+          put(kColumns, row + k * 8, row_sum[k]);
+          put(kEnds, row + k * 8, ends[k]);
+        }
+      }
+      const float skip = values.D;
+      cuda::wait_for_products<0>();
+      cuda::keep_registers(v);
+      float dd[2] = {};
+#pragma unroll
+      for (int p = 0; p < 8; ++p) {
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const float2 of_x = unpack<T>(pair_at(stage + At::x, row + k * 4, p));
+          const float2 of_dy = unpack<T>(pair_at(stage + At::dy, row + k * 4, p));
+          dd[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, dd[k / 2]));
+          v[p][k] = fmaf(d[k / 2], v[p][k], skip * of_dy.x);
+          v[p][k + 1] = fmaf(d[k / 2], v[p][k + 1], skip * of_dy.y);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        dd[k] = sum_of_row(dd[k]);
+        if (lane % 4 == 0) put(kSteps, row + k * 8, dd[k]);
+      }
+      if (channel0 + kChannels == in.headdim) {
+        skip_sum = cuda::warp_sum(skip_sum);
+        if (lane == 0) values.skip[warp] = skip_sum;
+        skip_sum = 0.0F;
+      }
+      if (to.dx) {
+        // Through shared memory, rows of the warp's own, to stores of 16 bytes.
+        store_sums<T>(tile + At::dx, warp * 16, v);
+        __syncwarp();
+        T* const out = static_cast<T*>(to.dx.data) + to.dx.offset(chunk.row, 0, head, channel0);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int t = warp * 16 + i * 4 + lane / 8;
+          if (t >= count) continue;
+          *reinterpret_cast<uint4*>(out + chunks.position(chunk, t) * to.dx.stride[1] + lane % 8 * 8) =
+              *reinterpret_cast<const uint4*>(shared + At::dx + Panels::offset(t, lane % 8));
+        }
+        __syncwarp();
+      }
+    }
+    __syncwarp();
+    store_sums<T>(tile + At::dx, warp * 16, W);
+    cuda::fence_shared();
+    __syncthreads();  // the sum of W^T and the sums of the last head are there
+    return;
+  }
+
+  // Both others: their products, scaled by rows.
+  float d[kN / 8][4] = {};
+  for (std::int64_t item = 0; item < work.items; ++item) {
+    next_item(item);
+    const std::int64_t head = work.first_head + item / work.tiles;
+    const bool first_tile = item % work.tiles == 0;
+    Values& values = values_at(item);
+    const Steps& steps = values.steps;
+    const unsigned stage = stage_of(item);
+    const unsigned left = tile + stage + (role == Role::C ? At::dy : At::x);
+    const unsigned right = tile + stage + (role == Role::C ? At::S : At::G);
+    float c[kN / 8][4];
+    cuda::fence_sums();
+#pragma unroll
+    for (int k = 0; k < kChannels; k += 16)
+      cuda::multiply_add_async<T, kAlong, kAcross>(c, describe<kTokens, kAlong>(left, 0, k),
+                                                   describe<kTokens, kAcross>(right, k, 0), k > 0);
+    cuda::commit_products();
+    if (role == Role::C) {
+      if (warp == 0 && first_tile && head + 1 < work.last_head) begin_head(head + 1);
+      if (warp == 1 && first_tile && head > work.first_head)
+        finish_head(in, chunks, chunk, work.s, head - 1, values_at(item - 1), to, sums);
+      __syncwarp();
+      cuda::wait_for_products<0>();
+      cuda::keep_registers(c);
+      const float factor[2] = {steps.start[row], steps.start[row + 8]};
+      float off[2] = {};
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+#pragma unroll
+        for (int k = 0; k < 4; k += 2) {
+          const float2 of_C = unpack<T>(pair_at(At::C, row + k * 4, n));
+          off[k / 2] = fmaf(c[n][k], of_C.x, fmaf(c[n][k + 1], of_C.y, off[k / 2]));
+          d[n][k] = fmaf(factor[k / 2], c[n][k], d[n][k]);
+          d[n][k + 1] = fmaf(factor[k / 2], c[n][k + 1], d[n][k + 1]);
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        off[k] = sum_of_row(off[k]) * factor[k];
+        float& at = values.sums[kStart][row + k * 8];
+        if (lane % 4 == 0) at = first_tile ? off[k] : at + off[k];
+      }
+    } else {
+      // <G, S>: the tiles lie alike.
+      float through = 0.0F;
+#pragma unroll 4
+      for (int i = thread * 16; i < At::kOfN; i += kGroup * 16) {
+        const uint4 u = *reinterpret_cast<const uint4*>(shared + stage + At::S + i);
+        const uint4 v = *reinterpret_cast<const uint4*>(shared + stage + At::G + i);
+        const unsigned of_S[4] = {u.x, u.y, u.z, u.w};
+        const unsigned of_G[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float2 p = unpack<T>(of_S[k]);
+          const float2 q = unpack<T>(of_G[k]);
+          through = fmaf(p.x, q.x, fmaf(p.y, q.y, through));
+        }
+      }
+      through = cuda::warp_sum(through);
+      if (lane == 0) values.through[warp] = first_tile ? through : values.through[warp] + through;
+      cuda::wait_for_products<0>();
+      cuda::keep_registers(c);
+      const float factor[2] = {steps.left[row], steps.left[row + 8]};
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) d[n][k] = fmaf(factor[k / 2], c[n][k], d[n][k]);
+      }
+    }
+  }
+  __syncthreads();  // the sum of W^T and the sums of the last head are there
+  if (role == Role::C && warp == 1 && work.items > 0)
+    finish_head(in, chunks, chunk, work.s, work.last_head - 1, values_at(work.items - 1), to, sums);
+  __syncwarp();
+  cuda::keep_registers(d);
+  cuda::fence_sums();
+#pragma unroll
+  for (int k = 0; k < kTokens; k += 16) {
+    if (role == Role::C)
+      cuda::multiply_add_async<T, kAcross, kAcross>(d, describe<kTokens, kAcross>(tile + At::dx, k, 0),
+                                                    describe<kTokens, kAcross>(tile + At::B, k, 0), 1);
+    else
+      cuda::multiply_add_async<T, kAlong, kAcross>(d, describe<kTokens, kAlong>(tile + At::dx, 0, k),
+                                                   describe<kTokens, kAcross>(tile + At::C, k, 0), 1);
+  }
+  cuda::commit_products();
+  cuda::wait_for_products<0>();
+  cuda::keep_registers(d);
+  store_part<kN>(role == Role::C ? sums.dC : sums.dB, in, chunks, chunk, work, sums.stride, row, d);
+#endif
+}
+
+}  // namespace
+
+std::int64_t warpgroup_columns(std::int64_t d_state) { return d_state <= 64 ? 64 : 128; }
+
+int warpgroup_backward_shared_memory() { return Layout<128>::total; }
+
+void warpgroup_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
+                        const StateTiles& tiles, const Gradients& to, const Sums& sums) {
+  const std::int64_t blocks = chunks.count * in.groups * sums.parts;
+  if (blocks == 0) return;
+  cuda::dispatch_element(in.x.dtype, "[ssd_backward] x", [&](auto element) {
+    using T = decltype(element);
+    if constexpr (!std::is_same_v<T, float>) {
+      const auto with = [&](auto kernel, int shared) {
+        cuda::launch(ctx, "ssd_backward chunks", kernel, static_cast<unsigned>(blocks), kThreads,
+                     static_cast<std::size_t>(shared), in, chunks, AnyView<4>(dout),
+                     static_cast<const void*>(tiles.states.raw()),
+                     static_cast<const void*>(tiles.gradients.raw()), to, sums);
+      };
+      if (in.d_state <= 64)
+        with(warpgroup_backward_kernel<T, 64>, Layout<64>::total);
+      else
+        with(warpgroup_backward_kernel<T, 128>, Layout<128>::total);
+    }
+  });
+}
+
+}  // namespace krait::ssd_detail
