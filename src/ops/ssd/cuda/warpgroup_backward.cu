@@ -22,6 +22,9 @@ constexpr int kThreads = 3 * kGroup;
 constexpr int kWarps = kGroup / 32;
 constexpr int kStages = 3;
 enum class Role { pairs, C, B };
+// Of a thread, together three times what the launch has.
+constexpr int kPairsRegisters = 184;
+constexpr int kOthersRegisters = 160;
 
 // Sums of one value for each token. What several warps have a part of is kept apart by them, and added in
 // order.
@@ -198,9 +201,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(0xffffffffU, thread / 32, 0);  // of the warpgroup
   const int row = warp * 16 + lane / 4;                       // of the lane's sums, and 8 more
   const int column = lane % 4 * 2;                            // of a fragment, and the next
-  // Two neighbours of a row of a tile.
-  const auto pair_at = [&](unsigned tile_begin, int at_row, int vector) -> unsigned& {
-    return *reinterpret_cast<unsigned*>(shared + tile_begin + Panels::pair_offset(at_row, vector, column));
+  // Two neighbours of row `row`, or 8 below it, of a tile.
+  const unsigned lane_offset = static_cast<unsigned>(row * 128 + row % 8 * 16 + column * 2);
+  const auto pair_at = [&](unsigned tile_begin, int vector, int below) -> unsigned {
+    return *reinterpret_cast<const unsigned*>(shared + tile_begin +
+                                              (lane_offset ^ static_cast<unsigned>(vector % 8 * 16)) +
+                                              vector / 8 * Panels::kPanel + below * 128);
   };
 
   Work work;
@@ -279,6 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto values_at = [&](std::int64_t item) -> Values& { return values_of[item / work.tiles % 3]; };
 
   if (role == Role::pairs) {
+    take_registers<kPairsRegisters>();
     // (B C^T)_ji, rounded, in pairs of columns.
     unsigned bc[8][2];
     {
@@ -383,7 +390,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int p = 0; p < 8; ++p) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_x = unpack<T>(pair_at(stage + At::x, row + k * 4, p));
+          const float2 of_x = unpack<T>(pair_at(stage + At::x, p, k * 4));
           v[p][k] *= to_end[k / 2];
           v[p][k + 1] *= to_end[k / 2];
           ends[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, ends[k / 2]));
@@ -413,8 +420,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int p = 0; p < 8; ++p) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_x = unpack<T>(pair_at(stage + At::x, row + k * 4, p));
-          const float2 of_dy = unpack<T>(pair_at(stage + At::dy, row + k * 4, p));
+          const float2 of_x = unpack<T>(pair_at(stage + At::x, p, k * 4));
+          const float2 of_dy = unpack<T>(pair_at(stage + At::dy, p, k * 4));
           dd[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, dd[k / 2]));
           v[p][k] = fmaf(d[k / 2], v[p][k], skip * of_dy.x);
           v[p][k + 1] = fmaf(d[k / 2], v[p][k + 1], skip * of_dy.y);
@@ -453,6 +460,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   // Both others: their products, scaled by rows.
+  give_registers<kOthersRegisters>();
   float d[kN / 8][4] = {};
   for (std::int64_t item = 0; item < work.items; ++item) {
     next_item(item);
@@ -463,6 +471,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const unsigned stage = stage_of(item);
     const unsigned left = tile + stage + (role == Role::C ? At::dy : At::x);
     const unsigned right = tile + stage + (role == Role::C ? At::S : At::G);
+    if (role == Role::C && first_tile) {
+      if (warp == 0 && head + 1 < work.last_head) begin_head(head + 1);
+      if (warp == 1 && head > work.first_head)
+        finish_head(in, chunks, chunk, work.s, head - 1, values_at(item - 1), to, sums);
+      __syncwarp();
+    }
     float c[kN / 8][4];
     cuda::fence_sums();
 #pragma unroll
@@ -471,10 +485,6 @@ __global__ void __launch_bounds__(kThreads, 1)
                                                    describe<kTokens, kAcross>(right, k, 0), k > 0);
     cuda::commit_products();
     if (role == Role::C) {
-      if (warp == 0 && first_tile && head + 1 < work.last_head) begin_head(head + 1);
-      if (warp == 1 && first_tile && head > work.first_head)
-        finish_head(in, chunks, chunk, work.s, head - 1, values_at(item - 1), to, sums);
-      __syncwarp();
       cuda::wait_for_products<0>();
       cuda::keep_registers(c);
       const float factor[2] = {steps.start[row], steps.start[row + 8]};
@@ -483,7 +493,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_C = unpack<T>(pair_at(At::C, row + k * 4, n));
+          const float2 of_C = unpack<T>(pair_at(At::C, n, k * 4));
           off[k / 2] = fmaf(c[n][k], of_C.x, fmaf(c[n][k + 1], of_C.y, off[k / 2]));
           d[n][k] = fmaf(factor[k / 2], c[n][k], d[n][k]);
           d[n][k + 1] = fmaf(factor[k / 2], c[n][k + 1], d[n][k + 1]);
