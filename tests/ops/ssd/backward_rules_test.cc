@@ -4,6 +4,7 @@
 
 #include "ops/ssd/backward.h"
 #include "ops/ssd/backward_cases.h"
+#include "ops/ssd/kernels.h"
 
 namespace krait {
 namespace {
@@ -278,6 +279,44 @@ TEST(ChooseBackward, ChunksByCostAndBlocksOfHeads) {
         EXPECT_LE(cut.chunk_size, ssd_detail::kMaxChunk);
         EXPECT_GE(cut.heads, 1);
       }
+}
+
+TEST(ChooseBackward, PathByDeviceAndProblem) {
+  using ssd_detail::BackwardPath;
+  const ssd_detail::BackwardMemory needed{.chunks = 160'000, .warpgroups = 200'000};
+  const auto choose = [&](bool suits, int capability, bool products, int memory) {
+    return ssd_detail::choose_backward_path(suits, capability, products, memory, needed);
+  };
+  EXPECT_EQ(choose(true, 90, true, 232'448), BackwardPath::warpgroups);
+  EXPECT_EQ(choose(true, 90, false, 232'448), BackwardPath::chunks);  // built for other architectures
+  EXPECT_EQ(choose(true, 80, false, 166'912), BackwardPath::chunks);
+  EXPECT_EQ(choose(true, 86, false, 101'376), BackwardPath::plain);
+  EXPECT_EQ(choose(true, 75, false, 232'448), BackwardPath::plain);
+  EXPECT_EQ(choose(false, 90, true, 232'448), BackwardPath::plain);
+}
+
+TEST(ChooseBackward, WalksAndPartsOfWarpgroups) {
+  using ssd_detail::choose_warpgroup_parts;
+  using ssd_detail::choose_warpgroup_walk;
+  // Heads enough: no run is cut, and no state is walked twice.
+  EXPECT_EQ(choose_warpgroup_walk(8, 4096, 80, 64), 4096);
+  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 80, 64), 65536);
+  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 24, 128), 65536);
+  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 24, 64), 10944);
+  EXPECT_EQ(choose_warpgroup_walk(1, 600, 2, 64), 512);
+  EXPECT_EQ(choose_warpgroup_walk(1, 70, 1, 64), 128);
+  EXPECT_EQ(choose_warpgroup_walk(0, 0, 0, 0), 64);
+
+  EXPECT_EQ(choose_warpgroup_parts(512, 80), 1);   // four waves, the last one nearly full
+  EXPECT_EQ(choose_warpgroup_parts(1024, 80), 1);  // eight
+  EXPECT_EQ(choose_warpgroup_parts(32, 80), 4);    // one wave of 128 blocks
+  EXPECT_EQ(choose_warpgroup_parts(1, 80), 40);
+  EXPECT_EQ(choose_warpgroup_parts(0, 0), 1);
+  for (const std::int64_t independent : {1, 7, 131, 133, 5000})
+    for (const std::int64_t heads : {1, 2, 24, 80, 500}) {
+      EXPECT_GE(choose_warpgroup_parts(independent, heads), 1);
+      EXPECT_LE(choose_warpgroup_parts(independent, heads), heads);
+    }
 }
 
 TEST(SsdBackward, MessagesNameWhatWasFound) {

@@ -184,6 +184,43 @@ TEST(SsdBackward, TensorCoreShapes) {
   }
 }
 
+// Many heads of a group, whose sums for dB and dC are divided among blocks, and runs that are cut; twice the
+// same bits.
+TEST(SsdBackward, TensorCoreHeads) {
+  Rng rng(13);
+  struct Shape {
+    std::int64_t rows, length, heads, headdim, groups, d_state;
+  };
+  for (const Shape& s : {Shape{1, 1100, 5, 64, 1, 128}, Shape{3, 130, 26, 64, 2, 64},
+                         Shape{2, 70, 9, 128, 1, 96}, Shape{1, 40, 50, 64, 1, 128}}) {
+    SCOPED_TRACE(concat("L ", s.length, " H ", s.heads, " P ", s.headdim, " G ", s.groups, " N ", s.d_state));
+    SsdArgs f = plain_case(rng,
+                           {.rows = s.rows,
+                            .length = s.length,
+                            .heads = s.heads,
+                            .headdim = s.headdim,
+                            .groups = s.groups,
+                            .d_state = s.d_state},
+                           DType::bf16);
+    f.D = random_tensor(rng, {s.heads});
+    f.A = random_tensor(rng, {s.heads}, DType::f32, -2.0, -0.05);
+    f.dt = random_tensor(rng, f.dt.shape(), DType::bf16, -3, 0);
+    f.dt_bias = random_tensor(rng, {s.heads}, DType::f32, -1, 0);
+    f.dt_softplus = true;
+    f.initial_states = random_tensor(rng, state_shape(f));
+    const SsdBackwardArgs args = backward_case(rng, f);
+    SsdBackwardArgs again = args;
+    for (const NamedGradient& g : gradients_of_ssd())
+      if (args.*g.tensor) again.*g.tensor = (args.*g.tensor).clone();
+    expect_fast_backward(args, 1e-5, 4.0 * rounding_of(DType::bf16));
+    Context ctx({.threads = 2});
+    again.forward.path = chunked_path();
+    run(ctx, ssd_backward, again);
+    for (const NamedGradient& g : gradients_of_ssd())
+      if (args.*g.tensor) expect_same_bits(again.*g.tensor, args.*g.tensor, g.name);
+  }
+}
+
 TEST(SsdBackward, ChunkSizesAgree) {
   Rng rng(7);
   SsdArgs f =
