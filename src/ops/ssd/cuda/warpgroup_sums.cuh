@@ -24,7 +24,7 @@ enum Sum {
 };
 
 // Values of a head.
-struct Values {
+struct alignas(16) Values {
   Steps steps;
   float sums[kSums][kTokens];
   float through[kWarps];  // <G, S>
