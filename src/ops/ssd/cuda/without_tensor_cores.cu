@@ -18,6 +18,7 @@ namespace {
 
 void chunked_ends(Context&, const Inputs&, const Segments&, const Tensor&) { refuse(); }
 void chunked_outputs(Context&, const Inputs&, const Segments&, const Tensor&, const Problem&) { refuse(); }
+void persistent_outputs(Context&, const Inputs&, const Segments&, std::int64_t, const Problem&) { refuse(); }
 void chunked_gradient_ends(Context&, const Inputs&, const Segments&, const Tensor&, bool, const Tensor&) {
   refuse();
 }
@@ -32,6 +33,16 @@ void chunked_backward(Context&, const Inputs&, const Segments&, const Tensor&, c
                       const Gradients&, const Sums&) {
   refuse();
 }
+std::int64_t warpgroup_columns(std::int64_t) { refuse(); }
+void warpgroup_states(Context&, const Inputs&, const Segments&, const Segments&, const BackwardProblem&,
+                      const StateTiles&) {
+  refuse();
+}
+void warpgroup_backward(Context&, const Inputs&, const Segments&, const Tensor&, const StateTiles&,
+                        const Gradients&, const Sums&) {
+  refuse();
+}
+int warpgroup_backward_shared_memory() { return std::numeric_limits<int>::max(); }
 int chunked_backward_shared_memory() { return std::numeric_limits<int>::max(); }
 
 }  // namespace krait::ssd_detail
