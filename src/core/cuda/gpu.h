@@ -95,6 +95,12 @@ void launch_overlapping(const Context& ctx, std::string_view what, void (*kernel
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
             what);
+    // A multiprocessor whose split between L1 and shared memory is another runs empty before it changes it:
+    // all overlapping kernels ask for the same.
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        what);
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
