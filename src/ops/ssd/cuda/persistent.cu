@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto block = __shfl_sync(0xffffffffU, static_cast<int>(*number), 0);
   const Parts<FirstChunk> parts(division, FirstChunk{chunks.first_of_run, static_cast<int>(chunks.per_run)},
                                 block);
-  // A block begins with 168 registers a thread, and a warpgroup waits for ever for more than others give back:
-  // 88 + 2 * 208 = 3 * 168.
+  // A block begins with 168 registers a thread, and a warpgroup waits for ever for more than others give
+  // back: 88 + 2 * 208 = 3 * 168.
   if (__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0) == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 88;\n");
     produce<T, kN>(in, chunks, parts, memory, shared, barriers);
