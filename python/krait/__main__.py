@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    return int(library.run_program(list(words)))
+    return int(library().run_program(list(words)))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ class TextStream(Generic[Piece]):
         self._pass_on_messages = pass_on_messages
         self._ended = False
         # Also at the end of the process, which no thread of the library's may outlive.
-        self._close = weakref.finalize(self, library.stream_close, handle)
+        self._close = weakref.finalize(self, library().stream_close, handle)
 
     def __iter__(self) -> Iterator[Piece]:
         return self
@@ -103,7 +103,7 @@ class TextStream(Generic[Piece]):
     def __next__(self) -> Piece:
         try:
             while not self._ended:
-                index, text = library.stream_next(self._handle, self._WAIT)
+                index, text = library().stream_next(self._handle, self._WAIT)
                 if index >= 0:
                     piece: Any = str(text) if self._single else (int(index), str(text))
                     return piece  # type: ignore[no-any-return]
@@ -112,7 +112,7 @@ class TextStream(Generic[Piece]):
             self.close()
             raise
         self.close()
-        library.stream_result(self._handle)  # raises what ended it
+        library().stream_result(self._handle)  # raises what ended it
         raise StopIteration
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ class TextStream(Generic[Piece]):
     def generations(self) -> list[Generation]:
         """What was made, one for each prompt, once the stream has ended or was closed (before:
         ValueError). Sequences that were ended by closing have the finish reason "interrupted"."""
-        return as_generations(library.stream_result(self._handle), self._seed)
+        return as_generations(library().stream_result(self._handle), self._seed)
 
     @property
     def generation(self) -> Generation:

@@ -130,7 +130,7 @@ class LanguageModel:
         or weights are not what they should be; the message names file and tensor.
         """
         model = cls(
-            library.model_load(
+            library().model_load(
                 os.fspath(name_or_dir),
                 device,
                 dtype,
@@ -163,47 +163,47 @@ class LanguageModel:
             name = os.fspath(config)
             with open(name, encoding="utf-8") as file:
                 text = file.read()
-        return cls(library.model_from_config(text, name, _signed(seed), dtype, device, threads))
+        return cls(library().model_from_config(text, name, _signed(seed), dtype, device, threads))
 
     # What it is.
 
     @property
     def name(self) -> str:
         """What messages call it: the directory, the name on the hub, or "bundled model"."""
-        return str(library.model_name(self._handle))
+        return str(library().model_name(self._handle))
 
     @property
     def config(self) -> dict[str, Any]:
         """Its configuration as Krait writes it: upstream's fields (d_model, n_layer, ssm_cfg, ...),
         or Hugging Face's where upstream has no such architecture."""
-        config: dict[str, Any] = json.loads(library.model_config(self._handle, "krait"))
+        config: dict[str, Any] = json.loads(library().model_config(self._handle, "krait"))
         return config
 
     @property
     def format(self) -> str:
         """Where the checkpoint came from: "mamba_ssm" (upstream), "mamba", "mamba2",
         "falcon_mamba", "gpt_neox"."""
-        return str(library.model_format(self._handle))
+        return str(library().model_format(self._handle))
 
     @property
     def vocab_size(self) -> int:
         """Token ids are below it."""
-        return int(library.model_vocab_size(self._handle))
+        return int(library().model_vocab_size(self._handle))
 
     @property
     def padded_vocab_size(self) -> int:
         """V: the rows of the head, of which those from ``vocab_size`` on are padding."""
-        return int(library.model_padded_vocab_size(self._handle))
+        return int(library().model_padded_vocab_size(self._handle))
 
     @property
     def eos_token_ids(self) -> list[int]:
         """The ids that end a generation."""
-        return list(library.model_eos_token_ids(self._handle))
+        return list(library().model_eos_token_ids(self._handle))
 
     @property
     def device(self) -> str:
         """ "cpu" or "cuda:N"."""
-        return str(library.model_device(self._handle))
+        return str(library().model_device(self._handle))
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -211,20 +211,20 @@ class LanguageModel:
         of upstream's checkpoints, else None."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = Tokenizer(library.model_tokenizer(self._handle))
+                self._tokenizer = Tokenizer(library().model_tokenizer(self._handle))
             except FileNotFoundError:
                 return None
         return self._tokenizer
 
     def _needed_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(library.model_tokenizer(self._handle))
+            self._tokenizer = Tokenizer(library().model_tokenizer(self._handle))
         return self._tokenizer
 
     def describe(self) -> ModelDescription:
         """Counts of parameters, and bytes of weights and states."""
         architecture, n_layer, parameters, parts, dtypes, weights, fixed, per_token = (
-            library.model_describe(self._handle)
+            library().model_describe(self._handle)
         )
         return ModelDescription(
             architecture=str(architecture),
@@ -240,9 +240,9 @@ class LanguageModel:
     def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
         """Copies of all weights in f32, by their names in checkpoints."""
         weights: dict[str, npt.NDArray[np.float32]] = {}
-        for name, shape, _ in library.model_parameters(self._handle):
+        for name, shape, _ in library().model_parameters(self._handle):
             weight = np.empty(tuple(shape), np.float32)
-            library.model_read_parameter(self._handle, name, weight)
+            library().model_read_parameter(self._handle, name, weight)
             weights[str(name)] = weight
         return weights
 
@@ -263,7 +263,7 @@ class LanguageModel:
         Raises ValueError where the format cannot express the model, and where weights of another
         format are there already; OSError where it cannot be written.
         """
-        library.model_save(self._handle, os.fspath(directory), format, dtype)
+        library().model_save(self._handle, os.fspath(directory), format, dtype)
 
     # What it does.
 
@@ -378,9 +378,9 @@ class LanguageModel:
         )
         if stream:
             return TextStream[Any](
-                library.stream_begin(*arguments), single, drawn, self._pass_on_messages
+                library().stream_begin(*arguments), single, drawn, self._pass_on_messages
             )
-        generations = as_generations(self._call(library.generate, *arguments), drawn)
+        generations = as_generations(self._call(library().generate, *arguments), drawn)
         return generations[0] if single else generations
 
     def logits(
@@ -413,7 +413,7 @@ class LanguageModel:
         count = len(rows) if last else len(flat)
         out = np.empty((count, self.padded_vocab_size), np.float32)
         handles = None if states is None else [s._handle for s in states]
-        self._call(library.model_logits, self._handle, flat, offsets, handles, last, out)
+        self._call(library().model_logits, self._handle, flat, offsets, handles, last, out)
         if single:
             return out[0] if last else out
         return out if last else out.reshape(len(rows), lengths.pop() if lengths else 0, -1)
@@ -430,7 +430,7 @@ class LanguageModel:
         held = [states] if isinstance(states, State) else list(states)
         tokens = as_ids(ids).reshape(-1)
         out = np.empty((len(tokens), self.padded_vocab_size), np.float32)
-        self._call(library.model_step, self._handle, tokens, [s._handle for s in held], out)
+        self._call(library().model_step, self._handle, tokens, [s._handle for s in held], out)
         return out[0] if single else out
 
     def score(self, text_or_ids: Any, *, block: int = 0) -> Score:
@@ -443,13 +443,13 @@ class LanguageModel:
         Raises ValueError where there are fewer than two tokens.
         """
         if isinstance(text_or_ids, str):
-            values = self._call(library.model_score_text, self._handle, text_or_ids, block)
+            values = self._call(library().model_score_text, self._handle, text_or_ids, block)
         else:
             if block != 0:
                 raise ValueError(f"block is {block} with token ids, expected a text (or rows of ids)")
             ids = as_ids(text_or_ids)
             values = self._call(
-                library.model_score_ids, self._handle, ids.reshape(1, -1) if ids.ndim == 1 else ids
+                library().model_score_ids, self._handle, ids.reshape(1, -1) if ids.ndim == 1 else ids
             )
         loss, perplexity, bits, tokens = values
         return Score(float(loss), float(perplexity), None if bits is None else float(bits), int(tokens))
@@ -462,13 +462,13 @@ class LanguageModel:
 
     def new_states(self, count: int, dtype: StateDType = "f32") -> list[State]:
         """Several at once. All states of a model and dtype may run as one batch."""
-        return [State(self, handle) for handle in library.state_new(self._handle, count, dtype)]
+        return [State(self, handle) for handle in library().state_new(self._handle, count, dtype)]
 
     def load_state(self, image: bytes, dtype: StateDType = "f32") -> State:
         """A state from what :meth:`State.to_bytes` made, of this model or one of its shape. Raises
         ValueError where the image is damaged or belongs to another model."""
         state = self.new_state(dtype)
-        library.state_load(state._handle, bytes(image))
+        library().state_load(state._handle, bytes(image))
         return state
 
     def _prompts(self, prompts: Any) -> tuple[bool, list[npt.NDArray[np.int64]]]:
@@ -497,7 +497,7 @@ class LanguageModel:
 
     def _pass_on_messages(self, level: int = 3) -> None:
         """Warnings of the library as Python's, the rest to the logger "krait"."""
-        messages = library.model_take_messages(self._handle)
+        messages = library().model_take_messages(self._handle)
         for kind, text in zip(messages[0::2], messages[1::2], strict=True):
             if kind == "warning":
                 warnings.warn(str(text), RuntimeWarning, stacklevel=level)

@@ -41,17 +41,17 @@ class State:
     @property
     def position(self) -> int:
         """Tokens that it has seen."""
-        return int(library.state_position(self._handle))
+        return int(library().state_position(self._handle))
 
     @property
     def dtype(self) -> str:
         """What SSM states are kept as: "f32", "bf16" or "f16"."""
-        return str(library.state_dtype(self._handle))
+        return str(library().state_dtype(self._handle))
 
     @property
     def nbytes(self) -> int:
         """Bytes in use by this sequence."""
-        return int(library.state_nbytes(self._handle))
+        return int(library().state_nbytes(self._handle))
 
     def step(self, id: int) -> npt.NDArray[np.float32]:
         """Takes one token; returns the logits after it, (V) f32."""
@@ -59,20 +59,20 @@ class State:
 
     def fork(self) -> State:
         """A second sequence that goes on from here."""
-        return State(self._model, library.state_fork(self._handle))
+        return State(self._model, library().state_fork(self._handle))
 
     def rollback(self, earlier: State) -> None:
         """Back to where ``earlier`` is, a fork of this or of another state of the model. Raises
         ValueError for a state of another model or dtype."""
-        library.state_rollback(self._handle, earlier._handle)
+        library().state_rollback(self._handle, earlier._handle)
 
     def reset(self) -> None:
         """Back to the empty sequence."""
-        library.state_reset(self._handle)
+        library().state_reset(self._handle)
 
     def to_bytes(self) -> bytes:
         """A versioned image with a checksum, for :meth:`from_bytes`."""
-        return bytes(library.state_save(self._handle))
+        return bytes(library().state_save(self._handle))
 
     @staticmethod
     def from_bytes(model: LanguageModel, image: bytes) -> State:

@@ -54,7 +54,7 @@ class Tokenizer:
         tokenizer that is understood.
         """
         return cls(
-            library.tokenizer_load(
+            library().tokenizer_load(
                 os.fspath(name_or_dir),
                 revision,
                 None if cache_dir is None else os.fspath(cache_dir),
@@ -66,12 +66,12 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """That of a ``tokenizer.json``. Raises FileNotFoundError, OSError or ValueError."""
-        return cls(library.tokenizer_from_file(os.fspath(path)))
+        return cls(library().tokenizer_from_file(os.fspath(path)))
 
     @classmethod
     def from_json(cls, json: str) -> Tokenizer:
         """The same from the content of such a file."""
-        return cls(library.tokenizer_from_json(json, "tokenizer.json"))
+        return cls(library().tokenizer_from_json(json, "tokenizer.json"))
 
     @classmethod
     def train(
@@ -103,7 +103,7 @@ class Tokenizer:
         paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
         messages: list[str] = []
         with Interruptible() as work:
-            handle = library.tokenizer_train(
+            handle = library().tokenizer_train(
                 [os.fspath(path) for path in paths],
                 vocab_size,
                 list(special_tokens),
@@ -123,7 +123,7 @@ class Tokenizer:
         ``add_special_tokens`` adds what the file's template adds, such as "<s>" in front; prompts
         of :meth:`krait.LanguageModel.generate` are encoded with it.
         """
-        return list(library.tokenizer_encode(self._handle, text, add_special_tokens))
+        return list(library().tokenizer_encode(self._handle, text, add_special_tokens))
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False
@@ -131,7 +131,7 @@ class Tokenizer:
         """The ids of each text, on all threads."""
         if isinstance(texts, str):
             raise TypeError("texts are one str, expected a sequence of them (encode takes one)")
-        rows = library.tokenizer_encode_batch(self._handle, list(texts), add_special_tokens)
+        rows = library().tokenizer_encode_batch(self._handle, list(texts), add_special_tokens)
         return [list(row) for row in rows]
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
@@ -142,7 +142,7 @@ class Tokenizer:
             row = row.reshape(1)
         if row.ndim != 1:
             raise ValueError(f"ids have shape {row.shape}, expected one row (decode_batch takes several)")
-        return str(library.tokenizer_decode(self._handle, row, skip_special_tokens))
+        return str(library().tokenizer_decode(self._handle, row, skip_special_tokens))
 
     def decode_batch(self, rows: Iterable[Ids], skip_special_tokens: bool = False) -> list[str]:
         """The text of each row of ids."""
@@ -150,44 +150,44 @@ class Tokenizer:
 
     def stream_decoder(self, skip_special_tokens: bool = False) -> StreamDecoder:
         """Decodes id by id, for text that is shown while it is made."""
-        return StreamDecoder(library.decoder_new(self._handle, skip_special_tokens))
+        return StreamDecoder(library().decoder_new(self._handle, skip_special_tokens))
 
     @property
     def vocab_size(self) -> int:
         """The largest id, added tokens included, plus one."""
-        return int(library.tokenizer_vocab_size(self._handle))
+        return int(library().tokenizer_vocab_size(self._handle))
 
     def __len__(self) -> int:
         return self.vocab_size
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the file spells it (byte-level: "\u0120the"); None for another."""
-        found = int(library.tokenizer_token_to_id(self._handle, token))
+        found = int(library().tokenizer_token_to_id(self._handle, token))
         return None if found < 0 else found
 
     def id_to_token(self, id: int) -> str:
         """The token as the file spells it. Raises ValueError at an unknown id."""
-        return str(library.tokenizer_id_to_token(self._handle, id))
+        return str(library().tokenizer_id_to_token(self._handle, id))
 
     def is_special(self, id: int) -> bool:
         """Whether ``id`` is a special token's, such as that of the end of a text."""
-        return bool(library.tokenizer_is_special(self._handle, id))
+        return bool(library().tokenizer_is_special(self._handle, id))
 
     @property
     def special_ids(self) -> list[int]:
         """The ids of all special tokens."""
-        return list(library.tokenizer_special_ids(self._handle))
+        return list(library().tokenizer_special_ids(self._handle))
 
     @property
     def end_of_text(self) -> int | None:
         """The id that ends texts in training: "<|endoftext|>", "<|end_of_text|>", "</s>" or
         "<eos>", else 0 where that is a special token, else None."""
-        found = int(library.tokenizer_end_of_text(self._handle))
+        found = int(library().tokenizer_end_of_text(self._handle))
         return None if found < 0 else found
 
     def to_json(self) -> str:
         """The content of its ``tokenizer.json``."""
-        return str(library.tokenizer_json(self._handle))
+        return str(library().tokenizer_json(self._handle))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes ``tokenizer.json``: to ``path``, or into it where it is a directory."""
@@ -213,9 +213,9 @@ class StreamDecoder:
 
     def push(self, id: int) -> str:
         """The text that ``id`` completes, which may be empty. Raises ValueError at an unknown id."""
-        return str(library.decoder_push(self._handle, id))
+        return str(library().decoder_push(self._handle, id))
 
     def finish(self) -> str:
         """The text still held back, with U+FFFD for an incomplete character. Ready for a new text
         then."""
-        return str(library.decoder_finish(self._handle))
+        return str(library().decoder_finish(self._handle))
