@@ -33,17 +33,25 @@ def bundled() -> krait.LanguageModel:
     return krait.LanguageModel.from_pretrained(device="cpu")
 
 
+# tvm_ffi loads torch where it is installed, which takes longer than these tests.
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
+
+
+def environment() -> dict[str, str]:
+    """That of a process with the modules of this one."""
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+
+
 class Child:
     """A Python process that runs `code`, which prints "ready" once it may be interrupted."""
 
     def __init__(self, code: str, *arguments: str) -> None:
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", code, *arguments],
+            [sys.executable, "-u", "-c", WITHOUT_TORCH + code, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env=environment(),
         )
 
     def interrupt(self, number: int = signal.SIGINT) -> None:

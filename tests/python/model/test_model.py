@@ -107,12 +107,14 @@ def test_options_out_of_range(golden: Path) -> None:
 def test_damaged_checkpoints(golden: Path, tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(golden / "hf-mamba-tiny", directory)
+    config = (directory / "config.json").read_text()
+    (directory / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json"):
+        krait.LanguageModel.from_pretrained(directory)
+    (directory / "config.json").write_text(config)
     weights = directory / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match="model.safetensors"):
-        krait.LanguageModel.from_pretrained(directory)
-    (directory / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json"):
         krait.LanguageModel.from_pretrained(directory)
 
 

@@ -17,13 +17,12 @@ import krait
 
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.run(
         [sys.executable, "-m", "krait", *arguments],
         input=text,
         capture_output=True,
         text=True,
-        env=environment,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
         timeout=120,
     )
 
@@ -50,13 +49,14 @@ def test_exit_codes() -> None:
 def test_standard_input_and_output() -> None:
     scored = run("score", "--text", "-", "--json", text="But soft, what light?")
     assert json.loads(scored.stdout)["tokens"] > 3
-    full = subprocess.run(
-        [sys.executable, "-m", "krait", "tokenizer", "--help"],
-        env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
-        stdout=open("/dev/full", "w"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with open("/dev/full", "w") as no_room:
+        full = subprocess.run(
+            [sys.executable, "-m", "krait", "info"],
+            env=dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+            stdout=no_room,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
     assert full.returncode == 1 and "No space left" in full.stderr
 
 
@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_a_checkpoint(
     resumed = krait.train(
         out=tmp_path / "run", resume=True, device="cpu", threads=1, stop=lambda: True
     )
-    assert resumed.end == "interrupted" and resumed.steps >= 0
+    assert resumed.end == "interrupted"
 
 
 LEFT_OPEN = """

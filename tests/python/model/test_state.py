@@ -90,7 +90,7 @@ def test_damaged_images(bundled: krait.LanguageModel, golden: Path) -> None:
     with pytest.raises(ValueError):
         krait.State.from_bytes(bundled, bytes(flipped))
     other = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device="cpu")
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="belongs to a model with fingerprint"):
         other.load_state(image)
     with pytest.raises(TypeError):
         bundled.load_state("text")  # type: ignore[arg-type]

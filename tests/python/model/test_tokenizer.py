@@ -136,11 +136,11 @@ def test_training(golden: Path, data: Path, tmp_path: Path) -> None:
 def test_refused_training(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("ab ab")
-    with pytest.raises(ValueError, match="vocab_size is 10"):
+    with pytest.raises(ValueError, match="vocabulary size is 10, expected at least 257"):
         krait.Tokenizer.train(text, 10)
     with pytest.raises(FileNotFoundError, match="absent.txt"):
         krait.Tokenizer.train([tmp_path / "absent.txt"], 300)
-    with pytest.warns(RuntimeWarning, match="vocab"):
+    with pytest.warns(RuntimeWarning, match="vocabulary"):
         small = krait.Tokenizer.train(text, 300, special_tokens=["<s>", "</s>"])
     assert small.vocab_size < 300 and small.token_to_id("</s>") == 1 == small.end_of_text
     text.write_text("")
