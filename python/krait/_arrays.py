@@ -1,7 +1,8 @@
-"""Arrays of any library as operands of the compiled functions, and results in the kind of the first operand.
+"""Arrays of any library as operands of the compiled functions, and results in the kind of the first
+operand.
 
-NumPy arrays, PyTorch tensors, CuPy arrays and everything else with ``__dlpack__`` are handed over as they lie in
-memory, with any strides, on the CPU or a GPU. Nothing is copied.
+NumPy arrays, PyTorch tensors, CuPy arrays and everything else with ``__dlpack__`` are handed over
+as they lie in memory, with any strides, on the CPU or a GPU. Nothing is copied.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def dtype_name(array: Array) -> str:
 
 def _bfloat16() -> Any:
     try:
-        import ml_dtypes
+        import ml_dtypes  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise TypeError(
-            "NumPy has no bfloat16 of its own, expected the package ml_dtypes (pip install ml_dtypes)"
+            "NumPy has no bfloat16 of its own, expected the package ml_dtypes (pip install it)"
         ) from None
     return np.dtype(ml_dtypes.bfloat16)
 
@@ -44,7 +45,8 @@ def numpy_dtype(name: str) -> Any:
 
 
 class _Memory:
-    """The memory of a read-only NumPy array, which DLPack cannot describe, as that of a writable one."""
+    """The memory of a read-only NumPy array, which DLPack cannot describe, as that of a writable
+    one."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
@@ -61,7 +63,7 @@ def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> A
         _fail(
             op,
             name,
-            f"has strides of {array.strides} bytes, expected multiples of its elements' {size} bytes",
+            f"has strides of {array.strides} bytes, expected multiples of {size} bytes",
         )
     bfloat16 = array.dtype.name == "bfloat16"
     if bfloat16:
@@ -80,7 +82,8 @@ class Arrays:
         self.op = op
         if not isinstance(like, np.ndarray) and not hasattr(like, "__dlpack__"):
             raise TypeError(
-                f"[{op}] {like_name} is a {type(like).__name__}, expected a NumPy array or one with __dlpack__"
+                f"[{op}] {like_name} is a {type(like).__name__}, expected a NumPy array or one "
+                "with __dlpack__"
             )
         self._like = like
         self._library_name = type(like).__module__.partition(".")[0]
@@ -103,7 +106,8 @@ class Arrays:
             return _numpy_operand(self.op, name, array, written=written)
         if not hasattr(array, "__dlpack__"):
             raise TypeError(
-                f"[{self.op}] {name} is a {type(array).__name__}, expected a NumPy array or one with __dlpack__"
+                f"[{self.op}] {name} is a {type(array).__name__}, expected a NumPy array or one "
+                "with __dlpack__"
             )
         self.double = self.double or dtype_name(array) in ("float64", "complex128")
         if getattr(array, "requires_grad", False):
@@ -112,7 +116,8 @@ class Arrays:
 
     @property
     def real(self) -> str:
-        """The element type of states and of gradients that are summed: f32, or f64 in double precision."""
+        """The element type of states and of gradients that are summed: f32, or f64 in double
+        precision."""
         return "float64" if self.double else "float32"
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
@@ -123,7 +128,7 @@ class Arrays:
 
             return torch.empty(size, dtype=getattr(torch, dtype), device=self._like.device)
         if self._library_name == "cupy":
-            import cupy
+            import cupy  # type: ignore[import-not-found, unused-ignore]
 
             with cupy.cuda.Device(self._like.device.id):
                 return cupy.empty(size, dtype=numpy_dtype(dtype))
@@ -137,8 +142,8 @@ class Arrays:
         return array
 
     def empty_like(self, array: Array) -> Array:
-        """A new destination of the shape and element type of `array`, with its dimensions in memory in the same
-        order where its library can tell it."""
+        """A new destination of the shape and element type of `array`, with its dimensions in memory
+        in the same order where its library can tell it."""
         if isinstance(array, np.ndarray) and isinstance(self._like, np.ndarray):
             return np.empty_like(array)
         if self._library_name == "torch" and type(array).__module__.partition(".")[0] == "torch":
@@ -165,6 +170,6 @@ class Arrays:
         kind = 1 if device is None else int(device()[0])
         if kind != 1:
             raise TypeError(
-                f"[{self.op}] cannot make arrays of {type(self._like).__name__} on a GPU, expected NumPy, PyTorch "
-                "or CuPy, or destinations for all results"
+                f"[{self.op}] cannot make arrays of {type(self._like).__name__} on a GPU, expected "
+                "PyTorch, CuPy, or destinations for all results"
             )
