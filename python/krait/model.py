@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -359,15 +360,15 @@ class LanguageModel:
             self._handle,
             flat,
             offsets,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
+            operator.index(max_new_tokens),
+            float(temperature),
+            operator.index(top_k),
+            float(top_p),
+            float(min_p),
+            float(repetition_penalty),
             _signed(drawn),
             [stop] if isinstance(stop, str) else list(stop),
-            ignore_eos,
+            bool(ignore_eos),
             state_dtype,
         )
         if stream:
@@ -439,7 +440,7 @@ class LanguageModel:
         Raises ValueError where there are fewer than two tokens.
         """
         if isinstance(text_or_ids, str):
-            values = self._call(library().model_score_text, self._handle, text_or_ids, block)
+            values = self._call(library().model_score_text, self._handle, text_or_ids, operator.index(block))
         else:
             if block != 0:
                 raise ValueError(f"block is {block} with token ids, expected a text")
@@ -513,6 +514,7 @@ class LanguageModel:
 
 def _signed(seed: int) -> int:
     """64 bits as the library's functions take them. Raises ValueError for a seed that has more."""
+    seed = operator.index(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
     return seed - (1 << 64) if seed >= 1 << 63 else seed
