@@ -51,7 +51,8 @@ def test_rows_of_different_lengths(bundled: krait.LanguageModel) -> None:
 def test_ids_of_every_integer_type(bundled: krait.LanguageModel) -> None:
     expected = bundled.logits([1, 2, 3], last=True)
     for kind in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64):
-        np.testing.assert_array_equal(bundled.logits(np.array([1, 2, 3], kind), last=True), expected)
+        ids = np.array([1, 2, 3], kind)
+        np.testing.assert_array_equal(bundled.logits(ids, last=True), expected)
     strided = np.array([1, 0, 2, 0, 3, 0])[::2]
     np.testing.assert_array_equal(bundled.logits(strided, last=True), expected)
     np.testing.assert_array_equal(bundled.logits((1, 2, 3), last=True), expected)
