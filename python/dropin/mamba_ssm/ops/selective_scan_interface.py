@@ -143,6 +143,11 @@ def _over_time(matrix: Tensor, A: Tensor) -> Tensor:
     return matrix.transpose(1, 2).unsqueeze(1)
 
 
+def _out_projected(y: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """y (B, D, L) to (B, L, E); transformers hands over a float32 bias beside weights of any dtype."""
+    return F.linear(y.transpose(1, 2), weight, None if bias is None else bias.to(weight.dtype))
+
+
 def mamba_inner_fn(
     xz,
     conv1d_weight,
@@ -201,7 +206,7 @@ def mamba_inner_fn(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
     )
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return _out_projected(y, out_proj_weight, out_proj_bias)
 
 
 def mamba_inner_ref(
@@ -240,4 +245,4 @@ def mamba_inner_ref(
         delta_bias=delta_bias,
         delta_softplus=delta_softplus,
     )
-    return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
+    return _out_projected(y, out_proj_weight, out_proj_bias)

@@ -10,6 +10,7 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
+from krait.torch import RMSNorm
 from krait.torch import functional as krait_ops
 from torch import Tensor
 
@@ -317,11 +318,9 @@ def layer_norm_fn(
             residual=residual,
             eps=eps,
             prenorm=prenorm,
-            residual_in_fp32=residual_in_fp32 or _is_wider(residual, x),
+            residual_in_fp32=residual_in_fp32 and residual is None,
         )
         outputs = list(result) if prenorm else [result]
-        if prenorm and residual is not None:
-            outputs[1] = outputs[1].to(residual.dtype)
     else:
         total = _wide(x)
         if rowscale is not None:
@@ -348,10 +347,6 @@ def layer_norm_fn(
     if return_dropout_mask:
         outputs += [dropout_mask, dropout_mask1]
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
-
-
-def _is_wider(residual: Optional[Tensor], x: Tensor) -> bool:
-    return residual is not None and residual.dtype.itemsize > x.dtype.itemsize
 
 
 def rms_norm_fn(
@@ -386,33 +381,6 @@ def rms_norm_fn(
         is_rms_norm=True,
         return_dropout_mask=return_dropout_mask,
     )
-
-
-class RMSNorm(torch.nn.Module):
-    """RMSNorm over the last dimension with an optional residual sum and dropout before it."""
-
-    def __init__(self, hidden_size, eps=1e-05, dropout_p=0.0, device=None, dtype=None):
-        super().__init__()
-        self.eps = eps
-        self.drop = torch.nn.Dropout(dropout_p) if dropout_p > 0.0 else None
-        self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.ones_(self.weight)
-
-    def forward(self, x, residual=None, prenorm=False, residual_in_fp32=False):
-        return rms_norm_fn(
-            x,
-            self.weight,
-            self.bias,
-            residual=residual,
-            eps=self.eps,
-            dropout_p=self.drop.p if self.drop is not None and self.training else 0.0,
-            prenorm=prenorm,
-            residual_in_fp32=residual_in_fp32,
-        )
 
 
 def layer_norm_linear_fn(

@@ -10,6 +10,8 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
+from krait.torch import GatedLayerNorm as LayerNorm
+from krait.torch import GatedRMSNorm as RMSNorm
 from krait.torch import functional as krait_ops
 from torch import Tensor
 
@@ -171,74 +173,3 @@ def layernorm_fn(
 def rmsnorm_fn(x, weight, bias, z=None, eps=1e-06, group_size=None, norm_before_gate=True):
     """``layernorm_fn`` with RMSNorm."""
     return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True)
-
-
-class LayerNorm(torch.nn.Module):
-    """``layernorm_fn`` with a weight and a bias."""
-
-    def __init__(
-        self,
-        hidden_size,
-        eps=1e-05,
-        group_size=None,
-        norm_before_gate=True,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.bias = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.group_size = group_size
-        self.norm_before_gate = norm_before_gate
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.ones_(self.weight)
-        torch.nn.init.zeros_(self.bias)
-
-    def forward(self, x, z=None):
-        return layernorm_fn(
-            x,
-            self.weight,
-            self.bias,
-            z=z,
-            eps=self.eps,
-            group_size=self.group_size,
-            norm_before_gate=self.norm_before_gate,
-        )
-
-
-class RMSNorm(torch.nn.Module):
-    """``rmsnorm_fn`` with a weight."""
-
-    def __init__(
-        self,
-        hidden_size,
-        eps=1e-05,
-        group_size=None,
-        norm_before_gate=True,
-        device=None,
-        dtype=None,
-    ):
-        super().__init__()
-        self.eps = eps
-        self.weight = torch.nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.register_parameter("bias", None)
-        self.group_size = group_size
-        self.norm_before_gate = norm_before_gate
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        torch.nn.init.ones_(self.weight)
-
-    def forward(self, x, z=None):
-        return rmsnorm_fn(
-            x,
-            self.weight,
-            self.bias,
-            z=z,
-            eps=self.eps,
-            group_size=self.group_size,
-            norm_before_gate=self.norm_before_gate,
-        )
