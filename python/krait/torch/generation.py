@@ -356,12 +356,12 @@ class DecodingCGCache:
 
     max_batch_size: int = 0
     max_seqlen: int = 0
-    device: Optional[torch.device] = None
-    dtype: Optional[torch.dtype] = None
     callables: dict = field(default_factory=dict)
-    mempool: Any = None
     inference_params: Optional[InferenceParams] = None
     run: Optional[Callable[[Tensor, Tensor, int], Tensor]] = None
+    device: Optional[torch.device] = None
+    dtype: Optional[torch.dtype] = None
+    mempool: Any = None
     parameters: tuple = ()
 
 
