@@ -13,6 +13,16 @@ if(KRAIT_ONEDNN)
   find_package(dnnl REQUIRED)
   find_package(OpenMP REQUIRED COMPONENTS CXX) # to tell oneDNN how many threads to use
 endif()
+if(KRAIT_PYTHON)
+  find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
+  execute_process(COMMAND ${Python_EXECUTABLE} -m tvm_ffi.config --cmakedir OUTPUT_VARIABLE tvm_ffi_ROOT
+                  OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed ERROR_QUIET)
+  if(failed)
+    message(FATAL_ERROR "KRAIT_PYTHON needs apache-tvm-ffi, which ${Python_EXECUTABLE} has not: install it "
+                        "(pip install apache-tvm-ffi), or set Python_EXECUTABLE to a Python that has it")
+  endif()
+  find_package(tvm_ffi CONFIG REQUIRED)
+endif()
 if(KRAIT_TESTS)
   find_package(GTest REQUIRED)
 endif()

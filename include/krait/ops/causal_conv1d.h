@@ -28,6 +28,7 @@ struct CausalConv1dArgs {
   bool return_final_states = false;
   Tensor out;           // optional destinations; out may not overlap x
   Tensor final_states;  // (B, D, K-1) or (n, D, K-1); may be initial_states itself
+  Tensor states;        // (B, M, D, K-1), needs state_positions
   ConvPath path = ConvPath::automatic;
 };
 
@@ -64,9 +65,9 @@ struct CausalConv1dUpdateArgs {
 Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args);
 
 // The last S inputs of each packed sequence, zero padded on the left: x (T, D), cu_seqlens (n+1) -> (n, D,
-// S).
+// S), in `out` where that is given (any float dtype), else in a new tensor of x's dtype.
 Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& cu_seqlens,
-                                   std::int64_t state_len);
+                                   std::int64_t state_len, const Tensor& out = {});
 
 struct CausalConv1dBackwardArgs {
   Tensor x;  // as in the forward

@@ -39,7 +39,9 @@ struct SelectiveScanArgs {
   bool return_last_state = false;
   bool return_checkpoints = false;  // for selective_scan_backward
   Tensor out;                       // optional destination in u's dtype; may be u or z itself
-  Tensor last_state;  // optional destination, (B, D, N) or (n, D, N); may be initial_state itself
+  Tensor last_state;   // optional destination, (B, D, N) or (n, D, N); may be initial_state itself
+  Tensor states;       // optional destination, (B, M, D, N), needs state_positions
+  Tensor checkpoints;  // optional destination, selective_scan_checkpoints_shape; not on the reference path
   ScanPath path = ScanPath::automatic;
 };
 
@@ -48,8 +50,8 @@ struct SelectiveScanResult {
   Tensor
       last_state;  // after the last token of each row or packed sequence, f32 or c64 (f64, c128: reference)
   Tensor states;   // (B, M, D, N) with state_positions
-  // With return_checkpoints: states every few dozen tokens (K, N, D), f32 or c64, which spare
-  // selective_scan_backward a walk over all tokens. The reference path leaves it absent.
+  // With return_checkpoints or their destination: states every few dozen tokens (K, N, D), f32 or c64, which
+  // spare selective_scan_backward a walk over all tokens. The reference path leaves it absent.
   Tensor checkpoints;
 };
 
@@ -59,6 +61,11 @@ struct SelectiveScanResult {
 // state_positions may be on the host or on the device (which is waited for then). Throws
 // Error(invalid_argument) for shapes, dtypes or sequences that do not fit.
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args);
+
+// (K, N, D) of a destination for the checkpoints of u with shape (B, D, L), for all seq_idx and cu_seqlens
+// alike: the more sequences share a row, the fewer of the K are written. `device` is where the context works.
+[[nodiscard]] Dims selective_scan_checkpoints_shape(const Dims& u, std::int64_t d_state, bool complex,
+                                                    Device::Kind device);
 
 struct SelectiveScanBackwardArgs {
   SelectiveScanArgs forward;  // as given to selective_scan; destinations and state_positions are not used

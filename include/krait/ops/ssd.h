@@ -42,6 +42,7 @@ struct SsdArgs {
   bool return_final_states = false;
   Tensor out;           // optional destinations, which may not overlap the inputs
   Tensor final_states;  // (B, H, P, N) or (n, H, P, N); may be initial_states itself
+  Tensor states;        // (B, M, H, P, N), needs state_positions
   SsdPath path = SsdPath::automatic;
 };
 

@@ -136,7 +136,8 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
                      {"bias", args.bias},
                      {"initial_states", args.initial_states},
                      {"out", args.out},
-                     {"final_states", args.final_states}});
+                     {"final_states", args.final_states},
+                     {"states", args.states}});
   const Tensor seq_idx = ctx.to_host(args.seq_idx);
   const Tensor cu_seqlens = ctx.to_host(args.cu_seqlens);
   const Tensor state_positions = ctx.to_host(args.state_positions);
@@ -165,10 +166,22 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
     require(!may_overlap(args.final_states, x) && !may_overlap(args.final_states, args.out),
             "[causal_conv1d] final_states overlaps x or out");
   }
+  require(!args.states || state_positions,
+          "[causal_conv1d] states is given without state_positions, expected both");
+  const Dims states_shape = state_positions ? Dims{rows, state_positions.size(1), channels, width} : Dims();
+  if (args.states) {
+    require(args.states.dtype() == x.dtype(), "[causal_conv1d] states has dtype ", args.states.dtype(),
+            ", expected ", x.dtype(), " as x");
+    require(args.states.shape() == states_shape, "[causal_conv1d] states has shape ", args.states.shape(),
+            ", expected ", states_shape);
+    for (const Tensor& other : {x, args.initial_states, args.out, args.final_states})
+      require(!may_overlap(args.states, other), "[causal_conv1d] states overlaps another tensor");
+  }
   const bool reference = takes_reference(op, ctx, args.path, x);
 
   const TokenRuns runs = cut_into_runs(rows, length, seq_idx, cu_seqlens, state_positions, false);
   CausalConv1dResult result;
+  if (state_positions) result.states = args.states ? args.states : ctx.empty(states_shape, x.dtype());
   result.out = args.out ? args.out : empty_like(ctx, x);
   const Forward forward{.x = x,
                         .weight = args.weight,
@@ -179,8 +192,6 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
                         .runs = &runs};
   if constexpr (kWithCuda) {
     if (ctx.on_gpu()) {
-      if (state_positions)
-        result.states = ctx.empty({rows, state_positions.size(1), channels, width}, x.dtype());
       if (args.return_final_states || args.final_states)
         result.final_states = args.final_states ? args.final_states : ctx.empty(state_shape, x.dtype());
       const bool whole_rows = !seq_idx && !cu_seqlens && !state_positions;
@@ -197,7 +208,6 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
 
   // After the outputs, which read initial_states, and before the final states, which may replace them.
   if (state_positions) {
-    result.states = ctx.empty({rows, state_positions.size(1), channels, width}, x.dtype());
     for (const StateRequest& wanted : runs.requests)
       write_window(runs, runs.runs[static_cast<std::size_t>(wanted.run)], wanted.count, x,
                    args.initial_states, result.states.select(0, wanted.row).select(0, wanted.slot));
@@ -214,18 +224,23 @@ CausalConv1dResult causal_conv1d(Context& ctx, const CausalConv1dArgs& args) {
 }
 
 Tensor causal_conv1d_varlen_states(Context& ctx, const Tensor& x, const Tensor& cu_seqlens,
-                                   std::int64_t state_len) {
+                                   std::int64_t state_len, const Tensor& out) {
   constexpr std::string_view op = "causal_conv1d_varlen_states";
   require(x.defined() && cu_seqlens.defined(), "[", op, "] x and cu_seqlens must be given");
   require(x.ndim() == 2, "[", op, "] x has shape ", x.shape(), ", expected (T, D)");
   require(is_float(x.dtype()), "[", op, "] x has dtype ", x.dtype(), ", expected f32, f64, bf16 or f16");
   require(state_len >= 0, "[", op, "] state_len is ", state_len, ", expected 0 or more");
-  require_on_device(ctx, op, {{"x", x}});
+  require_on_device(ctx, op, {{"x", x}, {"out", out}});
   const Tensor offsets = ctx.to_host(cu_seqlens);
   validate_sequences(op, 1, x.size(0), {}, offsets, {});
 
   const std::int64_t sequences = offsets.size(0) - 1;
-  Tensor states = ctx.zeros({sequences, x.size(1), state_len}, x.dtype());
+  const Dims shape = {sequences, x.size(1), state_len};
+  require(!out || (out.shape() == shape && is_float(out.dtype())), "[", op, "] out has shape ", out.shape(),
+          " and dtype ", out.dtype(), ", expected ", shape, " and f32, f64, bf16 or f16");
+  require(!out || !may_overlap(out, x), "[", op, "] out overlaps x");
+  const Tensor states = out ? out : ctx.empty(shape, x.dtype());
+  ctx.fill(states, 0.0);
   for (std::int64_t s = 0; s < sequences; ++s) {
     const std::int64_t end = index_at(offsets, s + 1);
     const std::int64_t kept = std::min(state_len, end - index_at(offsets, s));

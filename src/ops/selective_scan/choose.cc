@@ -59,6 +59,11 @@ std::int64_t count_checkpoints(const TokenRuns& runs) {
   return count;
 }
 
+std::int64_t count_most_checkpoints(std::int64_t rows, std::int64_t length, std::int64_t steps) {
+  // Cutting a row in two takes as many steps of each part as the row had, or fewer.
+  return length == 0 ? 0 : rows * ((length - 1) / steps);
+}
+
 bool fits_tiles(const Problem& p) {
   return !p.complex && p.B.ndim() == 4 && p.C.ndim() == 4 && p.d_state >= 1 && p.d_state <= 256;
 }

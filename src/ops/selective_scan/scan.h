@@ -159,6 +159,8 @@ void run_simd_backward(Context& ctx, const Problem& problem, const Gradients& gr
 inline constexpr std::int64_t kCheckpointSteps = 32;
 [[nodiscard]] std::int64_t count_checkpoints(std::int64_t run_length);
 [[nodiscard]] std::int64_t count_checkpoints(const TokenRuns& runs);
+// How many there are at most, one each `steps` tokens, however the rows are cut into sequences.
+[[nodiscard]] std::int64_t count_most_checkpoints(std::int64_t rows, std::int64_t length, std::int64_t steps);
 
 // How the fast kernels of a GPU share out a problem: `lanes` of a warp, a team, take `per_team` channels,
 // `states` states each of every one, and a run is cut into pieces of at most `piece` tokens (in the backward

@@ -148,7 +148,7 @@ Tensor destination(Context& ctx, std::string_view name, const Tensor& given, con
   return given;
 }
 
-std::array<Named, 14> named(const SelectiveScanArgs& args) {
+std::array<Named, 16> named(const SelectiveScanArgs& args) {
   return {{{"u", &args.u},
            {"delta", &args.delta},
            {"A", &args.A},
@@ -162,7 +162,9 @@ std::array<Named, 14> named(const SelectiveScanArgs& args) {
            {"cu_seqlens", &args.cu_seqlens},
            {"state_positions", &args.state_positions},
            {"out", &args.out},
-           {"last_state", &args.last_state}}};
+           {"last_state", &args.last_state},
+           {"states", &args.states},
+           {"checkpoints", &args.checkpoints}}};
 }
 
 // The inputs, without destinations.
@@ -170,7 +172,7 @@ Problem validated(const SelectiveScanArgs& args, Device device) {
   require(args.u.defined(), "[selective_scan] u is absent");
   require(args.delta.defined(), "[selective_scan] delta is absent");
   require(args.A.defined(), "[selective_scan] A is absent");
-  const std::array<Named, 14> tensors = named(args);
+  const std::array<Named, 16> tensors = named(args);
   const bool on_gpu = device.kind != Device::Kind::cpu;
   for (const auto& [name, tensor] : tensors) {
     // Those of sequences have been brought to the host.
@@ -252,8 +254,17 @@ std::int64_t count_tile_checkpoints(const std::vector<std::vector<Tile>>& rows) 
   return count;
 }
 
+// Where `count` checkpoints go, (K, N, D).
+Tensor checkpoints_destination(Context& ctx, const SelectiveScanArgs& args, const Problem& p,
+                               std::int64_t count) {
+  if (!args.checkpoints) return ctx.empty({count, p.d_state, p.channels}, p.A.dtype());
+  const Dims most = selective_scan_checkpoints_shape(args.u.shape(), p.d_state, p.complex, ctx.device().kind);
+  return destination(ctx, "checkpoints", args.checkpoints, most, p.A.dtype(),
+                     "selective_scan_checkpoints_shape");
+}
+
 // The states that the backward wants.
-void add_checkpoints(Context& ctx, Problem& p) {
+void add_checkpoints(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
   const auto rows = cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex));
   for (std::int64_t r = 0; r < std::ssize(rows); ++r)
     for (const Tile& tile : rows[static_cast<std::size_t>(r)])
@@ -261,8 +272,7 @@ void add_checkpoints(Context& ctx, Problem& p) {
         p.saves.push_back({.row = r, .step = tile.begin - 1, .slot = tile.checkpoint, .checkpoint = true});
   std::sort(p.saves.begin(), p.saves.end(),
             [](const Save& a, const Save& b) { return std::pair(a.row, a.step) < std::pair(b.row, b.step); });
-  p.checkpoints =
-      ctx.empty({count_tile_checkpoints(rows), p.d_state, p.channels}, p.A.dtype()).transpose(1, 2);
+  p.checkpoints = checkpoints_destination(ctx, args, p, count_tile_checkpoints(rows)).transpose(1, 2);
 }
 
 void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
@@ -271,8 +281,12 @@ void add_destinations(Context& ctx, const SelectiveScanArgs& args, Problem& p) {
   if (args.last_state || args.return_last_state)
     p.last_state =
         destination(ctx, "last_state", args.last_state, state_shape(p), p.A.dtype(), meaning_of_states(args));
+  require(!args.states || args.state_positions,
+          "[selective_scan] states is given without state_positions, expected both");
   if (args.state_positions)
-    p.states = ctx.empty({args.u.size(0), args.state_positions.size(1), p.channels, p.d_state}, p.A.dtype());
+    p.states = destination(ctx, "states", args.states,
+                           {args.u.size(0), args.state_positions.size(1), p.channels, p.d_state}, p.A.dtype(),
+                           "one state per position");
 }
 
 // All tensors of the backward beside those of the forward.
@@ -307,7 +321,7 @@ Tensor check_factor_gradient(std::string_view name, const Tensor& gradient, cons
 // matrix.)
 void check_apart(const SelectiveScanBackwardArgs& args) {
   const std::array<Named, 12> outer = named(args);
-  const std::array<Named, 14> all = named(args.forward);
+  const std::array<Named, 16> all = named(args.forward);
   const auto inner = std::span(all).first(11);  // the inputs
   const auto check = [&](const Named& destination, const Named& other) {
     const auto& [name, tensor] = destination;
@@ -357,8 +371,10 @@ Gradients validated(const SelectiveScanBackwardArgs& args, const Problem& p, Dev
         device.kind != Device::Kind::cpu
             ? count_checkpoints(p.runs)
             : count_tile_checkpoints(cut_into_tiles(p, choose_backward_steps(p.d_state, p.complex)));
-    check_shape("checkpoints", args.checkpoints, {count, p.d_state, p.channels},
-                "as selective_scan returned them for these arguments");
+    const Dims most = selective_scan_checkpoints_shape(forward.u.shape(), p.d_state, p.complex, device.kind);
+    if (args.checkpoints.shape() != most)
+      check_shape("checkpoints", args.checkpoints, {count, p.d_state, p.channels},
+                  "as selective_scan returned them for these arguments");
     require(args.checkpoints.dtype() == (p.complex ? DType::c64 : DType::f32),
             "[selective_scan] checkpoints has dtype ", args.checkpoints.dtype(), ", expected ",
             p.complex ? "c64" : "f32");
@@ -399,8 +415,11 @@ void require_gpu_path(const Context& ctx, ScanPath path) {
   require_gpu_path(ctx, args.path);
   Problem p = validated(on_host(ctx, args), ctx.device());
   add_destinations(ctx, args, p);
-  if (args.return_checkpoints)
-    p.checkpoints = ctx.empty({count_checkpoints(p.runs), p.d_state, p.channels}, p.A.dtype());
+  // Kernels write them one after the other.
+  require(args.checkpoints.is_contiguous(), "[selective_scan] checkpoints has strides ",
+          args.checkpoints.strides(), ", expected contiguous ones");
+  if (args.return_checkpoints || args.checkpoints)
+    p.checkpoints = checkpoints_destination(ctx, args, p, count_checkpoints(p.runs));
   run_cuda(ctx, p);
   ctx.set_backend("selective_scan", "cuda");
   return {.out = p.out, .last_state = p.last_state, .states = p.states, .checkpoints = p.checkpoints};
@@ -409,7 +428,7 @@ void require_gpu_path(const Context& ctx, ScanPath path) {
 [[maybe_unused]] void backward_on_gpu(Context& ctx, const SelectiveScanBackwardArgs& args) {
   require_gpu_path(ctx, args.forward.path);
   SelectiveScanArgs forward = on_host(ctx, args.forward);
-  forward.out = forward.last_state = forward.state_positions = {};
+  forward.out = forward.last_state = forward.state_positions = forward.states = forward.checkpoints = {};
   const Problem p = validated(forward, ctx.device());
   Gradients gradients = validated(args, p, ctx.device());
   gradients.checkpoints = args.checkpoints ? ctx.contiguous(args.checkpoints) : Tensor();
@@ -424,6 +443,14 @@ void require_gpu_path(const Context& ctx, ScanPath path) {
 
 }  // namespace scan
 
+Dims selective_scan_checkpoints_shape(const Dims& u, std::int64_t d_state, bool complex,
+                                      Device::Kind device) {
+  require(u.size() == 3, "[selective_scan] u has shape ", u, ", expected (B, D, L)");
+  const std::int64_t steps =
+      device == Device::Kind::cpu ? scan::choose_backward_steps(d_state, complex) : scan::kCheckpointSteps;
+  return {scan::count_most_checkpoints(u[0], u[2], steps), d_state, u[1]};
+}
+
 SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) {
   if constexpr (kWithCuda) {
     if (ctx.on_gpu()) return scan::forward_on_gpu(ctx, args);
@@ -433,11 +460,12 @@ SelectiveScanResult selective_scan(Context& ctx, const SelectiveScanArgs& args) 
   const bool in_double = scan::is_double(problem.A.dtype());
   const ScanPath path = scan::choose_path(args.path, in_double, ctx.reference());
   if (path == ScanPath::reference) {
+    require(!args.checkpoints, "[selective_scan] checkpoints is given, but the reference path keeps none");
     scan::run_reference(problem);
     ctx.set_backend("selective_scan", "reference");
   } else {
     require(!in_double, "[selective_scan] the path simd has no f64, expected f32, bf16 and f16 inputs");
-    if (args.return_checkpoints) scan::add_checkpoints(ctx, problem);
+    if (args.return_checkpoints || args.checkpoints) scan::add_checkpoints(ctx, args, problem);
     scan::run_simd(ctx, problem);
     ctx.set_backend("selective_scan", concat("simd (", simd_target(), ")"));
   }
@@ -452,7 +480,7 @@ void selective_scan_backward(Context& ctx, const SelectiveScanBackwardArgs& args
     if (ctx.on_gpu()) return scan::backward_on_gpu(ctx, args);
   }
   SelectiveScanArgs forward = args.forward;
-  forward.out = forward.last_state = forward.state_positions = {};
+  forward.out = forward.last_state = forward.state_positions = forward.states = forward.checkpoints = {};
   scan::Problem problem = scan::validated(forward, ctx.device());
   const scan::Gradients gradients = scan::validated(args, problem, ctx.device());
   const auto tensors = scan::named(args);

@@ -30,7 +30,8 @@ void bring_to_device(Context& ctx, std::string_view op, SsdArgs& args) {
                      {"dt_bias", args.dt_bias},
                      {"initial_states", args.initial_states},
                      {"out", args.out},
-                     {"final_states", args.final_states}});
+                     {"final_states", args.final_states},
+                     {"states", args.states}});
   if (ctx.on_gpu()) {
     require(args.path == SsdPath::automatic && !ctx.reference(), "[", op,
             "] the paths by name are the CPU's, expected SsdPath::automatic on ", name_of(ctx.device()));

@@ -66,7 +66,7 @@ SsdResult run(Context& ctx, std::string_view op, Problem p, const Wanted& wanted
   if (!p.out) p.out = ctx.empty(p.x.shape(), p.x.dtype());
   if (wanted.final_states && !p.final_states)
     p.final_states = ctx.empty({runs.sequences, p.heads(), p.headdim(), p.d_state()}, state_dtype);
-  if (wanted.state_positions)
+  if (wanted.state_positions && !p.states)
     p.states =
         ctx.empty({rows, wanted.state_positions.size(1), p.heads(), p.headdim(), p.d_state()}, state_dtype);
   // The first run of a sequence reads what its last one, on another thread, may replace.
@@ -152,6 +152,20 @@ SsdResult ssd(Context& ctx, const SsdArgs& given) {
     require(same_view(args.final_states, args.initial_states) ||
                 !may_overlap(args.final_states, args.initial_states),
             "[ssd] final_states overlaps initial_states without being the same view");
+  }
+  require(!args.states || args.state_positions,
+          "[ssd] states is given without state_positions, expected both");
+  if (args.states) {
+    const DType state_dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+    check(kOp, "states", args.states, x,
+          {x.size(0), args.state_positions.size(1), x.size(2), x.size(3), args.B.size(3)},
+          "one state for each position and head");
+    require(args.states.dtype() == state_dtype, "[ssd] states has dtype ", args.states.dtype(), ", expected ",
+            state_dtype);
+    check_destination("states", args.states, problem);
+    for (const Tensor& other : {args.initial_states, args.out, args.final_states})
+      require(!may_overlap(args.states, other), "[ssd] states overlaps another tensor");
+    problem.states = args.states;
   }
   return run(ctx, kOp, problem,
              {.seq_idx = args.seq_idx,

@@ -1,0 +1,47 @@
+"""Krait: Mamba without a deep-learning framework, on CPUs and GPUs.
+
+    krait.ops             the operators, over NumPy arrays and everything that speaks DLPack
+    krait.LanguageModel   models that generate, score and train
+    krait.Tokenizer       byte-level BPE
+    krait.torch           autograd functions and nn.Modules for PyTorch
+
+``import krait`` loads neither the compiled library nor any framework: what is used is imported when it is first
+asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops as ops
+    from ._library import build_info as build_info
+    from ._library import get_num_threads as get_num_threads
+    from ._library import set_num_threads as set_num_threads
+
+__version__ = "0.1.0"
+
+# Where each public name is defined.
+_HOMES = {
+    "build_info": "._library",
+    "get_num_threads": "._library",
+    "set_num_threads": "._library",
+}
+_SUBMODULES = ("ops", "torch")
+
+__all__ = ["__version__", *_HOMES, "ops"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+        globals()[name] = value
+        return value
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_SUBMODULES})

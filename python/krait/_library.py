@@ -1,0 +1,80 @@
+"""The compiled library behind the package: where it is, and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+_NAME = "libkrait_ffi.so"
+_lock = threading.Lock()
+_library: Any = None
+
+
+def library_path() -> Path:
+    """The file that is loaded: that of the environment variable KRAIT_LIBRARY, else the one beside the package.
+
+    Raises ImportError where neither is there.
+    """
+    chosen = os.environ.get("KRAIT_LIBRARY")
+    path = Path(chosen) if chosen else Path(__file__).with_name(_NAME)
+    if not path.is_file():
+        hint = (
+            "KRAIT_LIBRARY names no file"
+            if chosen
+            else "the package is not built: install it, or set KRAIT_LIBRARY to a built libkrait_ffi.so"
+        )
+        raise ImportError(f"krait: {path} does not exist; {hint}")
+    return path
+
+
+def library() -> Any:
+    """The functions of libkrait_ffi (src/ffi/README.md lists them), loaded at the first call."""
+    global _library
+    if _library is None:
+        with _lock:
+            if _library is None:
+                _library = _load()
+    return _library
+
+
+def _load() -> Any:
+    import tvm_ffi
+
+    # Exceptions that tvm_ffi does not know by itself.
+    for exception in (FileNotFoundError, OSError, ConnectionError, KeyboardInterrupt):
+        tvm_ffi.error.register_error(exception.__name__, exception)
+    return tvm_ffi.load_module(str(library_path()))
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets the number of CPU threads of every operator and model from now on.
+
+    Args:
+        threads: 1 to 4096, or 0 for one thread for each processor.
+
+    Raises:
+        ValueError: for other numbers.
+    """
+    library().set_num_threads(int(threads))
+
+
+def get_num_threads() -> int:
+    """The number of CPU threads: that of set_num_threads, else of KRAIT_NUM_THREADS or OMP_NUM_THREADS in the
+    environment, else of processors that this process may use."""
+    return int(library().get_num_threads())
+
+
+def build_info() -> dict[str, Any]:
+    """What the compiled library is: version, path, simd (the instruction set in use), onednn (its version, or
+    "" without it), cuda (whether it has kernels for GPUs), cuda_devices (how many can be used)."""
+    lib = library()
+    return {
+        "version": str(lib.version()),
+        "path": str(library_path()),
+        "simd": str(lib.simd_target()),
+        "onednn": str(lib.onednn_version()),
+        "cuda": bool(lib.with_cuda()),
+        "cuda_devices": int(lib.cuda_device_count()),
+    }

@@ -1,0 +1,51 @@
+#include "krait/ops/activation.h"
+
+#include "ffi/contexts.h"
+#include "ffi/convert.h"
+#include "ffi/words.h"
+
+namespace krait::ffi {
+namespace {
+
+void gated_silu(Given x, Given gate, Given out) {
+  Operands of("gated_silu");
+  const GatedSiluArgs args{.x = of("x", x), .gate = of("gate", gate), .out = of("out", out)};
+  const Lease ctx(of.device());
+  krait::gated_silu(*ctx, args);
+}
+
+void gated_silu_backward(Given x, Given gate, Given dout, Given dx, Given dgate) {
+  Operands of("gated_silu_backward");
+  const GatedSiluBackwardArgs args{.x = of("x", x),
+                                   .gate = of("gate", gate),
+                                   .dout = of("dout", dout),
+                                   .dx = of("dx", dx),
+                                   .dgate = of("dgate", dgate)};
+  const Lease ctx(of.device());
+  krait::gated_silu_backward(*ctx, args);
+}
+
+void gelu(Given x, Given out, Word kind) {
+  Operands of("gelu");
+  const GeluArgs args{.x = of("x", x), .out = of("out", out), .kind = gelu_kind_of("gelu", kind)};
+  const Lease ctx(of.device());
+  krait::gelu(*ctx, args);
+}
+
+void gelu_backward(Given x, Given dout, Given dx, Word kind) {
+  Operands of("gelu_backward");
+  const GeluBackwardArgs args{.x = of("x", x),
+                              .dout = of("dout", dout),
+                              .dx = of("dx", dx),
+                              .kind = gelu_kind_of("gelu_backward", kind)};
+  const Lease ctx(of.device());
+  krait::gelu_backward(*ctx, args);
+}
+
+}  // namespace
+}  // namespace krait::ffi
+
+KRAIT_FFI(gated_silu, krait::ffi::gated_silu)
+KRAIT_FFI(gated_silu_backward, krait::ffi::gated_silu_backward)
+KRAIT_FFI(gelu, krait::ffi::gelu)
+KRAIT_FFI(gelu_backward, krait::ffi::gelu_backward)

@@ -1,0 +1,156 @@
+#include "ffi/contexts.h"
+
+#include <pthread.h>
+#include <tvm/ffi/extra/c_env_api.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "core/thread_pool.h"
+#include "ffi/convert.h"
+
+namespace krait::ffi {
+namespace {
+
+// A context that is free.
+struct Idle {
+  Device device;
+  void* stream;
+  std::unique_ptr<Context> context;
+};
+
+// As many calls at one time keep their contexts for the next; further ones are made and dropped.
+constexpr std::size_t kMostIdle = 16;
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Idle> idle;
+  int threads = 0;  // 0: not chosen yet
+};
+
+// Never destroyed: what contexts hold on a GPU cannot be given back once the process ends.
+Pool& pool() {
+  static Pool* const the_pool = [] {
+    auto* made = new Pool;
+    made->idle.reserve(kMostIdle);
+    // The threads of a context do not live on in a forked process, nor does what it holds on a GPU: there
+    // idle contexts are forgotten, without an end.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
+                   [] {
+                     for (Idle& entry : pool().idle) (void)entry.context.release();
+                     pool().idle.clear();
+                     pool().mutex.unlock();
+                   });
+    return made;
+  }();
+  return *the_pool;
+}
+
+// A number of threads that the environment gives, or 0.
+int threads_of_environment() {
+  for (const char* name : {"KRAIT_NUM_THREADS", "OMP_NUM_THREADS"}) {
+    const char* text = std::getenv(name);
+    int value = 0;
+    if (text != nullptr && std::from_chars(text, text + std::strlen(text), value).ec == std::errc() &&
+        value > 0)
+      return std::min(value, 4096);
+  }
+  return 0;
+}
+
+int chosen_threads(Pool& contexts) {
+  if (contexts.threads == 0) {
+    contexts.threads = threads_of_environment();
+    if (contexts.threads == 0) contexts.threads = available_processors();
+  }
+  return contexts.threads;
+}
+
+thread_local bool raised_by_signal = false;
+
+// Asks the caller's environment for signals, which takes Python's lock: no more often than a person notices.
+bool ended_by_signal() {
+  constexpr std::chrono::milliseconds kBetween(50);
+  thread_local std::chrono::steady_clock::time_point last;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - last < kBetween) return false;
+  last = now;
+  raised_by_signal = TVMFFIEnvCheckSignals() != 0;
+  return raised_by_signal;
+}
+
+void* stream_of(Device device) {
+  if (device.kind == Device::Kind::cpu) return nullptr;
+  void* stream = TVMFFIEnvGetStream(kDLCUDA, device.index);
+  // CUDA's legacy default stream has no handle, and one of its own (cudaStreamLegacy) where a handle is asked
+  // for.
+  return stream != nullptr ? stream : reinterpret_cast<void*>(1);
+}
+
+ContextOptions options_for(Device device, void* stream, int threads) {
+  return {.device = device, .stream = stream, .threads = threads, .cancelled = ended_by_signal};
+}
+
+}  // namespace
+
+ContextOptions options_for(Device device) { return options_for(device, stream_of(device), threads()); }
+
+void set_threads(int threads) {
+  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
+  const std::lock_guard lock(pool().mutex);
+  pool().threads = threads == 0 ? available_processors() : threads;
+  pool().idle.clear();
+}
+
+int threads() {
+  const std::lock_guard lock(pool().mutex);
+  return chosen_threads(pool());
+}
+
+bool signal_was_raised() { return std::exchange(raised_by_signal, false); }
+
+Lease::Lease(Device device) : stream_(stream_of(device)) {
+  Pool& contexts = pool();
+  int threads = 0;
+  {
+    const std::lock_guard lock(contexts.mutex);
+    for (auto entry = contexts.idle.rbegin(); entry != contexts.idle.rend(); ++entry) {
+      if (entry->stream != stream_ || entry->device != device) continue;
+      context_ = std::move(entry->context);
+      *entry = std::move(contexts.idle.back());
+      contexts.idle.pop_back();
+      return;
+    }
+    threads = chosen_threads(contexts);
+  }
+  context_ = std::make_unique<Context>(options_for(device, stream_, threads));
+}
+
+Lease::~Lease() {
+  Pool& contexts = pool();
+  const std::lock_guard lock(contexts.mutex);
+  if (contexts.idle.size() < kMostIdle && context_->threads() == chosen_threads(contexts))
+    contexts.idle.push_back({context_->device(), stream_, std::move(context_)});
+}
+
+namespace {
+
+void set_num_threads(std::int64_t threads) {
+  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
+  set_threads(static_cast<int>(threads));
+}
+
+std::int64_t get_num_threads() { return ffi::threads(); }
+
+}  // namespace
+
+}  // namespace krait::ffi
+
+KRAIT_FFI(set_num_threads, krait::ffi::set_num_threads)
+KRAIT_FFI(get_num_threads, krait::ffi::get_num_threads)
