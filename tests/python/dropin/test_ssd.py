@@ -534,7 +534,7 @@ def test_split_conv1d_scan_with_states_and_sequences() -> None:
     close(final, pieces[1][1])
     with pytest.raises(ValueError, match="expected headdim or D of"):
         mamba_split_conv1d_scan_combined(zxbcdt, *weights[:4], torch.randn(heads), 16)
-    with pytest.raises(ValueError, match="zxbcdt is 69 wide"):
+    with pytest.raises(ValueError, match="zxbcdt has 69"):
         mamba_split_conv1d_scan_combined(F.pad(zxbcdt, (0, 1)), *weights, 16)
 
 
