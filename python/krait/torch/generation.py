@@ -356,19 +356,23 @@ class DecodingCGCache:
 
     max_batch_size: int = 0
     max_seqlen: int = 0
-    device: Optional[torch.device] = None
-    dtype: Optional[torch.dtype] = None
     callables: dict = field(default_factory=dict)
-    mempool: Any = None
     inference_params: Optional[InferenceParams] = None
     run: Optional[Callable[[Tensor, Tensor, int], Tensor]] = None
+    device: Optional[torch.device] = None
+    dtype: Optional[torch.dtype] = None
+    mempool: Any = None
     parameters: tuple = ()
 
 
-def _needs_host_position(model: Any) -> bool:
-    """Whether a step depends on where it stands in the sequence, as attention's does: a graph would freeze it."""
+def _freezes_positions(model: Any, decoding_seqlen: int) -> bool:
+    """Whether a graph would freeze where in the sequence it was recorded.
+
+    Attention reads the positions of single tokens from ``lengths_per_sample``, on the device, but those of
+    longer steps from ``seqlen_offset``.
+    """
     config = getattr(model, "config", None)
-    return bool(getattr(config, "attn_layer_idx", None))
+    return decoding_seqlen > 1 and bool(getattr(config, "attn_layer_idx", None))
 
 
 @torch.inference_mode()
@@ -385,8 +389,8 @@ def update_graph_cache(
     """Returns a cache whose ``run(input_ids (B, T), position_ids (B, T), offset)`` gives logits (B, T, V).
 
     What ``cache`` recorded before is used again where it fits: same weights, device, dtype and number of
-    sequences, and no more tokens than it was made for. On the CPU, and for models with attention layers, ``run`` calls
-    the model.
+    sequences, and no more tokens than it was made for. On the CPU ``run`` calls the model, and so it does for
+    steps of several tokens where there are attention layers.
     """
     if cache is None:
         cache = DecodingCGCache()
@@ -450,11 +454,12 @@ def capture_graph(
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
     """Records one step of ``decoding_seqlen`` tokens on the state of ``inference_params`` as a CUDA graph.
 
-    Returns ``run(input_ids (B, T), position_ids (B, T), offset) -> logits (B, T, V)``. On the CPU, and for
-    models with attention layers, nothing is recorded and ``run`` calls the model.
+    Returns ``run(input_ids (B, T), position_ids (B, T), offset) -> logits (B, T, V)``. On the CPU nothing is
+    recorded and ``run`` calls the model, and so it does for steps of several tokens where there are attention
+    layers.
     """
     device = next(iter(model.parameters())).device
-    if device.type != "cuda" or _needs_host_position(model):
+    if device.type != "cuda" or _freezes_positions(model, decoding_seqlen):
 
         def run_plain(new_input_ids: Tensor, new_position_ids: Tensor, seqlen: int) -> Tensor:
             inference_params.seqlen_offset = seqlen

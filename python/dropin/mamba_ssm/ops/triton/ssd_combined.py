@@ -401,63 +401,35 @@ def mamba_split_conv1d_scan_combined(
     Returns out (B, L, E), without outproj_weight (B, L, M + H P), and with return_final_states also
     (B, H, P, N).
     """
-    heads, width = _heads_and_width(D, headdim)
-    inner = heads * width
-    z0, x0, z, xBC, dt = _split(zxbcdt, heads, inner, conv1d_weight.shape[0])
     if activation not in (None, "silu", "swish"):
         raise NotImplementedError(
             f"[mamba_split_conv1d_scan] activation is {activation!r}, expected None, 'silu' or 'swish'"
         )
-    xBC = krait_ops.causal_conv1d(
-        xBC.transpose(1, 2),
+    result = krait_ops.split_conv1d_scan(
+        zxbcdt,
         conv1d_weight,
         conv1d_bias,
-        activation=None if activation is None else "silu",
-        seq_idx=seq_idx,
-    ).transpose(1, 2)
-    states = (xBC.shape[-1] - inner) // 2
-    x, B, C = xBC.split([inner, states, states], dim=-1)
-    gate_in_scan = rmsnorm_weight is None
-    result = krait_ops.ssd(
-        x.unflatten(-1, (heads, width)),
-        dt,
-        A,
-        B.unflatten(-1, (ngroups, -1)),
-        C.unflatten(-1, (ngroups, -1)),
-        D,
-        z.unflatten(-1, (heads, width)) if gate_in_scan else None,
         dt_bias,
+        A,
+        D,
+        headdim=_heads_and_width(D, headdim)[1],
+        ngroups=ngroups,
+        activation=activation,
+        norm_weight=rmsnorm_weight,
+        norm_eps=rmsnorm_eps,
+        norm_before_gate=norm_before_gate,
+        dt_limit=dt_limit,
         initial_states=initial_states,
         seq_idx=seq_idx,
-        dt_softplus=True,
-        dt_limit=dt_limit,
-        chunk_size=chunk_size,
         return_final_states=return_final_states,
     )
-    y, final_states = result if return_final_states else (result, None)
-    y = y.flatten(-2)
-    if not gate_in_scan:
-        y = krait_ops.norm(
-            y,
-            rmsnorm_weight,
-            kind="rms",
-            z=z,
-            eps=rmsnorm_eps,
-            group_size=inner // ngroups,
-            norm_before_gate=norm_before_gate,
-        )
-    out = _projected(z0, x0, y, outproj_weight, outproj_bias)
+    out, final_states = result if return_final_states else (result, None)
+    if outproj_weight is not None:
+        out = _projected(out, outproj_weight, outproj_bias)
     return (out, final_states) if return_final_states else out
 
 
-def _projected(
-    z0: Tensor, x0: Tensor, y: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]
-) -> Tensor:
-    """[silu(z0) x0, y] through the out projection where there is one."""
-    if z0.shape[-1]:
-        y = torch.cat([F.silu(z0) * x0, y], dim=-1)
-    if weight is None:
-        return y
+def _projected(y: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return F.linear(y, weight, None if bias is None else bias.to(weight.dtype))
 
 
@@ -585,4 +557,6 @@ def mamba_split_conv1d_scan_ref(
             group_size=inner // ngroups,
             norm_before_gate=norm_before_gate,
         )
-    return _projected(z0, x0, y, outproj_weight, outproj_bias)
+    if z0.shape[-1]:
+        y = torch.cat([F.silu(z0) * x0, y], dim=-1)
+    return y if outproj_weight is None else _projected(y, outproj_weight, outproj_bias)
