@@ -161,6 +161,12 @@ def test_registered_as_upstream_does(checkpoint: Path, tasks: Any) -> None:
 
     @register_model("local_mamba")
     class LocalMamba(HFLM):
+        # What releases of lm-eval since look at besides.
+        backend = "causal"
+        add_bos_token = logits_cache = truncation = enable_thinking = False
+        custom_prefix_token_id = mixed_precision_dtype = softmax_dtype = None
+        pretrained = revision = peft = delta = ""
+
         def __init__(self, pretrained, max_length=2048, batch_size=None, device="cuda", dtype=None):  # type: ignore[no-untyped-def]
             LM.__init__(self)
             self._model = MambaLMHeadModel.from_pretrained(pretrained, device=device, dtype=dtype)
@@ -170,13 +176,6 @@ def test_registered_as_upstream_does(checkpoint: Path, tasks: Any) -> None:
             self._batch_size = int(batch_size)
             self._max_length = max_length
             self._device = torch.device(device)
-            # What releases of lm-eval since 0.4 look at besides.
-            self.backend = "causal"
-            self.enable_thinking = False
-            self.custom_prefix_token_id = None
-            self.add_bos_token = False
-            self.logits_cache = False
-            self.truncation = False
 
         @property
         def batch_size(self) -> int:
