@@ -3,7 +3,7 @@
 Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has kernels for CPU and
 CUDA, a fake kernel and a derivative, so that ``torch.compile``, ``torch.export``, dispatch modes and tensor
 subclasses see one opaque node. Eager calls on plain tensors, which are by far the most, go past the dispatcher
-straight to the kernel (see `direct`), since boxing a dozen arguments costs more than a small operator.
+straight to the kernel (see `examine`), since boxing a dozen arguments costs more than a small operator.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from krait import _library
 
 LIBRARY = torch.library.Library("krait", "FRAGMENT")
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-_is_compiling = torch.compiler.is_compiling
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
 _tracing_state: Callable[[], Any] = torch._C._get_tracing_state
@@ -32,21 +32,42 @@ def native(name: str) -> Callable[..., Any]:
     return getattr(_library.library(), name)
 
 
-def direct(tensors: Sequence[Optional[Tensor]]) -> bool:
-    """Whether a call on `tensors` may go straight to the kernel.
+# What `examine` finds. 0: the call goes through the dispatcher.
+PLAIN = 1
+GRAD = 2  # beside PLAIN: a derivative will be asked for
 
-    False while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform, a tracer)
-    and for what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily conjugated or negated
-    views, which the dispatcher resolves.
+
+def examine(tensors: Sequence[Optional[Tensor]]) -> int:
+    """How a call on `tensors` is to be made: 0, PLAIN, or PLAIN | GRAD.
+
+    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform, a tracer) and for
+    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated views, which the
+    dispatcher resolves. Lazily conjugated views are left to operators with complex inputs.
     """
-    if _is_compiling() or _dispatch_modes() or _transforms_active() or _tracing_state() is not None:
-        return False
-    for t in tensors:
-        if t is not None and (
-            type(t) not in _PLAIN or not (t.is_cpu or t.is_cuda) or t.is_neg() or t.is_conj()
-        ):
-            return False
-    return True
+    if (
+        _is_dynamo_compiling()
+        or _dispatch_modes()
+        or _transforms_active()
+        or _tracing_state() is not None
+        or not _PLAIN_TYPES.issuperset(map(type, tensors))
+    ):
+        return 0
+    first = tensors[0]
+    if first is None or not (first.is_cpu or first.is_cuda):
+        return 0
+    found = PLAIN
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None:
+                if t.is_neg():
+                    return 0
+                if t.requires_grad:
+                    found = PLAIN | GRAD
+    else:
+        for t in tensors:
+            if t is not None and t.is_neg():
+                return 0
+    return found
 
 
 def wants_grad(tensors: Sequence[Optional[Tensor]]) -> bool:
@@ -83,9 +104,11 @@ def define_backward(schema: str, kernel: Callable[..., Any], fake: Callable[...,
     torch.library.register_autograd(f"krait::{name}", refuse, lib=LIBRARY)
 
 
-def require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+def check_offsets(op: str, cu_seqlens: Tensor) -> None:
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(
+            f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)"
+        )
 
 
 def shape_of(t: Tensor) -> str:

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
+    check_offsets,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     shape_of,
     sum_dtype,
-    wants_grad,
     written,
 )
 
@@ -29,22 +29,19 @@ def activation_word(activation: Optional[str]) -> str:
     """The library's word for None, "silu" or "swish"."""
     if activation is None:
         return "none"
-    require(
-        activation in ("silu", "swish"),
-        f"activation is {activation!r}, expected None, 'silu' or 'swish'",
-    )
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"activation is {activation!r}, expected None, 'silu' or 'swish'")
     return "silu"
 
 
 def _check(x: Tensor, weight: Tensor, cu_seqlens: Optional[Tensor]) -> None:
-    require(x.dim() == 3, f"[causal_conv1d] x has shape {shape_of(x)}, expected (B, D, L)")
-    require(
-        weight.dim() == 2, f"[causal_conv1d] weight has shape {shape_of(weight)}, expected (D, K)"
-    )
-    require(
-        cu_seqlens is None or (cu_seqlens.dim() == 1 and cu_seqlens.shape[0] > 0),
-        "[causal_conv1d] cu_seqlens is not a vector of n + 1 offsets",
-    )
+    """What outputs take their shapes from; the library checks the rest."""
+    if x.dim() != 3:
+        raise ValueError(f"[causal_conv1d] x has shape {shape_of(x)}, expected (B, D, L)")
+    if weight.dim() != 2:
+        raise ValueError(f"[causal_conv1d] weight has shape {shape_of(weight)}, expected (D, K)")
+    if cu_seqlens is not None:
+        check_offsets("causal_conv1d", cu_seqlens)
 
 
 def _empty_outputs(
@@ -58,19 +55,14 @@ def _empty_outputs(
 
 
 def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Optional[Tensor],
-    initial_states: Optional[Tensor],
-    seq_idx: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    activation: str,
-    want_final_states: bool,
+    inputs: tuple[Any, ...], activation: str, want_final_states: bool
 ) -> tuple[Tensor, Optional[Tensor]]:
-    _check(x, weight, cu_seqlens)
-    inputs = (x, weight, bias, initial_states, seq_idx, cu_seqlens)
+    """`inputs` are x, weight, bias, initial_states, seq_idx, cu_seqlens."""
+    x, weight, cu_seqlens = inputs[0], inputs[1], inputs[5]
     if x.dtype is torch.float64 and x.is_cuda:
-        return on_host(_forward, *inputs, activation, want_final_states)
+        return on_host(lambda *copies: _forward(copies, activation, want_final_states), *inputs)
+    if want_final_states:
+        _check(x, weight, cu_seqlens)
     out, final_states = _empty_outputs(x, weight, cu_seqlens, want_final_states)
     native("causal_conv1d")(*inputs, None, activation, out, final_states, None)
     return out, final_states
@@ -114,7 +106,7 @@ def _backward(
 
 
 def _op(*args: Any) -> tuple[Tensor, Tensor]:
-    out, final_states = _forward(*args)
+    out, final_states = _forward(args[:6], args[6], args[7])
     return out, out.new_empty(0) if final_states is None else final_states
 
 
@@ -156,7 +148,7 @@ def _gradients(
         return (None,) * 8
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
-    eager = not torch.is_grad_enabled() and direct((dout, dfinal_states, *inputs))
+    eager = not torch.is_grad_enabled() and examine((*inputs, dout, dfinal_states))
     compute = _backward if eager else torch.ops.krait.causal_conv1d_backward
     grads = iter(compute(wanted, dout, dfinal_states, *inputs, ctx.activation))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 4)
@@ -167,9 +159,9 @@ torch.library.register_autograd("krait::causal_conv1d", _gradients, setup_contex
 
 class _CausalConv1d(Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Optional[Tensor]]:
-        _save(ctx, inputs)
-        return _forward(*inputs)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Optional[Tensor]]:
+        _save(ctx, args)
+        return _forward(args[:6], args[6], args[7])
 
     backward = staticmethod(_gradients)
 
@@ -210,12 +202,15 @@ def causal_conv1d(
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
     tensors = (x, weight, bias, initial_states, seq_idx, cu_seqlens)
-    if direct(tensors):
-        run = _CausalConv1d.apply if wants_grad(tensors) else _forward
+    word = activation_word(activation)
+    how = examine(tensors)
+    if not how:
+        results = torch.ops.krait.causal_conv1d(*tensors, word, return_final_states)
+    elif how & GRAD:
+        results = _CausalConv1d.apply(*tensors, word, return_final_states)
     else:
-        run = torch.ops.krait.causal_conv1d
-    out, final_states = run(*tensors, activation_word(activation), return_final_states)
-    return (out, final_states) if return_final_states else out
+        results = _forward(tensors, word, return_final_states)
+    return (results[0], results[1]) if return_final_states else results[0]
 
 
 def _update(
@@ -281,7 +276,7 @@ def causal_conv1d_update(
     """
     word = activation_word(activation)
     tensors = (x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
-    if direct(tensors):
+    if examine(tensors):
         out = _update(x, conv_state, weight, bias, word, cache_seqlens, conv_state_indices)
         written(conv_state)
         return out
@@ -300,13 +295,11 @@ def _varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
 
 
 def _empty_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    require(
-        x.dim() == 2, f"[causal_conv1d_varlen_states] x has shape {shape_of(x)}, expected (T, D)"
-    )
-    require(
-        cu_seqlens.dim() == 1 and cu_seqlens.shape[0] > 0,
-        "[causal_conv1d_varlen_states] cu_seqlens is not a vector of n + 1 offsets",
-    )
+    if x.dim() != 2:
+        raise ValueError(
+            f"[causal_conv1d_varlen_states] x has shape {shape_of(x)}, expected (T, D)"
+        )
+    check_offsets("causal_conv1d_varlen_states", cu_seqlens)
     return x.new_empty((cu_seqlens.shape[0] - 1, x.shape[1], state_len))
 
 
@@ -333,7 +326,7 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
-    if direct((x, cu_seqlens)):
+    if examine((x, cu_seqlens)):
         return _varlen_states(x, cu_seqlens, state_len)
     with torch.no_grad():
         return torch.ops.krait.causal_conv1d_varlen_states(x, cu_seqlens, state_len)

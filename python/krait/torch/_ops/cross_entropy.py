@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     shape_of,
     sum_dtype,
     wants_grad,
@@ -34,10 +34,10 @@ def _forward(
 
 
 def _empty_losses(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    require(
-        logits.dim() == 2,
-        f"[cross_entropy] logits has shape {shape_of(logits)}, expected (T, V)",
-    )
+    if logits.dim() != 2:
+        raise ValueError(
+            f"[cross_entropy] logits has shape {shape_of(logits)}, expected (T, V)"
+        )
     sums = sum_dtype((logits,))
     return logits.new_empty(logits.shape[0], dtype=sums), logits.new_empty(
         logits.shape[0], dtype=sums
@@ -91,7 +91,7 @@ def _gradients(ctx: Any, dlosses: Optional[Tensor], _: Any) -> tuple[Optional[Te
     if dlosses is None:
         return (None,) * 4
     saved = ctx.saved_tensors
-    eager = not torch.is_grad_enabled() and direct((dlosses, *saved))
+    eager = not torch.is_grad_enabled() and examine((*saved, dlosses))
     compute = _backward if eager else torch.ops.krait.cross_entropy_backward
     return compute(dlosses, *saved, *ctx.options), None, None, None
 
@@ -132,20 +132,21 @@ def cross_entropy(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index nor below V.
     """
-    require(
-        reduction in ("mean", "sum", "none"),
-        f"[cross_entropy] reduction is {reduction!r}, expected 'mean', 'sum' or 'none'",
-    )
-    require(
-        logits.dim() >= 1 and targets.shape == logits.shape[:-1],
-        f"[cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(logits.shape[:-1])}",
-    )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(
+            f"[cross_entropy] reduction is {reduction!r}, expected 'mean', 'sum' or 'none'"
+        )
+    if logits.dim() == 0 or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"[cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(logits.shape[:-1])}"
+        )
     flat, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     args = (flat, flat_targets, ignore_index, label_smoothing)
-    if direct((flat, flat_targets)):
-        losses = (_CrossEntropy.apply if wants_grad((flat,)) else _forward)(*args)[0]
-    else:
+    how = examine((flat, flat_targets))
+    if not how:
         losses = torch.ops.krait.cross_entropy(*args)[0]
+    else:
+        losses = (_CrossEntropy.apply if how & GRAD else _forward)(*args)[0]
     if reduction == "none":
         return losses.view(targets.shape)
     total = losses.sum()
@@ -169,10 +170,6 @@ def _linear_forward(
         return on_host(
             _linear_forward, *inputs, targets, ignore_index, label_smoothing, wanted
         )
-    require(
-        x.dim() == 2 and targets.dim() == 1,
-        f"[linear_cross_entropy] x has shape {shape_of(x)}, expected (T, d)",
-    )
     sums = sum_dtype((x,))
     losses = x.new_empty(x.shape[0], dtype=sums)
     if not any(wanted):
@@ -216,7 +213,7 @@ class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         wanted = list(ctx.needs_input_grad[:3])
-        eager = direct(inputs[:4])
+        eager = examine(inputs[:4])
         compute = _linear_forward if eager else torch.ops.krait.linear_cross_entropy
         loss, *grads = compute(*inputs, wanted)
         ctx.wanted = wanted
@@ -258,14 +255,14 @@ def linear_cross_entropy(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index nor below V.
     """
-    require(
-        x.dim() >= 1 and targets.shape == x.shape[:-1],
-        f"[linear_cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(x.shape[:-1])}",
-    )
+    if x.dim() == 0 or targets.shape != x.shape[:-1]:
+        raise ValueError(
+            f"[linear_cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(x.shape[:-1])}"
+        )
     flat, flat_targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     args = (flat, weight, bias, flat_targets, ignore_index, label_smoothing)
     if wants_grad((x, weight, bias)):
         return _LinearCrossEntropy.apply(*args)
-    if direct(args[:4]):
+    if examine(args[:4]):
         return _linear_forward(*args, [False] * 3)[0]
     return torch.ops.krait.linear_cross_entropy(*args, [False] * 3)[0]

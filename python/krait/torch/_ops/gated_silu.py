@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._operator import define, define_backward, direct, native, on_host, sum_dtype, wants_grad
+from .._operator import GRAD, define, define_backward, examine, native, on_host, sum_dtype
 
 
 def _forward(x: Tensor, gate: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any = None) -> None:
 def _gradients(ctx: Any, dout: Tensor) -> tuple[Optional[Tensor], ...]:
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad)
-    eager = not torch.is_grad_enabled() and direct((dout, *inputs))
+    eager = not torch.is_grad_enabled() and examine((*inputs, dout))
     compute = _backward if eager else torch.ops.krait.gated_silu_backward
     grads = iter(compute(wanted, dout, *inputs))
     return tuple(next(grads) if want else None for want in wanted)
@@ -76,6 +76,7 @@ def gated_silu(x: Tensor, gate: Tensor) -> Tensor:
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
-    if direct((x, gate)):
-        return _GatedSilu.apply(x, gate) if wants_grad((x, gate)) else _forward(x, gate)
-    return torch.ops.krait.gated_silu(x, gate)
+    how = examine((x, gate))
+    if not how:
+        return torch.ops.krait.gated_silu(x, gate)
+    return _GatedSilu.apply(x, gate) if how & GRAD else _forward(x, gate)

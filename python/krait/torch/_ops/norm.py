@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     sum_dtype,
     wants_grad,
 )
@@ -43,7 +43,7 @@ def _forward(
     """Also returns x + residual where its dtype is given."""
     inputs = (x, weight, bias, residual, z)
     options = (kind, eps, group_size, norm_before_gate)
-    if x.is_cuda and sum_dtype(inputs) is torch.float64:
+    if x.is_cuda and sum_dtype(inputs) is torch.float64:  # of GPUs alone: it costs time
         return on_host(_forward, *inputs, *options, residual_dtype)
     out = torch.empty_like(x)
     summed = None if residual_dtype is None else torch.empty_like(x, dtype=residual_dtype)
@@ -172,7 +172,7 @@ def _gradients(
     shared = needed[0] and needed[3] and ctx.dtypes[0] is ctx.dtypes[1]
     if shared:
         wanted[3] = False
-    eager = not torch.is_grad_enabled() and direct((dout, dsummed, *saved))
+    eager = not torch.is_grad_enabled() and examine((*saved, dout, dsummed))
     compute = _backward if eager else torch.ops.krait.norm_backward
     grads = iter(compute(wanted, dout, dsummed, *saved, *ctx.options, *ctx.dtypes))
     results = [next(grads) if want else None for want in wanted]
@@ -238,20 +238,23 @@ def norm(
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
-    require(kind in ("rms", "layer"), f"[norm] kind is {kind!r}, expected 'rms' or 'layer'")
+    if kind not in ("rms", "layer"):
+        raise ValueError(f"[norm] kind is {kind!r}, expected 'rms' or 'layer'")
     tensors = (x, weight, bias, residual, z)
-    grad = wants_grad(tensors)
+    how = examine(tensors)
+    grad = how & GRAD if how else wants_grad(tensors)
     residual_dtype: Optional[torch.dtype] = None
     if prenorm or (residual is not None and grad):
         residual_dtype = _residual_dtype(x, residual, residual_in_fp32)
         if residual is None and residual_dtype is x.dtype:
             residual_dtype = None  # r is x itself
     options = (kind, eps, group_size or 0, norm_before_gate, residual_dtype)
-    if direct(tensors):
-        run = _Norm.apply if grad else _forward
+    if not how:
+        out, summed = torch.ops.krait.norm(*tensors, *options)
+    elif grad:
+        out, summed = _Norm.apply(*tensors, *options)
     else:
-        run = torch.ops.krait.norm
-    out, summed = run(*tensors, *options)
+        out, summed = _forward(*tensors, *options)
     if not prenorm:
         return out
     return out, x if residual_dtype is None else summed

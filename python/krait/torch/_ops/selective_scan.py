@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Optional, Union
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
+    check_offsets,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     shape_of,
     sum_dtype,
     wants_grad,
@@ -34,12 +36,22 @@ def _state_shape(u: Tensor, A: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[An
 
 
 def _check(u: Tensor, A: Tensor, cu_seqlens: Optional[Tensor]) -> None:
-    require(u.dim() == 3, f"[selective_scan] u has shape {shape_of(u)}, expected (B, D, L)")
-    require(A.dim() == 2, f"[selective_scan] A has shape {shape_of(A)}, expected (D, N)")
-    require(
-        cu_seqlens is None or (cu_seqlens.dim() == 1 and cu_seqlens.shape[0] > 0),
-        "[selective_scan] cu_seqlens is not a vector of n + 1 offsets",
-    )
+    """What outputs take their shapes from; the library checks the rest."""
+    if u.dim() != 3:
+        raise ValueError(f"[selective_scan] u has shape {shape_of(u)}, expected (B, D, L)")
+    if A.dim() != 2:
+        raise ValueError(f"[selective_scan] A has shape {shape_of(A)}, expected (D, N)")
+    if cu_seqlens is not None:
+        check_offsets("selective_scan", cu_seqlens)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checkpoints_shape(
+    rows: int, channels: int, length: int, d_state: int, is_complex: bool, on_gpu: bool
+) -> tuple[int, ...]:
+    device_type = 2 if on_gpu else 1  # as DLPack counts
+    shape = native("selective_scan_checkpoints_shape")
+    return tuple(shape(rows, channels, length, d_state, is_complex, device_type))
 
 
 def _empty_outputs(
@@ -51,6 +63,8 @@ def _empty_outputs(
     want_checkpoints: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     out = torch.empty_like(u)
+    if not want_last_state and not want_checkpoints:
+        return out, None, None
     state_dtype = _state_dtype(A, sums)
     last_state = None
     if want_last_state:
@@ -58,45 +72,33 @@ def _empty_outputs(
     checkpoints = None
     if want_checkpoints and sums is torch.float32:
         rows, D, N = _state_shape(u, A, None)
-        device_type = 2 if u.is_cuda else 1  # as DLPack counts
-        shape = native("selective_scan_checkpoints_shape")(
-            rows, D, u.shape[2], N, A.is_complex(), device_type
-        )
-        checkpoints = u.new_empty(tuple(shape), dtype=state_dtype)
+        shape = _checkpoints_shape(rows, D, u.shape[2], N, A.is_complex(), u.is_cuda)
+        checkpoints = u.new_empty(shape, dtype=state_dtype)
     return out, last_state, checkpoints
 
 
 def _forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional[Tensor],
-    z: Optional[Tensor],
-    delta_bias: Optional[Tensor],
-    initial_state: Optional[Tensor],
-    seq_idx: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
+    inputs: tuple[Any, ...],
     delta_softplus: bool,
     reverse: bool,
     want_last_state: bool,
     want_checkpoints: bool,
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    _check(u, A, cu_seqlens)
-    sums = sum_dtype((u, delta, A, B, C, D, z, delta_bias, initial_state))
-    if sums is torch.float64 and u.is_cuda:
-        return on_host(
-            _forward, u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens,
-            delta_softplus, reverse, want_last_state, want_checkpoints,
-        )  # fmt: skip
+    """`inputs` are u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens."""
+    u = inputs[0]
+    sums = torch.float32
+    if want_last_state or want_checkpoints or u.is_cuda:
+        sums = sum_dtype(inputs)
+        if sums is torch.float64 and u.is_cuda:
+            options = (delta_softplus, reverse, want_last_state, want_checkpoints)
+            return on_host(lambda *copies: _forward(copies, *options), *inputs)
+        _check(u, inputs[2], inputs[10])
     out, last_state, checkpoints = _empty_outputs(
-        u, A, cu_seqlens, sums, want_last_state, want_checkpoints
+        u, inputs[2], inputs[10], sums, want_last_state, want_checkpoints
     )
     native("selective_scan")(
-        u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens, None,
-        delta_softplus, reverse, out, last_state, None, checkpoints,
-    )  # fmt: skip
+        *inputs, None, delta_softplus, reverse, out, last_state, None, checkpoints
+    )
     return out, last_state, checkpoints
 
 
@@ -158,7 +160,7 @@ _MAYBE_CONSTANT = frozenset((3, 4))  # B and C, where they do not vary over time
 
 def _op(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     u = args[0]
-    out, last_state, checkpoints = _forward(*args)
+    out, last_state, checkpoints = _forward(args[:11], *args[11:])
     return (
         out,
         u.new_empty(0) if last_state is None else last_state,
@@ -230,7 +232,7 @@ def _gradients(
     *inputs, checkpoints = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:9])
     args = (wanted, dout, dlast_state, checkpoints, *inputs, *ctx.flags)
-    eager = not torch.is_grad_enabled() and direct((dout, dlast_state, *inputs))
+    eager = not torch.is_grad_enabled() and examine((*inputs, dout, dlast_state))
     compute = _backward if eager else torch.ops.krait.selective_scan_backward
     grads = iter(compute(*args))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 6)
@@ -243,9 +245,9 @@ torch.library.register_autograd(
 
 class _SelectiveScan(Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Optional[Tensor]]:
-        out, last_state, checkpoints = _forward(*inputs)
-        _save(ctx, inputs, checkpoints)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Optional[Tensor]]:
+        out, last_state, checkpoints = _forward(args[:11], *args[11:], True)
+        _save(ctx, args, checkpoints)
         return out, last_state
 
     backward = staticmethod(_gradients)
@@ -303,11 +305,15 @@ def selective_scan(
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens)
-    grad = wants_grad(tensors)
-    flags = (delta_softplus, reverse, return_last_state, grad)
-    if direct(tensors):
-        run = _SelectiveScan.apply if grad else _forward
+    how = examine(tensors)
+    if how and A.is_complex() and (A.is_conj() or B.is_conj() or C.is_conj()):
+        how = 0
+    if not how:
+        results = torch.ops.krait.selective_scan(
+            *tensors, delta_softplus, reverse, return_last_state, wants_grad(tensors)
+        )
+    elif how & GRAD:
+        results = _SelectiveScan.apply(*tensors, delta_softplus, reverse, return_last_state)
     else:
-        run = torch.ops.krait.selective_scan
-    out, last_state = run(*tensors, *flags)[:2]
-    return (out, last_state) if return_last_state else out
+        results = _forward(tensors, delta_softplus, reverse, return_last_state, False)
+    return (results[0], results[1]) if return_last_state else results[0]

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
+    check_offsets,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     shape_of,
     sum_dtype,
-    wants_grad,
 )
 from .causal_conv1d import activation_word
 
@@ -55,24 +55,24 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(zxbcdt: Tensor, conv_weight: Tensor, A: Tensor, headdim: int, ngroups: int) -> _Sizes:
-    require(
-        zxbcdt.dim() == 3,
-        f"[split_conv1d_scan] zxbcdt has shape {shape_of(zxbcdt)}, expected (B, L, width)",
-    )
-    require(
-        conv_weight.dim() == 2 and A.dim() == 1 and headdim > 0 and ngroups > 0,
-        f"[split_conv1d_scan] conv_weight has shape {shape_of(conv_weight)}, A {shape_of(A)}, headdim is "
-        f"{headdim}, ngroups {ngroups}, expected (conv channels, K), (H) and positive numbers",
-    )
+    if zxbcdt.dim() != 3:
+        raise ValueError(
+            f"[split_conv1d_scan] zxbcdt has shape {shape_of(zxbcdt)}, expected (B, L, width)"
+        )
+    if conv_weight.dim() != 2 or A.dim() != 1 or headdim <= 0 or ngroups <= 0:
+        raise ValueError(
+            f"[split_conv1d_scan] conv_weight has shape {shape_of(conv_weight)}, A {shape_of(A)}, headdim is "
+            f"{headdim}, ngroups {ngroups}, expected (conv channels, K), (H) and positive numbers"
+        )
     nheads, conv_dim, width = A.shape[0], conv_weight.shape[0], zxbcdt.shape[2]
     d_ssm = nheads * headdim
     states = conv_dim - d_ssm
     mlp = width - d_ssm - conv_dim - nheads
-    require(
-        states > 0 and states % (2 * ngroups) == 0 and mlp >= 0 and mlp % 2 == 0,
-        f"[split_conv1d_scan] zxbcdt has {width} and conv_weight {conv_dim} channels, which do not split for "
-        f"{nheads} heads of {headdim} channels and {ngroups} groups",
-    )
+    if states <= 0 or states % (2 * ngroups) != 0 or mlp < 0 or mlp % 2 != 0:
+        raise ValueError(
+            f"[split_conv1d_scan] zxbcdt has {width} and conv_weight {conv_dim} channels, which do not split "
+            f"for {nheads} heads of {headdim} channels and {ngroups} groups"
+        )
     return _Sizes(mlp // 2, d_ssm, conv_dim, nheads, headdim, ngroups, states // (2 * ngroups))
 
 
@@ -89,6 +89,8 @@ def _empty_outputs(
     y = zxbcdt.new_empty((batch, length, sizes.d_ssm)) if gated else None
     final_states = None
     if want_final_states:
+        if cu_seqlens is not None:
+            check_offsets("split_conv1d_scan", cu_seqlens)
         rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
         final_states = zxbcdt.new_empty(
             (rows, sizes.nheads, sizes.headdim, sizes.d_state), dtype=sum_dtype((zxbcdt,))
@@ -295,7 +297,7 @@ def _gradients(
         return (None,) * (_INPUTS + 1)
     saved = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:_FLOATS])
-    eager = not torch.is_grad_enabled() and direct((dout, dfinal_states, *saved))
+    eager = not torch.is_grad_enabled() and examine((*saved, dout, dfinal_states))
     compute = _backward if eager else torch.ops.krait.split_conv1d_scan_backward
     grads = iter(compute(wanted, dout, dfinal_states, *saved, *ctx.options))
     rest = (None,) * (_INPUTS + 1 - _FLOATS)
@@ -376,9 +378,10 @@ def split_conv1d_scan(
     )  # fmt: skip
     low, high = dt_limit
     options = (headdim, ngroups, activation_word(activation), norm_eps, norm_before_gate, low, high)
-    if direct(tensors):
-        run = _SplitConv1dScan.apply if wants_grad(tensors) else _forward
-    else:
+    how = examine(tensors)
+    if not how:
         run = torch.ops.krait.split_conv1d_scan
+    else:
+        run = _SplitConv1dScan.apply if how & GRAD else _forward
     results = run(*tensors, *options, return_final_states)
     return (results[0], results[-1]) if return_final_states else results[0]

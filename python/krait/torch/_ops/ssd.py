@@ -9,28 +9,29 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._operator import (
+    GRAD,
+    check_offsets,
     define,
     define_backward,
-    direct,
+    examine,
     like,
     native,
     on_host,
-    require,
     shape_of,
     sum_dtype,
-    wants_grad,
 )
 
 _ADDED_TO = frozenset((2, 5, 7))  # A, D and dt_bias: sums, which the library adds to
 
 
 def _check(x: Tensor, B: Tensor, cu_seqlens: Optional[Tensor]) -> None:
-    require(x.dim() == 4, f"[ssd] x has shape {shape_of(x)}, expected (B, L, H, P)")
-    require(B.dim() == 4, f"[ssd] B has shape {shape_of(B)}, expected (B, L, G, N)")
-    require(
-        cu_seqlens is None or (cu_seqlens.dim() == 1 and cu_seqlens.shape[0] > 0),
-        "[ssd] cu_seqlens is not a vector of n + 1 offsets",
-    )
+    """What outputs take their shapes from; the library checks the rest."""
+    if x.dim() != 4:
+        raise ValueError(f"[ssd] x has shape {shape_of(x)}, expected (B, L, H, P)")
+    if B.dim() != 4:
+        raise ValueError(f"[ssd] B has shape {shape_of(B)}, expected (B, L, G, N)")
+    if cu_seqlens is not None:
+        check_offsets("ssd", cu_seqlens)
 
 
 def _empty_outputs(
@@ -40,7 +41,7 @@ def _empty_outputs(
     sums: torch.dtype,
     want_final_states: bool,
 ) -> tuple[Tensor, Optional[Tensor]]:
-    out = x.new_empty(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not want_final_states:
         return out, None
     rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -48,30 +49,16 @@ def _empty_outputs(
 
 
 def _forward(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Optional[Tensor],
-    z: Optional[Tensor],
-    dt_bias: Optional[Tensor],
-    initial_states: Optional[Tensor],
-    seq_idx: Optional[Tensor],
-    cu_seqlens: Optional[Tensor],
-    dt_softplus: bool,
-    dt_low: float,
-    dt_high: float,
-    reverse: bool,
-    chunk_size: int,
-    want_final_states: bool,
+    inputs: tuple[Any, ...], options: tuple[Any, ...], want_final_states: bool
 ) -> tuple[Tensor, Optional[Tensor]]:
-    _check(x, B, cu_seqlens)
-    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
-    options = (dt_softplus, dt_low, dt_high, reverse, chunk_size)
-    sums = sum_dtype((x,))
+    """`inputs` are x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens; `options` dt_softplus, the
+    limits of dt, reverse and chunk_size."""
+    x, B, cu_seqlens = inputs[0], inputs[3], inputs[10]
+    sums = torch.float64 if x.dtype is torch.float64 else torch.float32
     if sums is torch.float64 and x.is_cuda:
-        return on_host(_forward, *inputs, *options, want_final_states)
+        return on_host(lambda *copies: _forward(copies, options, want_final_states), *inputs)
+    if want_final_states:
+        _check(x, B, cu_seqlens)
     out, final_states = _empty_outputs(x, B, cu_seqlens, sums, want_final_states)
     native("ssd")(*inputs, None, *options, out, final_states, None)
     return out, final_states
@@ -125,7 +112,7 @@ def _backward(
 
 
 def _op(*args: Any) -> tuple[Tensor, Tensor]:
-    out, final_states = _forward(*args)
+    out, final_states = _forward(args[:11], args[11:16], args[16])
     return out, out.new_empty(0) if final_states is None else final_states
 
 
@@ -167,7 +154,7 @@ def _gradients(
         return (None,) * 17
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:9])
-    eager = not torch.is_grad_enabled() and direct((dout, dfinal_states, *inputs))
+    eager = not torch.is_grad_enabled() and examine((*inputs, dout, dfinal_states))
     compute = _backward if eager else torch.ops.krait.ssd_backward
     grads = iter(compute(wanted, dout, dfinal_states, *inputs, *ctx.options))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 8)
@@ -178,9 +165,9 @@ torch.library.register_autograd("krait::ssd", _gradients, setup_context=_save)
 
 class _Ssd(Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Optional[Tensor]]:
-        _save(ctx, inputs)
-        return _forward(*inputs)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Optional[Tensor]]:
+        _save(ctx, args)
+        return _forward(args[:11], args[11:16], args[16])
 
     backward = staticmethod(_gradients)
 
@@ -241,10 +228,12 @@ def ssd(
     """
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens)
     low, high = dt_limit
-    options = (dt_softplus, low, high, reverse, chunk_size, return_final_states)
-    if direct(tensors):
-        run = _Ssd.apply if wants_grad(tensors) else _forward
+    options = (dt_softplus, low, high, reverse, chunk_size)
+    how = examine(tensors)
+    if not how:
+        results = torch.ops.krait.ssd(*tensors, *options, return_final_states)
+    elif how & GRAD:
+        results = _Ssd.apply(*tensors, *options, return_final_states)
     else:
-        run = torch.ops.krait.ssd
-    out, final_states = run(*tensors, *options)
-    return (out, final_states) if return_final_states else out
+        results = _forward(tensors, options, return_final_states)
+    return (results[0], results[1]) if return_final_states else results[0]

@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .._operator import define, direct, native, on_host, sum_dtype, written
+from .._operator import define, examine, native, on_host, sum_dtype, written
 
 
 def _update(
@@ -92,7 +92,7 @@ def state_update(
     """
     low, high = dt_limit
     tensors = (state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
-    if direct(tensors):
+    if examine(tensors):
         out = _update(*tensors, dt_softplus, low, high)
         written(state)
         return out
