@@ -7,8 +7,8 @@
     krait.Tokenizer       byte-level BPE
     krait.torch           autograd functions and nn.Modules for PyTorch
 
-``import krait`` loads neither the compiled library nor any framework: what is used is imported when it is first
-asked for.
+``import krait`` loads neither the compiled library nor any framework: what is used is imported when
+it is first asked for.
 """
 
 from __future__ import annotations

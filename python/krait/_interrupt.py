@@ -65,8 +65,6 @@ class Interruptible:
             return None
 
         def call(*arguments: Any) -> None:
-            if self._error is not None:
-                return
             try:
                 function(*arguments)
             except BaseException as error:

@@ -402,6 +402,8 @@ class LanguageModel:
         vocabulary, and a state of another model.
         """
         single, rows = self._prompts(ids)
+        if not rows:
+            raise ValueError("ids have no rows, expected at least one token")
         states = None if state is None else [state] if isinstance(state, State) else list(state)
         lengths = {len(row) for row in rows}
         if not last and len(lengths) > 1:
@@ -416,7 +418,7 @@ class LanguageModel:
         self._call(library().model_logits, self._handle, flat, offsets, handles, last, out)
         if single:
             return out[0] if last else out
-        return out if last else out.reshape(len(rows), lengths.pop() if lengths else 0, -1)
+        return out if last else out.reshape(len(rows), lengths.pop(), -1)
 
     def step(self, ids: Ids | int, states: State | Sequence[State]) -> npt.NDArray[np.float32]:
         """Decoding by hand: token ``ids[i]`` on top of ``states[i]``, which it advances.
@@ -475,6 +477,10 @@ class LanguageModel:
         """Whether there is one, and the ids of each."""
         if isinstance(prompts, str):
             return True, [self._encode(prompts)]
+        if not isinstance(prompts, Sequence) and not hasattr(prompts, "ndim"):
+            raise TypeError(
+                f"expected a text, token ids, or a list of either, found {type(prompts).__name__}"
+            )
         if not isinstance(prompts, np.ndarray) and len(prompts) > 0 and isinstance(prompts[0], str):
             for index, text in enumerate(prompts):
                 if not isinstance(text, str):
