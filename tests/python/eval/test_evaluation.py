@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_tasks import MODELS, TASKS
 
 import krait
-
-from .conftest import MODELS, TASKS
 
 Checkpoint = Callable[[str], Path]
 

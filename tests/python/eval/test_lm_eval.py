@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_tasks import MODELS, ROOT, TASKS
 
 import krait
-
-from .conftest import MODELS, TASKS
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
@@ -24,7 +23,6 @@ from krait.lm_eval import KraitLM, export_task
 
 Checkpoint = Callable[[str], Path]
 Tasks = Callable[[], list[dict[str, Any]]]
-ROOT = Path(__file__).parents[3]
 
 
 def run(model: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
