@@ -1,10 +1,13 @@
 """Makes lm-evaluation-harness know the models of this distribution's entry points.
 
-The harness (0.4.13) has a registry of models and no way for another distribution to put one into it before its
-command line looks there. krait_lm_eval.pth imports this module when Python starts; it does nothing but wait until
-``lm_eval.models`` is imported, and then registers what this distribution's group of entry points
-``lm_eval.models`` names. Nothing is loaded before it is asked for.
+The harness (0.4.13) has a registry of models and no way for another distribution to put one into it
+before its command line looks there. krait_lm_eval.pth imports this module when Python starts; it
+does nothing but wait until ``lm_eval.models`` is imported, and then registers what this
+distribution's group of entry points ``lm_eval.models`` names. Nothing else is loaded before it is
+asked for.
 """
+
+# mypy: disable-error-code="import-untyped,import-not-found"
 
 from __future__ import annotations
 

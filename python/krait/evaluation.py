@@ -50,8 +50,8 @@ class DocumentResult:
     """One document of a task."""
 
     requests: list[Likelihood]
-    """One for each choice, or one; of a whole text with ``is_greedy`` false. Choices without context,
-    which ``acc_mutual_info`` asks for, follow behind."""
+    """One for each choice, or one; of a whole text with ``is_greedy`` false. Choices without
+    context, which ``acc_mutual_info`` asks for, follow behind."""
     metrics: dict[str, float]
     """1 or 0 for accuracies; the log-likelihood in nats for perplexities."""
 
@@ -79,10 +79,10 @@ def likelihoods(
     ``continuations``  pairs of token ids, (context, continuation), each at least one.
     ``max_length``  tokens that the model sees at a time: a longer context loses its beginning, a
         continuation must fit. 0: any.
-    ``batch_size``  sequences whose states exist at a time; 0: chosen from the size of a state. Sequences
-        are packed, without padding.
-    ``share_prefixes``  what continuations have in common at their beginning runs once, and its state is
-        forked.
+    ``batch_size``  sequences whose states exist at a time; 0: chosen from the size of a state.
+        Sequences are packed, without padding.
+    ``share_prefixes``  what continuations have in common at their beginning runs once, and its
+        state is forked.
     ``progress``  is told (done, total) of the continuations.
 
     Returns one for each, in their order. Ctrl-C raises KeyboardInterrupt.
@@ -137,16 +137,17 @@ def evaluate(
     ``tasks``  descriptions (.json), directories of them, documents alone (.jsonl), one or several.
     ``limit``  > 0: the first documents of each task alone.
     ``batch_size``  as in :func:`likelihoods`.
-    ``max_length``  tokens that the model sees at a time; None: what its configuration or tokenizer says,
-        else 2,048.
-    ``prefix_token``  the id in place of an empty context; None: the token of the beginning of a text, else
-        of its end.
+    ``max_length``  tokens that the model sees at a time; None: what its configuration or tokenizer
+        says, else 2,048.
+    ``prefix_token``  the id in place of an empty context; None: the token of the beginning of a
+        text, else of its end.
     ``tokenizer``  in place of the model's own.
-    ``bootstrap_iterations``  resamplings behind the standard error of ``perplexity``; 0: no standard errors.
+    ``bootstrap_iterations``  resamplings behind the standard error of ``perplexity``; 0: no
+        standard errors.
     ``progress``  is told (task, done, total) of the requests.
 
-    Raises FileNotFoundError, OSError, and ValueError where a file is not understood; the message names file,
-    line and field.
+    Raises FileNotFoundError, OSError, and ValueError where a file is not understood; the message
+    names file, line and field.
     """
     paths = [tasks] if isinstance(tasks, (str, os.PathLike)) else list(tasks)
     with Interruptible() as work:
@@ -167,7 +168,9 @@ def evaluate(
         TaskResult(
             name=str(name),
             metrics={
-                str(metric): Metric(float(value), None if error is None else float(error), bool(better))
+                str(metric): Metric(
+                    float(value), None if error is None else float(error), bool(better)
+                )
                 for metric, value, error, better in metrics
             },
             documents=[
@@ -177,7 +180,8 @@ def evaluate(
                         for value, greedy in zip(log_likelihoods, is_greedy, strict=True)
                     ],
                     metrics={
-                        str(metric[0]): float(value) for metric, value in zip(metrics, values, strict=True)
+                        str(metric[0]): float(value)
+                        for metric, value in zip(metrics, values, strict=True)
                     },
                 )
                 for log_likelihoods, is_greedy, values in documents

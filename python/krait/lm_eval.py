@@ -1,11 +1,13 @@
 """lm-evaluation-harness over Krait: the model type ``krait``.
 
-    lm_eval --model krait --model_args pretrained=state-spaces/mamba-130m --tasks lambada_openai,piqa
+    lm_eval --model krait --model_args pretrained=state-spaces/mamba-130m --tasks piqa
 
-Where the harness does not know the type by itself (docs/evaluation.md says when), ``python -m krait.lm_eval``
-takes the same arguments. ``python -m krait.lm_eval export`` writes tasks of the harness as files for
-``krait eval``.
+Where the harness does not know the type by itself (docs/evaluation.md says when), the command
+``python -m krait.lm_eval`` takes the same arguments. ``python -m krait.lm_eval export`` writes
+tasks of the harness as files for ``krait eval``.
 """
+
+# mypy: disable-error-code="import-untyped,import-not-found"
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ _DTYPES = {
 
 
 def _dtype(dtype: Any) -> Any:
-    """A type as from_pretrained takes it, of one as transformers does ("float32", torch.float32)."""
+    """A type as from_pretrained takes it, of transformers' names for it and torch's types."""
     if dtype is None or dtype == "auto":
         return None
     name = str(dtype).removeprefix("torch.")
@@ -62,14 +64,14 @@ def _device(device: str | None) -> str:
     if device is None:
         return "auto"
     if device.startswith("cuda") and build_info()["cuda_devices"] == 0:
-        _logger.info("device is %s and there is no GPU that Krait can use: running on the CPU", device)
+        _logger.info("device is %s and Krait has no GPU that it can use: on the CPU", device)
         return "cpu"
     return device
 
 
 def _batch_size(batch_size: int | str | None) -> int:
-    """0: chosen by Krait. So are "auto" and 1, which is what the harness says where its user says nothing;
-    numbers do not depend on it."""
+    """0: chosen by Krait. So are "auto" and 1, which is what the harness says where its user says
+    nothing; numbers do not depend on it."""
     if batch_size is None or str(batch_size).startswith("auto"):
         return 0
     count = int(batch_size)
@@ -82,20 +84,20 @@ def _batch_size(batch_size: int | str | None) -> int:
 class KraitLM(TemplateLM):  # type: ignore[misc]
     """A model of Krait behind the harness's interface.
 
-    ``pretrained``  what :meth:`krait.LanguageModel.from_pretrained` takes (a directory, or a name on the hub;
-        the bundled model where left out), or a :class:`krait.LanguageModel`.
+    ``pretrained``  what :meth:`krait.LanguageModel.from_pretrained` takes (a directory, or a name
+        on the hub; the bundled model where left out), or a :class:`krait.LanguageModel`.
     ``dtype``  of the matrices: float32, bfloat16, float16, or "auto", the file's.
-    ``device``  "cpu", "cuda", "cuda:N", "auto". "cuda..." where there is no GPU: the CPU, as with the
-        harness's own models.
-    ``batch_size``, ``max_batch_size``  sequences whose states exist at a time; "auto" and 1 leave it to
-        Krait, under ``max_batch_size``. Sequences are packed, without padding, and one beginning that
-        several have runs once: the numbers do not depend on it.
-    ``max_length``  tokens that the model sees at a time; what config.json or the tokenizer says, else 2,048,
-        where left out.
+    ``device``  "cpu", "cuda", "cuda:N", "auto". "cuda..." where there is no GPU: the CPU, as with
+        the harness's own models.
+    ``batch_size``, ``max_batch_size``  sequences whose states exist at a time; "auto" and 1 leave
+        it to Krait, under ``max_batch_size``. Sequences are packed, without padding, and one
+        beginning that several have runs once: the numbers do not depend on it.
+    ``max_length``  tokens that the model sees at a time; what config.json or the tokenizer says,
+        else 2,048, where left out.
     ``tokenizer``  a directory, a tokenizer.json, "gpt-neox", a name on the hub, or a
         :class:`krait.Tokenizer`, in place of the model's own.
-    ``prefix_token_id``  in place of an empty context; the token of the beginning of a text, else of its end,
-        where left out.
+    ``prefix_token_id``  in place of an empty context; the token of the beginning of a text, else of
+        its end, where left out.
     ``add_bos_token``  whether what the tokenizer adds to a text is added; where left out it is.
     ``revision``, ``cache_dir``, ``offline``, ``threads``  as for ``from_pretrained``.
 
@@ -140,11 +142,15 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
         if isinstance(tokenizer, Tokenizer):
             self._tokenizer = tokenizer
         elif tokenizer is not None:
-            self._tokenizer = Tokenizer.from_pretrained(str(tokenizer), cache_dir=cache_dir, offline=offline)
+            self._tokenizer = Tokenizer.from_pretrained(
+                str(tokenizer), cache_dir=cache_dir, offline=offline
+            )
         else:
             self._tokenizer = self.model._needed_tokenizer()
         if prefix_token_id is None:
-            prefix_token_id = int(library().model_prefix_token(self.model._handle, self._tokenizer._handle))
+            prefix_token_id = int(
+                library().model_prefix_token(self.model._handle, self._tokenizer._handle)
+            )
         self._prefix_token_id = int(prefix_token_id)
         self._prefix_text = self._tokenizer.decode([self._prefix_token_id])
         self._add_bos_token = add_bos_token
@@ -200,10 +206,10 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """The ids of a text, with what the tokenizer adds unless the text begins with it already."""
+        """The ids of a text, with what the tokenizer adds unless it is there already."""
         if add_special_tokens is None:
-            add_special_tokens = (
-                self._add_bos_token is not False and not string.startswith(self._prefix_text)
+            add_special_tokens = self._add_bos_token is not False and not string.startswith(
+                self._prefix_text
             )
         return self._tokenizer.encode(string, add_special_tokens)
 
@@ -213,7 +219,7 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self,
-        requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
+        requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]],
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
@@ -348,8 +354,8 @@ def export_task(
 ) -> Path:
     """Writes a task of the harness (a ConfigurableTask) as ``NAME.json`` and ``NAME.jsonl``.
 
-    Contexts hold description and few-shot examples already. Metrics that ``krait eval`` does not know are
-    left out. Returns the path of the description.
+    Contexts hold description and few-shot examples already. Metrics that ``krait eval`` does not
+    know are left out. Returns the path of the description.
 
     Raises ValueError for tasks of other kinds than multiple_choice, loglikelihood and
     loglikelihood_rolling, and such as compute their metrics themselves.
@@ -359,7 +365,9 @@ def export_task(
     if task.OUTPUT_TYPE not in _KINDS:
         raise ValueError(f"task {name} is of kind {task.OUTPUT_TYPE}, expected {', '.join(_KINDS)}")
     if config.process_results is not None and task.OUTPUT_TYPE != "loglikelihood_rolling":
-        raise ValueError(f"task {name} computes its metrics by a function, which a file cannot hold")
+        raise ValueError(
+            f"task {name} computes its metrics by a function, which a file cannot hold"
+        )
     if num_fewshot is not None:
         task.set_config(key="num_fewshot", value=num_fewshot)
     task.set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -415,12 +423,13 @@ def _document(task: Any, instances: list[Instance]) -> dict[str, Any]:
 
 def _export(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m krait.lm_eval export", description="Write tasks of the harness as files for krait eval"
+        prog="python -m krait.lm_eval export",
+        description="Write tasks of the harness as files for krait eval",
     )
     parser.add_argument("--tasks", required=True, help="names, with commas between them")
     parser.add_argument("--output", required=True, metavar="DIR", help="where to write them")
     parser.add_argument("--include_path", metavar="DIR", help="a directory with more tasks")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N documents of each task alone")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N documents alone")
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in each context")
     options = parser.parse_args(arguments)
     from lm_eval.tasks import TaskManager, get_task_dict
@@ -440,13 +449,12 @@ def _leaves(tasks: Any) -> Iterable[Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m krait.lm_eval``: the harness's own command line, which knows ``--model krait`` then, or
-    ``export``."""
+    """``python -m krait.lm_eval``: the harness's own command line, which knows ``--model krait``
+    then, or ``export``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["export"]:
         _export(given[1:])
         return
-    import lm_eval.models
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm_eval", *given]

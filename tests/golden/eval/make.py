@@ -1,7 +1,8 @@
-"""Makes tokenizer.json and results.json beside it: what lm-evaluation-harness measures with transformers on tasks/.
+"""Makes the tokenizer and results.json beside it: what lm-evaluation-harness measures on tasks/.
 
 Needs tokenizers, transformers, accelerate and lm-eval from pip (0.4.13 made these).
 """
+
 import copy
 import json
 import os

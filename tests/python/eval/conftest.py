@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_tasks import GOLDEN, TASKS
 
 # No test goes to the network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-GOLDEN = Path(__file__).parents[2] / "golden"
-TASKS = GOLDEN / "eval" / "tasks"
-MODELS = ("hf-mamba-tiny", "hf-mamba2-tiny", "hf-gptneox-tiny")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_tasks import MODELS, TASKS
 
 import krait
-
-from .conftest import MODELS, TASKS
 
 Checkpoint = Callable[[str], Path]
 
@@ -50,12 +49,25 @@ def test_the_program_of_the_package_agrees(checkpoint: Checkpoint, tmp_path: Pat
     directory = checkpoint("hf-mamba-tiny")
     output = tmp_path / "out.json"
     subprocess.run(
-        [sys.executable, "-m", "krait", "eval", "--model", directory, "--tasks", TASKS, "--output", output],
+        [
+            sys.executable,
+            "-m",
+            "krait",
+            "eval",
+            "--model",
+            directory,
+            "--tasks",
+            TASKS,
+            "--output",
+            output,
+        ],
         check=True,
         stdout=subprocess.DEVNULL,
     )
     program = json.loads(output.read_text())["results"]
-    for result in krait.evaluate(krait.LanguageModel.from_pretrained(directory, device="cpu"), TASKS):
+    for result in krait.evaluate(
+        krait.LanguageModel.from_pretrained(directory, device="cpu"), TASKS
+    ):
         for metric, found in result.metrics.items():
             assert program[result.name][f"{metric},none"] == pytest.approx(found.value, rel=1e-6)
 
@@ -96,7 +108,10 @@ def test_likelihoods_are_those_of_the_logits() -> None:
     model = krait.LanguageModel.from_pretrained(device="cpu")
     assert model.tokenizer is not None
     context = model.tokenizer.encode("ROMEO:\nBut soft, what light through yonder")
-    pairs = [(context, model.tokenizer.encode(text)) for text in (" window", " breaks", " window breaks?\n")]
+    pairs = [
+        (context, model.tokenizer.encode(text))
+        for text in (" window", " breaks", " window breaks?\n")
+    ]
     pairs.append((np.array([0], np.int32), np.array(context)))
     found = krait.likelihoods(model, pairs)
     for (before, after), likelihood in zip(pairs, found, strict=True):

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from golden_tasks import MODELS, ROOT, TASKS
 
 import krait
-
-from .conftest import MODELS, TASKS
 
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
-from krait.lm_eval import KraitLM, export_task  # noqa: E402
+from krait.lm_eval import KraitLM, export_task
 
 Checkpoint = Callable[[str], Path]
 Tasks = Callable[[], list[dict[str, Any]]]
-ROOT = Path(__file__).parents[3]
 
 
 def run(model: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
@@ -49,7 +47,8 @@ def run(model: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
                 if key.endswith(",none") and value != "N/A"
             },
             "resps": [
-                sample["resps"] for sample in sorted(found["samples"][task], key=lambda s: s["doc_id"])
+                sample["resps"]
+                for sample in sorted(found["samples"][task], key=lambda s: s["doc_id"])
             ],
         }
         for task, metrics in found["results"].items()
@@ -86,7 +85,9 @@ def test_agrees_with_transformers(
     assert ours.keys() == theirs.keys() == native.keys()
     for task in theirs:
         assert ours[task]["metrics"] == pytest.approx(theirs[task]["metrics"], rel=1e-4, abs=1e-4)
-        assert numbers(ours[task]["resps"]) == pytest.approx(numbers(theirs[task]["resps"]), abs=1e-4)
+        assert numbers(ours[task]["resps"]) == pytest.approx(
+            numbers(theirs[task]["resps"]), abs=1e-4
+        )
         for metric, value in native[task].metrics.items():
             assert ours[task]["metrics"][f"{metric},none"] == pytest.approx(value.value, rel=1e-6)
             if value.standard_error is not None:
@@ -108,7 +109,9 @@ GENERATION = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("until", [["\n"], ["e", "q"]])
-def test_generates_as_transformers_does(name: str, until: list[str], checkpoint: Checkpoint) -> None:
+def test_generates_as_transformers_does(
+    name: str, until: list[str], checkpoint: Checkpoint
+) -> None:
     pytest.importorskip("accelerate")
     task = {
         **GENERATION,
@@ -188,17 +191,25 @@ def metrics_of(directory: Path) -> dict[str, float]:
 
 @pytest.mark.parametrize("way", ["entry point", "module"])
 def test_the_whole_command(
-    way: str, checkpoint: Checkpoint, harness_directory: Path, golden_runs: list[dict[str, Any]], tmp_path: Path
+    way: str,
+    checkpoint: Checkpoint,
+    harness_directory: Path,
+    golden_runs: list[dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
-    """``lm_eval --model krait ...`` where the distribution is installed, and ``python -m krait.lm_eval``."""
+    """``lm_eval --model krait`` where it is installed, and ``python -m krait.lm_eval``."""
     environment = dict(os.environ, OMP_NUM_THREADS="1")
     if way == "entry point":
         # What an installation has, in a directory that Python treats as one.
         site = tmp_path / "site"
         information = site / "krait_ssm-0.dist-info"
         information.mkdir(parents=True)
-        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n")
-        (information / "entry_points.txt").write_text("[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n")
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n"
+        )
+        (information / "entry_points.txt").write_text(
+            "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
+        )
         for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
             shutil.copy(ROOT / "python" / file, site)
         (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
@@ -211,7 +222,12 @@ def test_the_whole_command(
         [
             sys.executable,
             *command,
-            *("--model", "krait", "--model_args", f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512"),
+            *(
+                "--model",
+                "krait",
+                "--model_args",
+                f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512",
+            ),
             *("--tasks", "tiny_choice,tiny_texts", "--include_path", str(harness_directory)),
             *("--output_path", str(tmp_path / "out")),
         ],
@@ -233,13 +249,20 @@ def test_the_whole_command(
 
 
 def test_importing_the_plugin_imports_nothing() -> None:
-    code = "import krait_lm_eval_plugin, sys; assert not {'krait', 'lm_eval', 'numpy'} & sys.modules.keys()"
+    code = (
+        "import krait_lm_eval_plugin, sys\n"
+        "assert not {'krait', 'lm_eval', 'numpy'} & sys.modules.keys()"
+    )
     subprocess.run(
-        [sys.executable, "-c", code], check=True, env=dict(os.environ, PYTHONPATH=str(ROOT / "python"))
+        [sys.executable, "-c", code],
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "python")),
     )
 
 
-def test_exported_tasks_give_the_same(checkpoint: Checkpoint, harness_tasks: Tasks, tmp_path: Path) -> None:
+def test_exported_tasks_give_the_same(
+    checkpoint: Checkpoint, harness_tasks: Tasks, tmp_path: Path
+) -> None:
     from lm_eval.tasks import TaskManager, get_task_dict
 
     manager = TaskManager(include_defaults=False)
@@ -258,7 +281,9 @@ def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
     choice["fewshot_split"] = "test"
     (task,) = get_task_dict([choice], TaskManager(include_defaults=False)).values()
     export_task(task, tmp_path, limit=2, num_fewshot=2)
-    documents = [json.loads(line) for line in (tmp_path / "tiny_choice.jsonl").read_text().splitlines()]
+    documents = [
+        json.loads(line) for line in (tmp_path / "tiny_choice.jsonl").read_text().splitlines()
+    ]
     assert len(documents) == 2
     assert documents[0]["context"].startswith("Answer the questions.\n\n")
     assert documents[0]["context"].count("Question:") == 3
