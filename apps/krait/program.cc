@@ -19,8 +19,8 @@ void run(int argc, char** argv) {
   Program program("krait", "Mamba and other state-space language models on this machine's own processors.",
                   version_text);
   for (const auto add :
-       {add_generate, add_logits, add_score, add_train, add_report, add_tokenizer, add_data, add_convert,
-        add_bench, add_info, add_tokenize, add_download, add_man, add_completion})
+       {add_generate, add_logits, add_score, add_eval, add_train, add_report, add_tokenizer, add_data,
+        add_convert, add_bench, add_info, add_tokenize, add_download, add_man, add_completion})
     add(program.command());
   program.run(argc, argv);
   flush();

@@ -2,6 +2,7 @@
 
     krait.ops             the operators, over NumPy arrays and everything that speaks DLPack
     krait.LanguageModel   models that generate and score
+    krait.evaluate        tasks, and how well a model does on them
     krait.train           training runs
     krait.Tokenizer       byte-level BPE
     krait.torch           autograd functions and nn.Modules for PyTorch
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from ._library import build_info as build_info
     from ._library import get_num_threads as get_num_threads
     from ._library import set_num_threads as set_num_threads
+    from .evaluation import Likelihood as Likelihood
+    from .evaluation import TaskResult as TaskResult
+    from .evaluation import evaluate as evaluate
+    from .evaluation import likelihoods as likelihoods
     from .generation import Generation as Generation
     from .generation import TextStream as TextStream
     from .model import LanguageModel as LanguageModel
@@ -38,6 +43,10 @@ _HOMES = {
     "build_info": "._library",
     "get_num_threads": "._library",
     "set_num_threads": "._library",
+    "Likelihood": ".evaluation",
+    "TaskResult": ".evaluation",
+    "evaluate": ".evaluation",
+    "likelihoods": ".evaluation",
     "Generation": ".generation",
     "TextStream": ".generation",
     "LanguageModel": ".model",
