@@ -100,7 +100,7 @@ ResultTuple run_generate(const ModelRef& model, const Given& ids, const Given& o
 // are fetched.
 class StreamObject final : public tvm::ffi::Object {
  public:
-  StreamObject(const ModelRef& model, Request request)
+  StreamObject(ModelRef model, Request request)
       : model_(std::move(model)), request_(std::move(request)), process_(::getpid()) {
     request_.options.on_text = [this](std::int64_t sequence, std::string_view text) {
       const std::lock_guard lock(mutex_);

@@ -106,11 +106,8 @@ Exclusive::~Exclusive() {
   model_->in_use_.unlock();
 }
 
-StateObject::StateObject(ModelRef model, std::shared_ptr<SharedStates> shared)
-    : model_(std::move(model)), shared_(std::move(shared)), state_(shared_->pool) {}
-
-StateObject::StateObject(const StateObject& other)
-    : Object(), model_(other.model_), shared_(other.shared_), state_(other.state_->fork()) {
+StateObject::StateObject(ModelRef model, std::shared_ptr<SharedStates> shared, State state)
+    : model_(std::move(model)), shared_(std::move(shared)), state_(std::move(state)) {
   note_position();
 }
 

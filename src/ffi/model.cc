@@ -13,7 +13,7 @@ namespace {
 
 ModelRef model_load(const Word& name, const Word& device, const OptionalWord& dtype,
                     const OptionalWord& revision, const OptionalWord& cache_dir,
-                    tvm::ffi::Optional<bool> offline, bool progress, std::int64_t threads) {
+                    const tvm::ffi::Optional<bool>& offline, bool progress, std::int64_t threads) {
   const Device where = parse_device(text_of(device));
   const LoadOptions load_options{.dtype = dtype_of(dtype)};
   std::vector<std::pair<LogLevel, std::string>> messages;
@@ -209,7 +209,7 @@ void model_step(const ModelRef& model, const Given& ids, const tvm::ffi::Array<S
   std::vector<State*> pointers;
   for (const StateRef& state : held) pointers.push_back(&state->state());
   Context& ctx = use.context();
-  const Tensor& logits = held[0]->shared().stepper.step(tokens.span<std::int64_t>(), pointers);
+  const Tensor& logits = held[0]->shared()->stepper.step(tokens.span<std::int64_t>(), pointers);
   note_positions(held);
   to.copy_from(ctx.to_host(logits));
 }

@@ -117,14 +117,14 @@ class Exclusive {
 
 class StateObject final : public tvm::ffi::Object {
  public:
-  StateObject(ModelRef model, std::shared_ptr<SharedStates> shared);
-  // A second one that goes on from where `other` is.
-  explicit StateObject(const StateObject& other);
+  // `state` is of the pool of `shared`.
+  StateObject(ModelRef model, std::shared_ptr<SharedStates> shared, State state);
   ~StateObject();
+  StateObject(const StateObject&) = delete;
   StateObject& operator=(const StateObject&) = delete;
 
   [[nodiscard]] const ModelRef& model() const { return model_; }
-  [[nodiscard]] SharedStates& shared() const { return *shared_; }
+  [[nodiscard]] const std::shared_ptr<SharedStates>& shared() const { return shared_; }
   [[nodiscard]] State& state() { return *state_; }
   // Known without an Exclusive; every change of the state is followed by note_position().
   [[nodiscard]] std::int64_t position() const { return position_; }

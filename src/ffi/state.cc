@@ -16,19 +16,19 @@ tvm::ffi::Array<StateRef> state_new(const ModelRef& model, std::int64_t count, c
   const std::shared_ptr<SharedStates> shared = model->states(kept_as);
   tvm::ffi::Array<StateRef> states;
   for (std::int64_t i = 0; i < count; ++i)
-    states.push_back(StateRef(tvm::ffi::make_object<StateObject>(model, shared)));
+    states.push_back(StateRef(tvm::ffi::make_object<StateObject>(model, shared, State(shared->pool))));
   return states;
 }
 
 StateRef state_fork(const StateRef& state) {
   const Exclusive use(state->model());
-  return StateRef(tvm::ffi::make_object<StateObject>(*state.get()));
+  return StateRef(tvm::ffi::make_object<StateObject>(state->model(), state->shared(), state->state().fork()));
 }
 
 void state_rollback(const StateRef& state, const StateRef& earlier) {
   const Exclusive use(state->model());
   require(
-      &state->shared() == &earlier->shared(),
+      state->shared() == earlier->shared(),
       "rollback to a state of another model or dtype, expected a fork of this or another state of its model");
   state->state().rollback(earlier->state());
   state->note_position();
@@ -42,7 +42,7 @@ void state_reset(const StateRef& state) {
 
 std::int64_t state_position(const StateRef& state) { return state->position(); }
 
-Word state_dtype(const StateRef& state) { return std::string(name_of(state->shared().pool->ssm_dtype())); }
+Word state_dtype(const StateRef& state) { return std::string(name_of(state->shared()->pool->ssm_dtype())); }
 
 std::int64_t state_nbytes(const StateRef& state) {
   const Exclusive use(state->model());

@@ -34,7 +34,7 @@ TokenizerRef tokenizer_from_json(const Word& json, const Word& name) {
 // That of the bundled model (""), "gpt-neox", a file, a directory with tokenizer.json (or a checkpoint that
 // has GPT-NeoX's vocabulary), or a name on the hub.
 TokenizerRef tokenizer_load(const Word& name, const OptionalWord& revision, const OptionalWord& cache_dir,
-                            tvm::ffi::Optional<bool> offline, bool progress) {
+                            const tvm::ffi::Optional<bool>& offline, bool progress) {
   const std::string wanted = text_of(name);
   if (wanted.empty()) return make_tokenizer(tokenizer_json_of(open_bundled_model()), "bundled model");
   std::error_code ignored;

@@ -60,7 +60,7 @@ using ResultTuple = tvm::ffi::Tuple<Word, std::int64_t, std::int64_t, double, do
 // `interrupt` also within long work. All are called on the calling thread.
 ResultTuple run_train(const Word& given, const Words& names, const OptionalWord& file, bool resume,
                       const Word& device, std::int64_t threads, const OptionalWord& cache_dir,
-                      tvm::ffi::Optional<bool> offline, bool progress, const Callback& on_start,
+                      const tvm::ffi::Optional<bool>& offline, bool progress, const Callback& on_start,
                       const Callback& on_step, const Callback& on_log, const Callback& on_evaluation,
                       const Callback& on_sample, const Callback& on_checkpoint, const Callback& on_message,
                       const Callback& stop, const Callback& interrupt) {
