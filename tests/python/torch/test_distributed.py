@@ -1,4 +1,4 @@
-"""Two processes over gloo: data parallelism, sharded parameters, tensor and sequence parallelism."""
+"""Two processes over gloo: data, tensor and sequence parallelism, sharded parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no di
 
 CONFIG = MambaConfig(
     d_model=16, n_layer=2, vocab_size=16, d_intermediate=8, attn_layer_idx=[1],
-    ssm_cfg={"layer": "Mamba2", "headdim": 8, "d_state": 8}, attn_cfg={"num_heads": 2, "causal": True},
+    ssm_cfg={"layer": "Mamba2", "headdim": 8, "d_state": 8},
+    attn_cfg={"num_heads": 2, "causal": True},
 )  # fmt: skip
 
 
@@ -88,7 +89,10 @@ def tensor_parallel(rank):
         want.square().sum().backward()
         share = part.nheads
         torch.testing.assert_close(
-            part.A_log.grad, whole.A_log.grad[rank * share : (rank + 1) * share], rtol=1e-4, atol=1e-5
+            part.A_log.grad,
+            whole.A_log.grad[rank * share : (rank + 1) * share],
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 

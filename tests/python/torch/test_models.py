@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from krait.torch import InferenceParams, MambaConfig, MambaLMHeadModel, MixerModel, RMSNorm, create_block
+from krait.torch import (
+    InferenceParams,
+    MambaConfig,
+    MambaLMHeadModel,
+    MixerModel,
+    RMSNorm,
+    create_block,
+)
 from krait.torch import functional as K
 
 FIXTURES = ["mamba1-tiny", "mamba2-tiny", "mamba2attn-tiny", "transformerpp-tiny"]
@@ -160,7 +167,9 @@ def test_errors_of_checkpoints(tmp_path, monkeypatch):
 
 
 def test_initial_weights():
-    config = MambaConfig(d_model=64, n_layer=8, vocab_size=1001, d_intermediate=64, pad_vocab_size_multiple=16)
+    config = MambaConfig(
+        d_model=64, n_layer=8, vocab_size=1001, d_intermediate=64, pad_vocab_size_multiple=16
+    )
     model = MambaLMHeadModel(config)
     assert model.lm_head.weight.shape == (1008, 64)
     assert abs(model.backbone.embedding.weight.std().item() - 0.02) < 1e-3

@@ -1,4 +1,6 @@
-"""Layers: steps equal a prefill, documents keep apart, and what PyTorch does to modules works on them."""
+"""Layers: steps equal a prefill, documents keep apart, and what PyTorch does to modules works on
+them.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,19 @@ MIXERS = {
         D_MODEL, d_state=8, headdim=4, d_ssm=16, ngroups=2, D_has_hdim=True, norm_before_gate=True,
         dt_limit=(0.01, 0.05), conv_init=0.2, bias=True, **kw
     ),
-    "mamba2_ungated": lambda **kw: Mamba2(D_MODEL, d_state=8, headdim=8, rmsnorm=False, d_conv=3, **kw),
+    "mamba2_ungated": lambda **kw: Mamba2(
+        D_MODEL, d_state=8, headdim=8, rmsnorm=False, d_conv=3, **kw
+    ),
     "mha": lambda **kw: MHA(D_MODEL, 4, num_heads_kv=2, causal=True, rotary_emb_dim=4, **kw),
     "mha_conv": lambda **kw: MHA(
-        D_MODEL, 2, causal=True, d_conv=4, rotary_emb_dim=8, rotary_emb_interleaved=True, mlp_dim=20,
-        softmax_scale=0.3, head_dim=10, **kw
+        D_MODEL, 2, causal=True, d_conv=4, rotary_emb_dim=8, rotary_emb_interleaved=True,
+        mlp_dim=20, softmax_scale=0.3, head_dim=10, **kw
     ),
 }  # fmt: skip
 OTHERS = {
-    "simple": lambda **kw: Mamba2Simple(D_MODEL, d_state=8, headdim=8, learnable_init_states=True, **kw),
+    "simple": lambda **kw: Mamba2Simple(
+        D_MODEL, d_state=8, headdim=8, learnable_init_states=True, **kw
+    ),
     "mlp": lambda **kw: GatedMLP(D_MODEL, **kw),
 }
 ALL = {**MIXERS, **OTHERS}
