@@ -1,0 +1,3 @@
+"""MambaConfig, by upstream's interface."""
+
+from krait.torch import MambaConfig  # noqa: F401

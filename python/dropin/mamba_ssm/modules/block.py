@@ -1,0 +1,3 @@
+"""Block, by upstream's interface."""
+
+from krait.torch import Block  # noqa: F401

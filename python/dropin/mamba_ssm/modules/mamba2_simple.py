@@ -1,0 +1,3 @@
+"""Mamba2Simple, by upstream's interface."""
+
+from krait.torch import Mamba2Simple  # noqa: F401

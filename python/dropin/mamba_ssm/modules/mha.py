@@ -1,0 +1,3 @@
+"""MHA, by upstream's interface."""
+
+from krait.torch import MHA  # noqa: F401

@@ -1,0 +1,3 @@
+"""GatedMLP, by upstream's interface."""
+
+from krait.torch import GatedMLP  # noqa: F401

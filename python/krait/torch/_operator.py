@@ -1,0 +1,143 @@
+"""How Krait's operators reach PyTorch.
+
+Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has kernels for CPU and
+CUDA, a fake kernel and a derivative, so that ``torch.compile``, ``torch.export``, dispatch modes and tensor
+subclasses see one opaque node. Eager calls on plain tensors, which are by far the most, go past the dispatcher
+straight to the kernel (see `examine`), since boxing a dozen arguments costs more than a small operator.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+from krait import _library
+
+LIBRARY = torch.library.Library("krait", "FRAGMENT")
+
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+_tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+
+
+@functools.cache
+def native(name: str) -> Callable[..., Any]:
+    """The compiled function `name`; it writes into tensors that its caller allocated."""
+    return getattr(_library.library(), name)
+
+
+# What `examine` finds. 0: the call goes through the dispatcher.
+PLAIN = 1
+GRAD = 2  # beside PLAIN: a derivative will be asked for
+
+
+def examine(tensors: Sequence[Optional[Tensor]]) -> int:
+    """How a call on `tensors` is to be made: 0, PLAIN, or PLAIN | GRAD.
+
+    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform, a tracer) and for
+    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated views, which the
+    dispatcher resolves. Lazily conjugated views are left to operators with complex inputs.
+    """
+    if (
+        _is_dynamo_compiling()
+        or _dispatch_modes()
+        or _transforms_active()
+        or _tracing_state() is not None
+        or not _PLAIN_TYPES.issuperset(map(type, tensors))
+    ):
+        return 0
+    first = tensors[0]
+    if first is None or not (first.is_cpu or first.is_cuda):
+        return 0
+    found = PLAIN
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None:
+                if t.is_neg():
+                    return 0
+                if t.requires_grad:
+                    found = PLAIN | GRAD
+    else:
+        for t in tensors:
+            if t is not None and t.is_neg():
+                return 0
+    return found
+
+
+def wants_grad(tensors: Sequence[Optional[Tensor]]) -> bool:
+    """Whether a derivative will be asked for."""
+    if not torch.is_grad_enabled():
+        return False
+    for t in tensors:
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Registers ``torch.ops.krait.NAME`` for `schema`, run by `kernel` on CPUs and GPUs."""
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"krait::{name}", fake, lib=LIBRARY)
+
+
+def define_backward(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Like `define`, for the derivative of an operator, which has none itself and says so."""
+    define(schema, kernel, fake)
+    name = schema[: schema.index("(")]
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        operator = name.removesuffix("_backward")
+        raise RuntimeError(
+            f"[krait.torch] {operator} was differentiated twice; it has first derivatives only: "
+            "leave out create_graph=True"
+        )
+
+    torch.library.register_autograd(f"krait::{name}", refuse, lib=LIBRARY)
+
+
+def check_offsets(op: str, cu_seqlens: Tensor) -> None:
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(
+            f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)"
+        )
+
+
+def shape_of(t: Tensor) -> str:
+    return str(tuple(t.shape))
+
+
+def sum_dtype(tensors: Sequence[Optional[Tensor]]) -> torch.dtype:
+    """The dtype that sums and states have: float64 where any of `tensors` is of that precision, else float32."""
+    for t in tensors:
+        if t is not None and (t.dtype is torch.float64 or t.dtype is torch.complex128):
+            return torch.float64
+    return torch.float32
+
+
+def on_host(kernel: Callable[..., Any], *args: Any) -> Any:
+    """Runs `kernel` on copies of CUDA tensors in host memory, where float64 has its kernels."""
+    devices = [a.device for a in args if isinstance(a, Tensor) and a.is_cuda]
+    results = kernel(*(a.cpu() if isinstance(a, Tensor) else a for a in args))
+    if isinstance(results, Tensor):
+        return results.to(devices[0])
+    return type(results)(None if r is None else r.to(devices[0]) for r in results)
+
+
+def like(gradient: Tensor, t: Tensor) -> Tensor:
+    """A gradient in the dtype of what it belongs to."""
+    return gradient if gradient.dtype is t.dtype else gradient.to(t.dtype)
+
+
+def written(t: Tensor) -> None:
+    """Tells autograd that `t` was changed in place past the dispatcher."""
+    if not t.is_inference():
+        torch.autograd.graph.increment_version(t)

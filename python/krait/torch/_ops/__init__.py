@@ -1,0 +1,1 @@
+"""One file an operator: its kernel, its fake kernel, its derivative, and the function that users call."""

@@ -1,0 +1,1 @@
+"""Mamba's layers as ``torch.nn`` modules."""
