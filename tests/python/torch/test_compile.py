@@ -152,7 +152,9 @@ MUTATING = {
 def test_opcheck_of_what_has_no_derivative(name):
     op = getattr(torch.ops.krait, name).default
     torch.library.opcheck(
-        op, MUTATING[name](), test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static")
+        op,
+        MUTATING[name](),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"),
     )
 
 
