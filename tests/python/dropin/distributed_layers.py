@@ -79,9 +79,7 @@ def check_linear(rank: int, group: dist.ProcessGroup, sequence_parallel: bool) -
     grad = torch.randn(4, 3, 6)
     expected.backward(grad)
 
-    column = ColumnParallelLinear(
-        6, 10, group, sequence_parallel=sequence_parallel, multiple_of=2
-    )
+    column = ColumnParallelLinear(6, 10, group, sequence_parallel=sequence_parallel, multiple_of=2)
     row = RowParallelLinear(10, 6, group, sequence_parallel=sequence_parallel, multiple_of=2)
     # Five pairs over two ranks.
     share = slice(0, 6) if rank == 0 else slice(6, 10)

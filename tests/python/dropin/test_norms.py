@@ -124,7 +124,9 @@ def test_residual_without_more(prenorm: bool) -> None:
         assert isinstance(result, Tensor)
         return
     assert torch.equal(result[1], x)
-    assert rms_norm_fn(x, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype == torch.float32
+    assert (
+        rms_norm_fn(x, weight, None, prenorm=True, residual_in_fp32=True)[1].dtype == torch.float32
+    )
 
 
 def test_rowscale_and_x1_exclude_each_other() -> None:
@@ -299,7 +301,10 @@ def test_gated(
     close(found, expected_gradients)
     close(again, expected[0])
     assert room is None or found[3] is room
-    assert layernorm_gated._layer_norm_fwd(x, weight, bias, 1e-5, out=again, z=z, **options)[0] is again
+    assert (
+        layernorm_gated._layer_norm_fwd(x, weight, bias, 1e-5, out=again, z=z, **options)[0]
+        is again
+    )
 
 
 def test_modules() -> None:

@@ -1,4 +1,4 @@
-"""Models of transformers compute the same with the drop-in as by their own slow path, without its warning."""
+"""transformers' models compute on the drop-in what they do on their own slow path."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Tiny random models of transformers that scan, and what they compute.
 
-Run as a program it hides mamba_ssm and causal_conv1d, so that transformers takes its own slow path, and saves
-the results of all models into the file that it is given.
+Run as a program it hides mamba_ssm and causal_conv1d, so that transformers takes its own slow path,
+and saves the results of all models into the file that it is given.
 """
 
 from __future__ import annotations
