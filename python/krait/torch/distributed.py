@@ -54,7 +54,7 @@ def all_gather_raw(
 def reduce_scatter_raw(
     input_: Tensor, process_group: ProcessGroup, async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """input_ (world * n, ...) summed over ranks, each rank's rows (n, ...), and a handle or None."""
+    """input_ (world * n, ...) summed over ranks, a rank's rows (n, ...), and a handle or None."""
     world_size = dist.get_world_size(process_group)
     if input_.shape[0] % world_size != 0:
         raise ValueError(

@@ -7,6 +7,7 @@ head included).
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Protocol, Sequence
@@ -100,9 +101,8 @@ def modify_logits_for_min_p_filtering(logits: Tensor, min_p: float) -> None:
     """
     if min_p <= 0.0 or min_p >= 1.0:
         return
-    log_ratio = torch.log(torch.tensor(min_p, dtype=torch.float64)).item()
     wide = logits.float()
-    dropped = wide < wide.amax(dim=-1, keepdim=True) + log_ratio
+    dropped = wide < wide.amax(dim=-1, keepdim=True) + math.log(min_p)
     logits.masked_fill_(dropped, _MINUS_INFINITY)
 
 

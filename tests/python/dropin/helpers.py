@@ -54,7 +54,7 @@ def differentiated(
     inputs = leaves(inputs)
     outputs = function(*inputs)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     grads = []
     for out in outputs:
         grad = torch.randn(

@@ -78,6 +78,22 @@ def test_forward_and_backward(
         close(gradients, expected_gradients, dtype, "gradients")
 
 
+def test_output_may_be_changed_in_place() -> None:
+    """A loss that adds to the output what the final states give."""
+    torch.manual_seed(6)
+    x, weight = torch.randn(2, 9, 8).transpose(1, 2), torch.randn(8, 4)
+
+    def of(function, x, weight):  # type: ignore[no-untyped-def]
+        out, states = function(x, weight, return_final_states=True, activation="silu")
+        out += torch.sigmoid(states).sum(dim=-1, keepdim=True)
+        return out
+
+    outputs, gradients = differentiated(lambda *t: of(causal_conv1d_fn, *t), (x, weight))
+    expected, expected_gradients = differentiated(lambda *t: of(causal_conv1d_ref, *t), (x, weight))
+    close(outputs, expected)
+    close(gradients, expected_gradients, what="gradients")
+
+
 def test_final_states_out() -> None:
     x, weight = torch.randn(2, 8, 5), torch.randn(8, 4)
     room = torch.empty(2, 3, 8).transpose(1, 2)

@@ -277,7 +277,7 @@ def test_streams_and_times(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = torch.randint(0, 53, (1, 4))
     out = model.generate(prompt, max_length=8, streamer=streamer, enable_timing=True)
     assert [tuple(p.shape) for p in streamer.pieces] == [(1, 4), (1,), (1,), (1,), (1,)]
-    assert torch.equal(torch.cat([p.flatten() for p in streamer.pieces]), out[0])
+    assert torch.equal(torch.cat([p.flatten() for p in streamer.pieces]), out[0].cpu())
     assert streamer.ended == 1
     assert "decoding time" in capsys.readouterr().out
 

@@ -99,9 +99,10 @@ def selective_scan_ref(
     readout = _by_channel(C, channels, state_dtype).expand(-1, -1, -1, length)
     state = torch.zeros((batch, channels, A.shape[1]), dtype=state_dtype, device=u.device)
     outputs = []
-    for t in range(length):
-        state = decay[:, :, t] * state + drive[..., t]
-        out = (state * readout[..., t]).sum(dim=-1)
+    # Taken apart at once: the gradient of an indexed token would be as long as the sequence.
+    for decay_t, drive_t, readout_t in zip(decay.unbind(2), drive.unbind(3), readout.unbind(3)):
+        state = decay_t * state + drive_t
+        out = (state * readout_t).sum(dim=-1)
         outputs.append(2.0 * out.real if state_dtype.is_complex else out)
     y = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)
     if D is not None:
@@ -122,7 +123,7 @@ def _projected(
     B_proj_bias: Optional[Tensor],
     C_proj_bias: Optional[Tensor],
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    """x (B, D, L) to what gives delta (B, L, R) and, where they are None, B and C (B, L, N or 2 N)."""
+    """x (B, D, L) to what gives delta (B, L, R) and, if they are None, B and C (B, L, N or 2 N)."""
     width = A.shape[-1] * (2 if A.is_complex() else 1)
     projected = F.linear(x.transpose(1, 2), x_proj_weight)
     made_B = made_C = None

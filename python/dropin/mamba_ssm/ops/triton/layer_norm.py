@@ -400,7 +400,7 @@ def layer_norm_linear_fn(
     residual_in_fp32=False,
     is_rms_norm=False,
 ):
-    """A linear layer (E, D) on the norm of r = x + residual; differentiable. With prenorm (out, r)."""
+    """A linear layer (E, D) on the norm of r = x + residual: out, with prenorm (out, r)."""
     result = layer_norm_fn(
         x,
         norm_weight,

@@ -50,7 +50,7 @@ def _chunk_scan_fwd(cb, x, dt, dA_cumsum, C, states, D=None, z=None, seq_idx=Non
 
 
 def chunk_scan(B, C, x, dt, dA_cumsum, prev_states, D=None, z=None):
-    """``_chunk_scan_fwd`` with the products of B and C formed here: (B, L, H, P); differentiable."""
+    """``_chunk_scan_fwd`` with the products of B and C formed here: out (B, L, H, P)."""
     cb = _bmm_chunk_fwd(C, B, dt.shape[-1], output_dtype=torch.float32)
     return _chunk_scan_fwd(cb, x, dt, dA_cumsum, C, prev_states, D=D, z=z)[0]
 
@@ -64,13 +64,13 @@ def chunk_scan_ref(B, C, x, dt, dA_cumsum, prev_states, D=None, z=None):
     x_chunks = into_chunks(x.to(wide), chunk_size)
     steps = torch.diff(dA_cumsum, dim=-1, prepend=torch.zeros_like(dA_cumsum[..., :1]))
     state = prev_states.to(wide)
+    decays = torch.exp(steps).permute(3, 0, 2, 1)[..., None, None]
+    amounts = dt.permute(3, 0, 2, 1).unsqueeze(-1)
+    tokens = (x_chunks.unbind(2), B_chunks.unbind(2), C_chunks.unbind(2))
     outputs = []
-    for q in range(chunk_size):
-        decay = torch.exp(steps[..., q]).transpose(1, 2)[..., None, None]
-        amount = dt[..., q].transpose(1, 2).unsqueeze(-1)
-        outer = (amount * x_chunks[:, :, q]).unsqueeze(-1) * B_chunks[:, :, q].unsqueeze(-2)
-        state = decay * state + outer
-        outputs.append((state * C_chunks[:, :, q].unsqueeze(-2)).sum(dim=-1))
+    for decay, amount, x_q, B_q, C_q in zip(decays.unbind(), amounts.unbind(), *tokens):
+        state = decay * state + (amount * x_q).unsqueeze(-1) * B_q.unsqueeze(-2)
+        outputs.append((state * C_q.unsqueeze(-2)).sum(dim=-1))
     out = torch.stack(outputs, dim=2).flatten(1, 2)[:, :length]
     if D is not None:
         out = out + x.to(wide) * (D if D.dim() == 2 else D.unsqueeze(-1)).to(wide)

@@ -98,10 +98,10 @@ def chunk_state_ref(B, x, dt, dA_cumsum):
     B_chunks = into_chunks(per_head(B.to(wide), x.shape[2], 2), chunk_size)
     x_chunks = into_chunks(x.to(wide), chunk_size)
     steps = torch.diff(dA_cumsum, dim=-1, prepend=torch.zeros_like(dA_cumsum[..., :1]))
+    decays = torch.exp(steps).permute(3, 0, 2, 1)[..., None, None]
+    amounts = dt.permute(3, 0, 2, 1).unsqueeze(-1)
+    tokens = (x_chunks.unbind(2), B_chunks.unbind(2))
     state = 0.0
-    for q in range(chunk_size):
-        decay = torch.exp(steps[..., q]).transpose(1, 2)[..., None, None]
-        amount = dt[..., q].transpose(1, 2).unsqueeze(-1)
-        outer = (amount * x_chunks[:, :, q]).unsqueeze(-1) * B_chunks[:, :, q].unsqueeze(-2)
-        state = decay * state + outer
+    for decay, amount, x_q, B_q in zip(decays.unbind(), amounts.unbind(), *tokens):
+        state = decay * state + (amount * x_q).unsqueeze(-1) * B_q.unsqueeze(-2)
     return state

@@ -260,7 +260,7 @@ def _varlen_states(x, dt, A, B, C, dt_bias, cu_seqlens, dt_softplus, dt_limit, c
 
 
 def mamba_chunk_scan(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False):
-    """SSD (B, L, H, P) put together from its steps; arguments as ``mamba_chunk_scan_combined``'s."""
+    """SSD (B, L, H, P) from its steps; arguments as ``mamba_chunk_scan_combined``'s."""
     dA_cumsum, dt = _chunk_cumsum_fwd(dt, A, chunk_size, dt_bias, dt_softplus)
     left = chunk_state(B, x, dt, dA_cumsum)
     before, _ = state_passing(left.flatten(-2), dA_cumsum[..., -1])
@@ -507,10 +507,10 @@ def _ssd_ref(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit):
     drive = step.unsqueeze(-1) * u
     state = u.new_zeros((x.shape[0], heads, x.shape[3], B.shape[-1]))
     outputs = []
-    for t in range(x.shape[1]):
-        outer = drive[:, t].unsqueeze(-1) * B_[:, t].unsqueeze(-2)
-        state = decay[:, t, :, None, None] * state + outer
-        outputs.append((state * C_[:, t].unsqueeze(-2)).sum(dim=-1))
+    for decay_t, drive_t, B_t, C_t in zip(*(t.unbind(1) for t in (decay, drive, B_, C_))):
+        outer = drive_t.unsqueeze(-1) * B_t.unsqueeze(-2)
+        state = decay_t[..., None, None] * state + outer
+        outputs.append((state * C_t.unsqueeze(-2)).sum(dim=-1))
     out = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(u)
     if D is not None:
         out = out + u * (D if D.dim() == 2 else D.unsqueeze(-1)).to(wide)
