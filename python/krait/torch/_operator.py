@@ -1,9 +1,10 @@
 """How Krait's operators reach PyTorch.
 
-Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has kernels for CPU and
-CUDA, a fake kernel and a derivative, so that ``torch.compile``, ``torch.export``, dispatch modes and tensor
-subclasses see one opaque node. Eager calls on plain tensors, which are by far the most, go past the dispatcher
-straight to the kernel (see `examine`), since boxing a dozen arguments costs more than a small operator.
+Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has
+kernels for CPU and CUDA, a fake kernel and a derivative, so that ``torch.compile``,
+``torch.export``, dispatch modes and tensor subclasses see one opaque node. Eager calls on plain
+tensors, which are by far the most, go past the dispatcher straight to the kernel (see `examine`),
+since boxing a dozen arguments costs more than a small operator.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ GRAD = 2  # beside PLAIN: a derivative will be asked for
 def examine(tensors: Sequence[Optional[Tensor]]) -> int:
     """How a call on `tensors` is to be made: 0, PLAIN, or PLAIN | GRAD.
 
-    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform, a tracer) and for
-    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated views, which the
-    dispatcher resolves. Lazily conjugated views are left to operators with complex inputs.
+    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform,
+    a tracer) and for
+    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated
+    views, which the dispatcher resolves. Lazily conjugated views are left to operators with complex
+    inputs.
     """
     if (
         _is_dynamo_compiling()
@@ -106,9 +109,7 @@ def define_backward(schema: str, kernel: Callable[..., Any], fake: Callable[...,
 
 def check_offsets(op: str, cu_seqlens: Tensor) -> None:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(
-            f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)"
-        )
+        raise ValueError(f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)")
 
 
 def shape_of(t: Tensor) -> str:
@@ -116,7 +117,9 @@ def shape_of(t: Tensor) -> str:
 
 
 def sum_dtype(tensors: Sequence[Optional[Tensor]]) -> torch.dtype:
-    """The dtype that sums and states have: float64 where any of `tensors` is of that precision, else float32."""
+    """The dtype that sums and states have: float64 where any of `tensors` is of that precision,
+    else float32.
+    """
     for t in tensors:
         if t is not None and (t.dtype is torch.float64 or t.dtype is torch.complex128):
             return torch.float64
