@@ -166,7 +166,11 @@ class LanguageModel:
             name = os.fspath(config)
             with open(name, encoding="utf-8") as file:
                 text = file.read()
-        return cls(library().model_from_config(text, name, _signed(seed), dtype, device, threads))
+        model = cls(
+            library().model_from_config(text, name, _signed(seed), dtype, device, threads)
+        )
+        model._pass_on_messages()
+        return model
 
     # What it is.
 
@@ -506,6 +510,9 @@ class LanguageModel:
                 warnings.warn(str(text), RuntimeWarning, stacklevel=level)
             else:
                 _logger.log(logging.INFO if kind == "info" else logging.DEBUG, "%s", text)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a model cannot be pickled: load it in the other process")
 
     def __repr__(self) -> str:
         architecture = self.describe().architecture

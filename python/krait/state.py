@@ -80,5 +80,8 @@ class State:
         where the image is damaged, or belongs to a model of another shape."""
         return model.load_state(image)
 
+    def __reduce__(self) -> str:
+        raise TypeError("a state cannot be pickled without its model: to_bytes() makes an image")
+
     def __repr__(self) -> str:
         return f"State(position={self.position}, dtype={self.dtype!r})"

@@ -12,11 +12,12 @@ ModelObject::ModelObject(Device device, int threads, ModelFiles files, const Mak
     : process_(::getpid()), device_(device), files_(std::move(files)) {
   ctx_ = std::make_unique<Context>(
       ContextOptions{.device = device,
-                     .threads = threads > 0 ? threads : ffi::threads(),
+                     .threads = threads,
                      .log = [this](LogLevel level, std::string_view text) { add_message(level, text); },
                      .cancelled = [this] { return cancelled_ && cancelled_(); }});
   cancelled_ = by_signals();
   model_.emplace(make(*ctx_));
+  description_ = describe(*model_);
   cancelled_ = nullptr;
 }
 
@@ -114,6 +115,11 @@ StateObject::StateObject(const StateObject& other)
 }
 
 StateObject::~StateObject() { model_->retire(std::move(*state_), std::move(shared_)); }
+
+int threads_of(std::int64_t threads) {
+  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
+  return threads > 0 ? static_cast<int>(threads) : ffi::threads();
+}
 
 std::optional<DType> dtype_of(const OptionalWord& word) {
   if (!word.has_value()) return std::nullopt;

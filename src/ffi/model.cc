@@ -27,7 +27,7 @@ ModelRef model_load(Word name, Word device, OptionalWord dtype, OptionalWord rev
   ModelFiles texts = files;
   texts.tensors.clear();
   const ModelRef model(tvm::ffi::make_object<ModelObject>(
-      where, static_cast<int>(threads), std::move(texts),
+      where, threads_of(threads), std::move(texts),
       [&](Context& ctx) { return load_language_model(ctx, files, load_options); }));
   for (const auto& [level, text] : messages) model->add_message(level, text);
   return model;
@@ -38,7 +38,7 @@ ModelRef model_from_config(Word config, Word name, std::int64_t seed, OptionalWo
   const ModelFiles files{.name = text_of(name), .config_json = text_of(config)};
   const DType matrices = dtype_of(dtype).value_or(DType::f32);
   return ModelRef(tvm::ffi::make_object<ModelObject>(
-      parse_device(text_of(device)), static_cast<int>(threads), files, [&](Context& ctx) {
+      parse_device(text_of(device)), threads_of(threads), files, [&](Context& ctx) {
         LanguageModel model(parse_config(files.config_json, files.name));
         model.initialize(static_cast<std::uint64_t>(seed), matrices);
         model.to_device(ctx);
@@ -98,8 +98,7 @@ Entries entries_of(const std::map<std::string, std::int64_t>& map) {
 using DescriptionTuple = tvm::ffi::Tuple<Word, std::int64_t, std::int64_t, Entries, Entries, std::int64_t,
                                          std::int64_t, std::int64_t>;
 DescriptionTuple model_describe(ModelRef model) {
-  const Exclusive use(model);
-  const ModelDescription d = describe(model->model());
+  const ModelDescription& d = model->description();
   return DescriptionTuple(d.architecture, d.n_layer, d.parameters, entries_of(d.parameters_by_part),
                           entries_of(d.bytes_by_dtype), d.weight_bytes, d.state_bytes_per_sequence,
                           d.state_bytes_per_token);

@@ -22,6 +22,7 @@
 #include "ffi/convert.h"
 #include "ffi/tokenizer.h"
 #include "krait/core/context.h"
+#include "krait/models/describe.h"
 #include "krait/models/load.h"
 #include "krait/models/stepper.h"
 
@@ -58,6 +59,7 @@ class ModelObject final : public tvm::ffi::Object {
   void add_message(LogLevel level, std::string_view text);
 
   [[nodiscard]] LanguageModel& model() { return *model_; }
+  [[nodiscard]] const ModelDescription& description() const { return description_; }
   [[nodiscard]] const ModelFiles& files() const { return files_; }
   [[nodiscard]] Device device() const { return device_; }
 
@@ -74,6 +76,7 @@ class ModelObject final : public tvm::ffi::Object {
   ModelFiles files_;
   std::unique_ptr<Context> ctx_;
   std::optional<LanguageModel> model_;
+  ModelDescription description_;
   std::timed_mutex in_use_;
   std::function<bool()> cancelled_;  // asked by the context while it is in use
 
@@ -152,6 +155,9 @@ using OptionalWord = tvm::ffi::Optional<Word>;
   for (const Word& word : words) texts.push_back(text_of(word));
   return texts;
 }
+
+// As a context takes them: 0 stands for what threads() says.
+[[nodiscard]] int threads_of(std::int64_t threads);
 
 // "f32", "bf16" or "f16"; absent for None.
 [[nodiscard]] std::optional<DType> dtype_of(const OptionalWord& word);

@@ -189,7 +189,7 @@ TokenizerRef tokenizer_train(Words texts, std::int64_t vocab_size, Words special
     options.progress = [&](std::uint64_t done, std::uint64_t total) {
       (*progress)(static_cast<std::int64_t>(done), static_cast<std::int64_t>(total));
     };
-  Context ctx({.threads = threads > 0 ? static_cast<int>(threads) : ffi::threads(),
+  Context ctx({.threads = threads_of(threads),
                .log =
                    [&](LogLevel level, std::string_view text) {
                      if (message.has_value() && level == LogLevel::warning) (*message)(std::string(text));

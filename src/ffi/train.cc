@@ -73,7 +73,7 @@ ResultTuple run_train(Word given, Words names, OptionalWord file, bool resume, W
                     std::string(text));
   };
   Context ctx({.device = parse_device(text_of(device)),
-               .threads = threads > 0 ? static_cast<int>(threads) : ffi::threads(),
+               .threads = threads_of(threads),
                .log = log,
                .cancelled = interrupted});
 
@@ -132,8 +132,7 @@ PackTuple pack_tokens(Words texts, TokenizerRef tokenizer, Word out, std::int64_
                       std::int64_t threads, Callback progress, Callback interrupt) {
   std::vector<std::filesystem::path> paths;
   for (const Word& text : texts) paths.emplace_back(text_of(text));
-  Context ctx(
-      {.threads = threads > 0 ? static_cast<int>(threads) : ffi::threads(), .cancelled = asked(interrupt)});
+  Context ctx({.threads = threads_of(threads), .cancelled = asked(interrupt)});
   PackOptions options;
   if (end_of_text >= 0) options.end_of_text = end_of_text;
   if (progress.has_value())

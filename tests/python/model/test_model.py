@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -51,7 +53,8 @@ def test_rows_of_different_lengths(bundled: krait.LanguageModel) -> None:
 def test_ids_of_every_integer_type(bundled: krait.LanguageModel) -> None:
     expected = bundled.logits([1, 2, 3], last=True)
     for kind in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint64):
-        np.testing.assert_array_equal(bundled.logits(np.array([1, 2, 3], kind), last=True), expected)
+        ids = np.array([1, 2, 3], kind)
+        np.testing.assert_array_equal(bundled.logits(ids, last=True), expected)
     strided = np.array([1, 0, 2, 0, 3, 0])[::2]
     np.testing.assert_array_equal(bundled.logits(strided, last=True), expected)
     np.testing.assert_array_equal(bundled.logits((1, 2, 3), last=True), expected)
@@ -163,16 +166,16 @@ def test_the_dtype_of_matrices(bundled: krait.LanguageModel) -> None:
 def test_saved_models_are_the_same(golden: Path, tmp_path: Path, format: str) -> None:
     model = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device="cpu")
     model.save_pretrained(tmp_path / "copy", format=format)  # type: ignore[arg-type]
-    copy = krait.LanguageModel.from_pretrained(tmp_path / "copy", device="cpu")
-    np.testing.assert_array_equal(copy.logits([1, 2, 3]), model.logits([1, 2, 3]))
+    again = krait.LanguageModel.from_pretrained(tmp_path / "copy", device="cpu")
+    np.testing.assert_array_equal(again.logits([1, 2, 3]), model.logits([1, 2, 3]))
     for name, weight in model.parameters().items():
-        np.testing.assert_array_equal(copy.parameters()[name], weight)
+        np.testing.assert_array_equal(again.parameters()[name], weight)
 
 
 def test_saving(bundled: krait.LanguageModel, golden: Path, tmp_path: Path) -> None:
     bundled.save_pretrained(tmp_path, dtype="bf16")
-    copy = krait.LanguageModel.from_pretrained(tmp_path, device="cpu")
-    assert copy.tokenizer.encode("Ay") == bundled.tokenizer.encode("Ay")
+    again = krait.LanguageModel.from_pretrained(tmp_path, device="cpu")
+    assert again.tokenizer.encode("Ay") == bundled.tokenizer.encode("Ay")
     with pytest.raises(ValueError, match="is there already"):
         bundled.save_pretrained(tmp_path, format="upstream")
     with pytest.raises(ValueError, match="format is 'gguf', expected one of 'krait', 'upstream'"):
@@ -286,6 +289,20 @@ def test_a_forked_process_is_told(bundled: krait.LanguageModel) -> None:
     with os.fdopen(read) as pipe:
         assert "loaded by another process" in pipe.read()
     assert os.waitpid(process, 0)[1] == 0
+
+
+def test_models_and_states_are_not_pickled(bundled: krait.LanguageModel) -> None:
+    with pytest.raises(TypeError, match="load it in the other process"):
+        pickle.dumps(bundled)
+    with pytest.raises(TypeError, match="to_bytes"):
+        copy.copy(bundled.new_state())
+
+
+def test_a_model_at_work_can_be_looked_at(bundled: krait.LanguageModel) -> None:
+    with bundled.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True) as stream:
+        next(stream)
+        state_of = repr(bundled), bundled.describe(), bundled.tokenizer.encode("Ay")
+        assert next(stream) and all(state_of)
 
 
 def _resident_bytes() -> int:
