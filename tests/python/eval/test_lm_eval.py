@@ -62,8 +62,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize(("name", "max_length"), zip(MODELS, (None, 64, 64), strict=True))
 def test_agrees_with_transformers(
     name: str, max_length: int | None, checkpoint: Checkpoint, harness_tasks: Tasks
 ) -> None:
@@ -107,8 +106,9 @@ GENERATION = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("until", [["\n"], ["e", "q"]])
+@pytest.mark.parametrize(
+    ("name", "until"), zip(MODELS, (["\n"], ["e", "q"], ["e", "q"]), strict=True)
+)
 def test_generates_as_transformers_does(
     name: str, until: list[str], checkpoint: Checkpoint
 ) -> None:
@@ -152,7 +152,7 @@ def test_arguments(checkpoint: Checkpoint) -> None:
     model = KraitLM(directory, device="cuda:0", dtype="bfloat16", batch_size="auto:4")
     assert model.max_length == 512
     assert model.prefix_token_id == 0
-    assert model.eot_token_id == 2
+    assert model.eot_token_id == 0
     assert model.batch_size == 0
     assert model.get_model_info()["model_dtype"].startswith("bf16")
     assert KraitLM(directory, device="cpu", batch_size=5).batch_size == 5
