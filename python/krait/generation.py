@@ -143,5 +143,5 @@ class TextStream(Generic[Piece]):
     def generation(self) -> Generation:
         """The same of one prompt."""
         if not self._single:
-            raise ValueError("the stream is of several prompts, expected generations to be asked for")
+            raise ValueError("the stream is of several prompts, expected generations instead")
         return self.generations[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -110,15 +111,17 @@ class LanguageModel:
         threads: int = 0,
         progress: bool = False,
     ) -> LanguageModel:
-        """Loads a checkpoint: upstream's (``config.json`` with ``pytorch_model.bin`` or safetensors)
-        or Hugging Face's ``mamba``, ``mamba2``, ``falcon_mamba`` and ``gpt_neox``, sharded or not.
+        """Loads a checkpoint: upstream's (``config.json`` with ``pytorch_model.bin`` or
+        safetensors) or Hugging Face's ``mamba``, ``mamba2``, ``falcon_mamba`` and ``gpt_neox``,
+        sharded or not.
 
         ``name_or_dir``  a directory, a weight file with a config beside it, a name on the Hugging
             Face hub ("state-spaces/mamba-130m", downloaded once into the cache that
             ``huggingface_hub`` shares), or "" for the small model inside this package.
         ``device``  "cpu", "cuda", "cuda:N", or "auto": a GPU where the build and the machine have
             one.
-        ``dtype``  of the matrices; None keeps the file's, which are then used where they are mapped.
+        ``dtype``  of the matrices; None keeps the file's, which are then used where they are
+            mapped.
         ``revision``  a branch, tag or commit of the hub; directories have none.
         ``cache_dir``  in place of what HF_HUB_CACHE or HF_HOME say.
         ``offline``  True: never touch the network. None: what HF_HUB_OFFLINE says.
@@ -206,17 +209,9 @@ class LanguageModel:
         return str(library().model_device(self._handle))
 
     @property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> Tokenizer:
         """The ``tokenizer.json`` beside the weights, else GPT-NeoX's where the vocabulary is that
-        of upstream's checkpoints, else None."""
-        if self._tokenizer is None:
-            try:
-                self._tokenizer = Tokenizer(library().model_tokenizer(self._handle))
-            except FileNotFoundError:
-                return None
-        return self._tokenizer
-
-    def _needed_tokenizer(self) -> Tokenizer:
+        of upstream's checkpoints. Raises FileNotFoundError where the checkpoint has none."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(library().model_tokenizer(self._handle))
         return self._tokenizer
@@ -255,9 +250,9 @@ class LanguageModel:
     ) -> None:
         """Writes a checkpoint's directory: config, weights and the tokenizer.
 
-        ``format``  "krait": upstream's config and names in ``model.safetensors`` (Hugging Face's for
-            architectures that upstream has not). "upstream": for mamba_ssm, ``pytorch_model.bin``.
-            "hf": for transformers.
+        ``format``  "krait": upstream's config and names in ``model.safetensors`` (Hugging Face's
+            for architectures that upstream has not). "upstream": for mamba_ssm,
+            ``pytorch_model.bin``. "hf": for transformers.
         ``dtype``  of the matrices; None: as they are. The rest is f32.
 
         Raises ValueError where the format cannot express the model, and where weights of another
@@ -365,15 +360,15 @@ class LanguageModel:
             self._handle,
             flat,
             offsets,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
+            operator.index(max_new_tokens),
+            float(temperature),
+            operator.index(top_k),
+            float(top_p),
+            float(min_p),
+            float(repetition_penalty),
             _signed(drawn),
             [stop] if isinstance(stop, str) else list(stop),
-            ignore_eos,
+            bool(ignore_eos),
             state_dtype,
         )
         if stream:
@@ -445,21 +440,22 @@ class LanguageModel:
         Raises ValueError where there are fewer than two tokens.
         """
         if isinstance(text_or_ids, str):
-            values = self._call(library().model_score_text, self._handle, text_or_ids, block)
+            values = self._call(library().model_score_text, self._handle, text_or_ids, operator.index(block))
         else:
             if block != 0:
-                raise ValueError(f"block is {block} with token ids, expected a text (or rows of ids)")
+                raise ValueError(f"block is {block} with token ids, expected a text")
             ids = as_ids(text_or_ids)
-            values = self._call(
-                library().model_score_ids, self._handle, ids.reshape(1, -1) if ids.ndim == 1 else ids
-            )
+            rows = ids.reshape(1, -1) if ids.ndim == 1 else ids
+            values = self._call(library().model_score_ids, self._handle, rows)
         loss, perplexity, bits, tokens = values
-        return Score(float(loss), float(perplexity), None if bits is None else float(bits), int(tokens))
+        per_byte = None if bits is None else float(bits)
+        return Score(float(loss), float(perplexity), per_byte, int(tokens))
 
     # States.
 
     def new_state(self, dtype: StateDType = "f32") -> State:
-        """The state of an empty sequence. ``dtype`` is what SSM states are kept as between steps."""
+        """The state of an empty sequence. ``dtype`` is what SSM states are kept as between
+        steps."""
         return self.new_states(1, dtype)[0]
 
     def new_states(self, count: int, dtype: StateDType = "f32") -> list[State]:
@@ -484,7 +480,8 @@ class LanguageModel:
         if not isinstance(prompts, np.ndarray) and len(prompts) > 0 and isinstance(prompts[0], str):
             for index, text in enumerate(prompts):
                 if not isinstance(text, str):
-                    raise TypeError(f"prompt {index} is {type(text).__name__}, expected str as the first")
+                    found = type(text).__name__
+                    raise TypeError(f"prompt {index} is {found}, expected str as the first")
             return False, [self._encode(text) for text in prompts]
         if is_row(prompts):
             row = as_ids(prompts)
@@ -493,7 +490,7 @@ class LanguageModel:
         return False, as_rows(prompts)
 
     def _encode(self, text: str) -> npt.NDArray[np.int64]:
-        return np.array(self._needed_tokenizer().encode(text, add_special_tokens=True), np.int64)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=True), np.int64)
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -511,11 +508,13 @@ class LanguageModel:
                 _logger.log(logging.INFO if kind == "info" else logging.DEBUG, "%s", text)
 
     def __repr__(self) -> str:
-        return f"LanguageModel({self.name!r}, {self.describe().architecture}, device={self.device!r})"
+        architecture = self.describe().architecture
+        return f"LanguageModel({self.name!r}, {architecture}, device={self.device!r})"
 
 
 def _signed(seed: int) -> int:
     """64 bits as the library's functions take them. Raises ValueError for a seed that has more."""
+    seed = operator.index(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
     return seed - (1 << 64) if seed >= 1 << 63 else seed

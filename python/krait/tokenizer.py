@@ -141,7 +141,7 @@ class Tokenizer:
         if row.ndim == 0:
             row = row.reshape(1)
         if row.ndim != 1:
-            raise ValueError(f"ids have shape {row.shape}, expected one row (decode_batch takes several)")
+            raise ValueError(f"ids have shape {row.shape}, expected one row (else decode_batch)")
         return str(library().tokenizer_decode(self._handle, row, skip_special_tokens))
 
     def decode_batch(self, rows: Iterable[Ids], skip_special_tokens: bool = False) -> list[str]:
@@ -212,7 +212,8 @@ class StreamDecoder:
         self._handle = handle
 
     def push(self, id: int) -> str:
-        """The text that ``id`` completes, which may be empty. Raises ValueError at an unknown id."""
+        """The text that ``id`` completes, which may be empty. Raises ValueError at an unknown
+        id."""
         return str(library().decoder_push(self._handle, id))
 
     def finish(self) -> str:

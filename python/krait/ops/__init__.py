@@ -17,8 +17,8 @@ unit. Sequences:
 - ``state_positions`` (B, M), int32 or int64: states are wanted after those tokens.
 
 All functions raise ValueError, naming the array, what was found and what was expected, where
-shapes, element types, devices or strides do not fit; TypeError for what is no array; MemoryError;
-KeyboardInterrupt ends long work.
+shapes, element types, devices or strides do not fit; TypeError for what is no array; MemoryError.
+Python's lock is released while they compute.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .._arrays import Array, Arrays, dtype_name
 from .._library import library
-from ._common import activation_name, count_sequences, require_ndim, several
+from ._common import activation_name, count_positions, count_sequences, require_ndim, several
 
 
 class CausalConv1dGradients(NamedTuple):
@@ -70,11 +70,13 @@ def causal_conv1d(
     if out is None:
         out = arrays.empty_like(x)
     if final_states is None and return_final_states:
-        shape = (count_sequences(batch, cu_seqlens), channels, width)
+        shape = (count_sequences(op, batch, cu_seqlens), channels, width)
         final_states = arrays.empty(shape, dtype_name(x))
     states = None
     if state_positions is not None:
-        states = arrays.empty((batch, state_positions.shape[1], channels, width), dtype_name(x))
+        states = arrays.empty(
+            (batch, count_positions(op, state_positions), channels, width), dtype_name(x)
+        )
     library().causal_conv1d(
         *inputs,
         activation_name(activation),

@@ -7,8 +7,18 @@ from .._arrays import Array, dtype_name
 INFINITY = float("inf")
 
 
-def count_sequences(batch: int, cu_seqlens: Array | None) -> int:
-    return batch if cu_seqlens is None else int(cu_seqlens.shape[0]) - 1
+def count_sequences(op: str, batch: int, cu_seqlens: Array | None) -> int:
+    """Of rows, or packed in the one row."""
+    if cu_seqlens is None:
+        return batch
+    require_ndim(op, "cu_seqlens", cu_seqlens, 1, "(n + 1,)")
+    return max(int(cu_seqlens.shape[0]) - 1, 0)
+
+
+def count_positions(op: str, state_positions: Array) -> int:
+    """Of wanted states in each row."""
+    require_ndim(op, "state_positions", state_positions, 2, "(B, M)")
+    return int(state_positions.shape[1])
 
 
 def is_complex(array: Array) -> bool:

@@ -6,7 +6,14 @@ from typing import NamedTuple
 
 from .._arrays import Array, Arrays
 from .._library import library
-from ._common import count_sequences, device_type, is_complex, require_ndim, several
+from ._common import (
+    count_positions,
+    count_sequences,
+    device_type,
+    is_complex,
+    require_ndim,
+    several,
+)
 
 
 class SelectiveScanGradients(NamedTuple):
@@ -100,16 +107,18 @@ def selective_scan(
         out = arrays.empty_like(u)
     if last_state is None and return_last_state:
         last_state = arrays.empty(
-            (count_sequences(batch, cu_seqlens), channels, d_state), state_dtype
+            (count_sequences(op, batch, cu_seqlens), channels, d_state), state_dtype
         )
     states = checkpoints = None
     if state_positions is not None:
-        states = arrays.empty((batch, state_positions.shape[1], channels, d_state), state_dtype)
+        states = arrays.empty(
+            (batch, count_positions(op, state_positions), channels, d_state), state_dtype
+        )
     if return_checkpoints:
         if arrays.double:
             raise ValueError(
-                f"[{op}] return_checkpoints is given in double precision, where the reference keeps "
-                "none"
+                f"[{op}] return_checkpoints is given in double precision, where the reference "
+                "keeps none"
             )
         shape = library().selective_scan_checkpoints_shape(
             batch, channels, length, d_state, complex_, device_type(u)

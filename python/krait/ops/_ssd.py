@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .._arrays import Array, Arrays, dtype_name
 from .._library import library
-from ._common import INFINITY, count_sequences, require_ndim, several
+from ._common import INFINITY, count_positions, count_sequences, require_ndim, several
 
 
 class SsdGradients(NamedTuple):
@@ -99,11 +99,11 @@ def ssd(
     if out is None:
         out = arrays.empty(x.shape, dtype_name(x))
     if final_states is None and return_final_states:
-        shape = (count_sequences(batch, cu_seqlens), heads, headdim, d_state)
+        shape = (count_sequences(op, batch, cu_seqlens), heads, headdim, d_state)
         final_states = arrays.empty(shape, arrays.real)
     states = None
     if state_positions is not None:
-        count = state_positions.shape[1]
+        count = count_positions(op, state_positions)
         states = arrays.empty((batch, count, heads, headdim, d_state), arrays.real)
     library().ssd(
         *inputs,

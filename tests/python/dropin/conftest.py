@@ -19,3 +19,7 @@ for folder in (_PYTHON / "dropin", _PYTHON):
         os.environ["PYTHONPATH"] = str(folder) + (os.pathsep + earlier if earlier else "")
 
 torch.set_num_threads(2)
+
+# Nothing here needs the network; a library that tries says so at once.
+for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    os.environ[variable] = "1"

@@ -49,7 +49,7 @@ def test_seeds(bundled: krait.LanguageModel) -> None:
     assert text(7) == text(7)
     assert text(7).text != text(8).text
     drawn = text(None)
-    assert drawn == text(drawn.seed)
+    assert drawn == text(drawn.seed) == text(np.uint64(drawn.seed))  # type: ignore[arg-type]
     assert text(2**64 - 1) == text(2**64 - 1)
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match="seed is"):
@@ -123,8 +123,10 @@ def test_refused_prompts(bundled: krait.LanguageModel, golden: Path) -> None:
         list(bundled.generate([1024], stream=True))
     with pytest.raises(TypeError, match="prompt 1 is int, expected str"):
         bundled.generate(["a", 3])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
         bundled.generate("a", "b")  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        bundled.generate("a", 3.5)  # type: ignore[call-overload]
     bare = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device="cpu")
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         bare.generate("text")

@@ -84,8 +84,8 @@ GENERATE = """
 import krait, threading
 model = krait.LanguageModel.from_pretrained(device="cpu")
 model.generate("ROMEO:", 4)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     model.generate("ROMEO:", 1 << 30, ignore_eos=True)
 except KeyboardInterrupt:
     print("interrupted", len(model.generate("ROMEO:", 4, ignore_eos=True).new_ids))
@@ -96,8 +96,8 @@ import krait
 model = krait.LanguageModel.from_pretrained(device="cpu")
 stream = model.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True)
 text = next(stream)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     for piece in stream:
         text += piece
 except KeyboardInterrupt:
@@ -110,8 +110,8 @@ LOGITS = """
 import krait, numpy as np
 model = krait.LanguageModel.from_pretrained(device="cpu", threads=1)
 ids = np.ones((200, 20000), np.int64)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     model.logits(ids, last=True)
 except KeyboardInterrupt:
     print("interrupted", model.logits([1]).shape[0])
@@ -122,8 +122,8 @@ import krait, threading
 model = krait.LanguageModel.from_pretrained(device="cpu")
 stream = model.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True)
 next(stream)
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     model.logits([1])  # waits for the stream
 except KeyboardInterrupt:
     print("interrupted")

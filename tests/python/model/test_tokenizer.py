@@ -114,6 +114,10 @@ def test_files_that_are_none(tmp_path: Path, golden: Path) -> None:
         krait.Tokenizer.from_json("[")
 
 
+def tokens(tokenizer: krait.Tokenizer) -> list[str]:
+    return [tokenizer.id_to_token(id) for id in range(tokenizer.vocab_size)]
+
+
 def test_training(golden: Path, data: Path, tmp_path: Path) -> None:
     folder = golden / "tokenizer-train"
     seen: list[tuple[int, int]] = []
@@ -121,16 +125,12 @@ def test_training(golden: Path, data: Path, tmp_path: Path) -> None:
         folder / "mixed.jsonl", 700, progress=lambda done, total: seen.append((done, total))
     )
     assert trained.vocab_size == 700 and trained.end_of_text == 0
-    expected = krait.Tokenizer.from_file(folder / "mixed.json")
-    assert [trained.id_to_token(i) for i in range(700)] == [expected.id_to_token(i) for i in range(700)]
+    assert tokens(trained) == tokens(krait.Tokenizer.from_file(folder / "mixed.json"))
     for case in json.loads((folder / "cases.json").read_text()):
         assert trained.encode(case["text"]) == case["ids"]
     assert seen and seen[-1][0] == seen[-1][1]
     shakespeare = krait.Tokenizer.train([data / "tinyshakespeare.txt"], 512, threads=1)
-    expected = krait.Tokenizer.from_file(folder / "shakespeare.json")
-    assert [shakespeare.id_to_token(i) for i in range(512)] == [
-        expected.id_to_token(i) for i in range(512)
-    ]
+    assert tokens(shakespeare) == tokens(krait.Tokenizer.from_file(folder / "shakespeare.json"))
 
 
 def test_refused_training(tmp_path: Path) -> None:

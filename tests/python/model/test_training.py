@@ -103,7 +103,7 @@ def test_a_run(files: dict[str, Any], tmp_path: Path) -> None:
     best = min(evaluations, key=lambda r: r.loss)
     assert (result.best_step, result.best_loss) == (best.step, best.loss)
     assert told["sample"][0].text.startswith("ROMEO:")
-    assert told["checkpoint"][-1].endswith("step-6") or told["checkpoint"][-1].endswith("step-000006")
+    assert Path(told["checkpoint"][-1]).is_dir() and len(told["checkpoint"]) == 2
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines if "loss" in line] == [r.loss for r in told["log"]]
     settings = krait.run_settings(tmp_path / "run")

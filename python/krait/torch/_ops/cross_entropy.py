@@ -207,25 +207,36 @@ define(
 )
 
 
+def _scale(dloss: Tensor, gradient: Tensor, of: Tensor) -> Tensor:
+    return gradient * dloss
+
+
+define_backward(
+    "linear_cross_entropy_backward(Tensor dloss, Tensor gradient, Tensor of) -> Tensor",
+    _scale,
+    _scale,
+)
+
+
 class _LinearCrossEntropy(Function):
     """Gradients are made beside the loss, while a block of logits exists, and scaled in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        wanted = list(ctx.needs_input_grad[:3])
-        eager = examine(inputs[:4])
-        compute = _linear_forward if eager else torch.ops.krait.linear_cross_entropy
-        loss, *grads = compute(*inputs, wanted)
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        inputs, wanted = args[:3], args[-1]
+        compute = _linear_forward if examine(args[:4]) else torch.ops.krait.linear_cross_entropy
+        loss, *grads = compute(*args)
         ctx.wanted = wanted
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*grads, *(t for t, want in zip(inputs, wanted) if want))
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Optional[Tensor], ...]:
-        grads = iter(ctx.saved_tensors)
-        scaled = (next(grads) * dloss if want else None for want in ctx.wanted)
-        return (*scaled, None, None, None)
+        saved = ctx.saved_tensors
+        half = len(saved) // 2
+        scale = torch.ops.krait.linear_cross_entropy_backward
+        grads = iter([scale(dloss, g, of) for g, of in zip(saved[:half], saved[half:])])
+        return (*(next(grads) if want else None for want in ctx.wanted), *(None,) * 4)
 
 
 def linear_cross_entropy(
@@ -261,8 +272,11 @@ def linear_cross_entropy(
         )
     flat, flat_targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     args = (flat, weight, bias, flat_targets, ignore_index, label_smoothing)
-    if wants_grad((x, weight, bias)):
-        return _LinearCrossEntropy.apply(*args)
+    inputs = (flat, weight, bias)
+    if wants_grad(inputs):
+        wanted = [t is not None and t.requires_grad for t in inputs]
+        return _LinearCrossEntropy.apply(*args, wanted)
+    none = [False, False, False]
     if examine(args[:4]):
-        return _linear_forward(*args, [False] * 3)[0]
-    return torch.ops.krait.linear_cross_entropy(*args, [False] * 3)[0]
+        return _linear_forward(*args, none)[0]
+    return torch.ops.krait.linear_cross_entropy(*args, none)[0]
