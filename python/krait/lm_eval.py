@@ -145,7 +145,7 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
                 str(tokenizer), cache_dir=cache_dir, offline=offline
             )
         else:
-            self._tokenizer = self.model._needed_tokenizer()
+            self._tokenizer = self.model.tokenizer
         if prefix_token_id is None:
             prefix_token_id = int(
                 library().model_prefix_token(self.model._handle, self._tokenizer._handle)
@@ -435,20 +435,11 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N documents alone")
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in each context")
     options = parser.parse_args(arguments)
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=options.include_path)
-    for task in _leaves(get_task_dict(options.tasks.split(","), manager)):
+    for task in manager.load(options.tasks.split(","))["tasks"].values():
         print(export_task(task, options.output, options.limit, options.num_fewshot))
-
-
-def _leaves(tasks: Any) -> Iterable[Any]:
-    """The tasks in groups of groups."""
-    for task in tasks.values():
-        if isinstance(task, dict):
-            yield from _leaves(task)
-        else:
-            yield task
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
