@@ -26,8 +26,10 @@ def register() -> None:
     """Registers the models that are not registered yet, by the names of their entry points."""
     from importlib.metadata import PackageNotFoundError, distribution
 
-    from lm_eval.api.registry import model_registry
-
+    try:
+        from lm_eval.api.registry import model_registry
+    except ImportError:  # of a version that is too old for krait.lm_eval
+        return
     try:
         entries = distribution(_DISTRIBUTION).entry_points.select(group=_MODULE)
     except PackageNotFoundError:

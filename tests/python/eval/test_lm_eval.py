@@ -19,7 +19,7 @@ import krait
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
-from krait.lm_eval import KraitLM, export_task
+from krait.lm_eval import KraitLM, export_task, main
 
 Checkpoint = Callable[[str], Path]
 Tasks = Callable[[], list[dict[str, Any]]]
@@ -62,8 +62,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize(("name", "max_length"), list(zip(MODELS, (None, 64, 64), strict=True)))
 def test_agrees_with_transformers(
     name: str, max_length: int | None, checkpoint: Checkpoint, harness_tasks: Tasks
 ) -> None:
@@ -107,8 +106,9 @@ GENERATION = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("until", [["\n"], ["e", "q"]])
+@pytest.mark.parametrize(
+    ("name", "until"), list(zip(MODELS, (["\n"], ["e", "q"], ["e", "q"]), strict=True))
+)
 def test_generates_as_transformers_does(
     name: str, until: list[str], checkpoint: Checkpoint
 ) -> None:
@@ -152,7 +152,7 @@ def test_arguments(checkpoint: Checkpoint) -> None:
     model = KraitLM(directory, device="cuda:0", dtype="bfloat16", batch_size="auto:4")
     assert model.max_length == 512
     assert model.prefix_token_id == 0
-    assert model.eot_token_id == 2
+    assert model.eot_token_id == 0
     assert model.batch_size == 0
     assert model.get_model_info()["model_dtype"].startswith("bf16")
     assert KraitLM(directory, device="cpu", batch_size=5).batch_size == 5
@@ -218,7 +218,7 @@ def test_the_whole_command(
         command = ["-m", "lm_eval"]
     else:
         command = ["-m", "krait.lm_eval"]
-    subprocess.run(
+    done = subprocess.run(
         [
             sys.executable,
             *command,
@@ -231,11 +231,12 @@ def test_the_whole_command(
             *("--tasks", "tiny_choice,tiny_texts", "--include_path", str(harness_directory)),
             *("--output_path", str(tmp_path / "out")),
         ],
-        check=True,
         env=environment,
         cwd=tmp_path,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     wanted = golden_runs[0]["tasks"]
     assert golden_runs[0]["model"] == "hf-mamba-tiny" and golden_runs[0]["max_length"] == 512
     assert metrics_of(tmp_path / "out") == pytest.approx(
@@ -263,10 +264,10 @@ def test_importing_the_plugin_imports_nothing() -> None:
 def test_exported_tasks_give_the_same(
     checkpoint: Checkpoint, harness_tasks: Tasks, tmp_path: Path
 ) -> None:
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
-    for task in get_task_dict(harness_tasks(), manager).values():
+    for task in manager.load(harness_tasks())["tasks"].values():
         export_task(task, tmp_path)
     model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device="cpu")
     exported = {result.name: result for result in krait.evaluate(model, tmp_path)}
@@ -274,12 +275,26 @@ def test_exported_tasks_give_the_same(
     assert exported == original
 
 
+def test_the_command_that_exports(
+    harness_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--tasks", "tiny_which,tiny_texts", "--include_path", str(harness_directory)]
+    main(["export", *arguments, "--output", str(tmp_path / "out"), "--limit", "2"])
+    names = ["tiny_texts.json", "tiny_which.json"]
+    assert sorted(capsys.readouterr().out.split()) == [
+        str(tmp_path / "out" / name) for name in names
+    ]
+    model = krait.LanguageModel.from_pretrained(device="cpu")
+    for result in krait.evaluate(model, tmp_path / "out"):
+        assert len(result.documents) == 2
+
+
 def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     (choice,) = (task for task in harness_tasks() if task["task"] == "tiny_choice")
     choice["fewshot_split"] = "test"
-    (task,) = get_task_dict([choice], TaskManager(include_defaults=False)).values()
+    (task,) = TaskManager(include_defaults=False).load([choice])["tasks"].values()
     export_task(task, tmp_path, limit=2, num_fewshot=2)
     documents = [
         json.loads(line) for line in (tmp_path / "tiny_choice.jsonl").read_text().splitlines()
@@ -291,6 +306,6 @@ def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
         **GENERATION,
         "dataset_kwargs": {"data_files": {"test": str(TASKS / "last_word.jsonl")}},
     }
-    (task,) = get_task_dict([generation], TaskManager(include_defaults=False)).values()
+    (task,) = TaskManager(include_defaults=False).load([generation])["tasks"].values()
     with pytest.raises(ValueError, match="task tiny_generation is of kind generate_until"):
         export_task(task, tmp_path)
