@@ -48,6 +48,17 @@ double bytes_of(const std::vector<Tensor>& tensors) {
   return bytes;
 }
 
+// The same with other numbers of vectors for each thread.
+void with_other_plans(Context& ctx, const norm_kernels::Problem& problem, double bytes) {
+  for (const int vectors : {1, 2, 3, 4}) {
+    const auto warps = static_cast<int>((problem.channels / 8 + 32 * vectors - 1) / (32 * vectors));
+    if (warps > norm_kernels::most_forward_warps(vectors)) continue;
+    measure(ctx, concat("  ", vectors, " vectors, ", warps, " warps"), bytes, [&] {
+      norm_kernels::cuda(ctx, problem, {.vectors = vectors, .warps = warps, .groups = warps == 1 ? 4 : 1});
+    });
+  }
+}
+
 void gated_norm(Context& ctx, std::int64_t rows, std::int64_t channels) {
   const Dims shape{rows, channels};
   const Tensor x = filled(ctx, shape, DType::bf16, 0.5);
@@ -58,7 +69,6 @@ void gated_norm(Context& ctx, std::int64_t rows, std::int64_t channels) {
   const std::string name = concat("gated rms_norm bf16 ", rows, " x ", channels);
   measure(ctx, name, bytes,
           [&] { rms_norm(ctx, {.x = x, .weight = weight, .z = z, .norm_before_gate = false, .out = out}); });
-  // The same with other numbers of vectors for each thread.
   norm_kernels::Problem problem;
   problem.rows = rows;
   problem.channels = problem.group_size = channels;
@@ -68,13 +78,7 @@ void gated_norm(Context& ctx, std::int64_t rows, std::int64_t channels) {
   problem.z = norm_kernels::Rows(z);
   problem.weight = norm_kernels::Rows(weight);
   problem.out = norm_kernels::Rows(out);
-  for (const int vectors : {1, 2, 4}) {
-    const auto warps = static_cast<int>((channels / 8 + 32 * vectors - 1) / (32 * vectors));
-    if (warps > norm_kernels::kMaxWarps) continue;
-    measure(ctx, concat("  ", vectors, " vectors, ", warps, " warps"), bytes, [&] {
-      norm_kernels::cuda(ctx, problem, {.vectors = vectors, .warps = warps, .groups = warps == 1 ? 4 : 1});
-    });
-  }
+  with_other_plans(ctx, problem, bytes);
   const Tensor dx = filled(ctx, shape, DType::bf16, 0.0);
   const Tensor dz = filled(ctx, shape, DType::bf16, 0.0);
   const Tensor dweight = ctx.zeros({channels});
@@ -104,6 +108,16 @@ void residual_norm(Context& ctx, std::int64_t rows, std::int64_t channels) {
   measure(ctx, name, bytes_of({x, out, residual, residual}), [&] {
     rms_norm(ctx, {.x = x, .weight = weight, .residual = residual, .out = out, .residual_out = residual});
   });
+  norm_kernels::Problem problem;
+  problem.rows = rows;
+  problem.channels = problem.group_size = channels;
+  problem.eps = 1e-5;
+  problem.x = norm_kernels::Rows(x);
+  problem.residual = norm_kernels::Rows(residual);
+  problem.weight = norm_kernels::Rows(weight);
+  problem.out = norm_kernels::Rows(out);
+  problem.residual_out = norm_kernels::Rows(residual);
+  with_other_plans(ctx, problem, bytes_of({x, out, residual, residual}));
   measure(ctx, concat(name, ", backward"), bytes_of({residual, out, dresidual, dresidual}), [&] {
     norm_backward(ctx, NormKind::rms,
                   {.x = residual,
@@ -194,6 +208,8 @@ int main(int argc, char** argv) {
     const Tensor to = filled(ctx, {floats}, DType::f32, 0.0);
     measure(ctx, "copy of 1 GiB", bytes_of({from, to}), [&] { ctx.copy(from, to); });
     gated_norm(ctx, 32768, 5120);
+    gated_norm(ctx, 32768, 4096);
+    gated_norm(ctx, 32768, 3072);
     gated_norm(ctx, 32768, 1536);
     gated_norm(ctx, 64, 5120);
     residual_norm(ctx, 32768, 2560);

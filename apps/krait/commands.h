@@ -9,6 +9,7 @@ namespace krait::cli {
 void add_generate(const Command& program);
 void add_logits(const Command& program);
 void add_score(const Command& program);
+void add_eval(const Command& program);
 void add_train(const Command& program);
 void add_bench(const Command& program);
 void add_info(const Command& program);

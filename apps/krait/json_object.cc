@@ -50,6 +50,18 @@ JsonObject& JsonObject::add(std::string_view name, const std::vector<float>& val
   return add_raw(name, "[" + list(values, [](float v) { return shortest(v); }) + "]");
 }
 
+JsonObject& JsonObject::add(std::string_view name, const std::vector<double>& values) {
+  return add_raw(name, "[" + list(values, [](double v) { return shortest(v); }) + "]");
+}
+
+JsonObject& JsonObject::add(std::string_view name, const std::vector<bool>& values) {
+  return add_raw(name, "[" + list(values, [](bool v) { return std::string(v ? "true" : "false"); }) + "]");
+}
+
+JsonObject& JsonObject::add(std::string_view name, const JsonObject& object) {
+  return add_raw(name, object.text());
+}
+
 JsonObject& JsonObject::add(std::string_view name, const std::map<std::string, std::int64_t>& members) {
   JsonObject object;
   for (const auto& [key, value] : members) object.add(key, value);

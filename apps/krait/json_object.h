@@ -23,8 +23,11 @@ class JsonObject {
   }
   JsonObject& add(std::string_view name, const std::vector<std::int64_t>& values);
   JsonObject& add(std::string_view name, const std::vector<float>& values);
+  JsonObject& add(std::string_view name, const std::vector<double>& values);
+  JsonObject& add(std::string_view name, const std::vector<bool>& values);
   JsonObject& add(std::string_view name, const std::map<std::string, std::int64_t>& members);
   JsonObject& add(std::string_view name, const std::vector<JsonObject>& objects);
+  JsonObject& add(std::string_view name, const JsonObject& object);
 
   [[nodiscard]] std::string text() const { return "{" + members_ + "}"; }
   [[nodiscard]] std::string line() const { return text() + "\n"; }

@@ -66,6 +66,7 @@ std::string man_page(const Command& program) {
       "krait generate \\-\\-prompt \"ROMEO:\"\n"
       "krait generate \\-\\-model state\\-spaces/mamba\\-130m \\-\\-prompt \"Mamba is\" \\-\\-temperature 0\n"
       "krait score \\-\\-text book.txt \\-\\-json\n"
+      "krait eval \\-\\-model state\\-spaces/mamba\\-130m \\-\\-tasks tasks/\n"
       ".fi\n";
   return out;
 }

@@ -13,7 +13,8 @@ _library: Any = None
 
 
 def library_path() -> Path:
-    """The file that is loaded: that of the environment variable KRAIT_LIBRARY, else the one beside the package.
+    """The file that is loaded: that of the environment variable KRAIT_LIBRARY, else the one beside
+    the package.
 
     Raises ImportError where neither is there.
     """
@@ -23,7 +24,7 @@ def library_path() -> Path:
         hint = (
             "KRAIT_LIBRARY names no file"
             if chosen
-            else "the package is not built: install it, or set KRAIT_LIBRARY to a built libkrait_ffi.so"
+            else "the package is not built: install it, or set KRAIT_LIBRARY to a built one"
         )
         raise ImportError(f"krait: {path} does not exist; {hint}")
     return path
@@ -61,14 +62,15 @@ def set_num_threads(threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of CPU threads: that of set_num_threads, else of KRAIT_NUM_THREADS or OMP_NUM_THREADS in the
-    environment, else of processors that this process may use."""
+    """The number of CPU threads: that of set_num_threads, else of KRAIT_NUM_THREADS or
+    OMP_NUM_THREADS in the environment, else of processors that this process may use."""
     return int(library().get_num_threads())
 
 
 def build_info() -> dict[str, Any]:
-    """What the compiled library is: version, path, simd (the instruction set in use), onednn (its version, or
-    "" without it), cuda (whether it has kernels for GPUs), cuda_devices (how many can be used)."""
+    """What the compiled library is: version, path, simd (the instruction set in use), onednn (its
+    version, or "" without it), cuda (whether it has kernels for GPUs), cuda_devices (how many can
+    be used)."""
     lib = library()
     return {
         "version": str(lib.version()),

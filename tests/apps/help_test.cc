@@ -5,8 +5,8 @@
 namespace krait::cli {
 namespace {
 
-const std::vector<std::string> kCommands = {"generate", "logits",   "score",    "bench",
-                                            "info",     "tokenize", "download", "report"};
+const std::vector<std::string> kCommands = {"generate", "logits",   "score",  "bench", "info",
+                                            "tokenize", "download", "report", "eval"};
 
 TEST(Help, NamesEveryCommandAndItsOptions) {
   const Outcome top = krait_ok({"--help"});

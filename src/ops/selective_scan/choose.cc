@@ -71,6 +71,7 @@ bool fits_tiles(const Problem& p) {
 LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                         std::int64_t length, std::int64_t d_state, int multiprocessors) {
   constexpr std::int64_t kThreads = 128;   // that walk, of a block
+  constexpr std::int64_t kResident = 2;    // blocks that a multiprocessor has registers for
   constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
   // What a token of a block costs, in clocks of a multiprocessor: `work` where others are there to fill the
   // gaps, `alone` where none is.
@@ -97,10 +98,16 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
   } else if (d_state > 16) {
     plan = {.lanes = 8, .states = 4};
   } else {
+    // Blocks take equally long, and so come in waves.
+    const auto cost_of = [&](const Candidate& c) {
+      const std::int64_t whole = std::max(kResident * c.work, c.alone);
+      const std::int64_t waves = blocks(c.plan) / (kResident * multiprocessors);
+      const std::int64_t rest = blocks(c.plan) % (kResident * multiprocessors);
+      return waves * whole + (rest == 0 ? 0 : rest <= multiprocessors ? c.alone : whole);
+    };
     std::int64_t least = 0;
     for (const Candidate& c : kFewStates) {
-      const std::int64_t deep = (blocks(c.plan) + multiprocessors - 1) / multiprocessors;
-      const std::int64_t cost = std::max(deep * c.work, c.alone);
+      const std::int64_t cost = cost_of(c);
       if (plan.lanes == 0 || cost < least) {
         plan = c.plan;
         least = cost;

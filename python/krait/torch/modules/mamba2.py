@@ -46,7 +46,7 @@ class Mamba2(Mixer, _HubMixin):
         d_conv: K, width of the convolution over x, B and C.
         conv_init: initial weights of the convolution are uniform within +-conv_init; None: torch's.
         expand: inner channels for each of d_model.
-        headdim: P, channels of a head.
+        headdim: P, channels of a head; at most d_ssm.
         d_ssm: inner channels that go through the recurrence, the rest through a gated MLP; None:
             all.
         ngroups: groups of heads that share B and C.
@@ -106,7 +106,6 @@ class Mamba2(Mixer, _HubMixin):
         self.d_conv = d_conv
         self.conv_init = conv_init
         self.expand = expand
-        self.headdim = headdim
         self.D_has_hdim = D_has_hdim
         self.rmsnorm = rmsnorm
         self.norm_before_gate = norm_before_gate
@@ -121,8 +120,10 @@ class Mamba2(Mixer, _HubMixin):
         self.d_inner = self._share("expand * d_model", int(expand * d_model))
         self.d_ssm = self.d_inner if d_ssm is None else self._share("d_ssm", d_ssm)
         self.ngroups = self._share("ngroups", ngroups)
+        # A block narrower than the default head is one head: upstream's own example has 32 channels.
+        self.headdim = self.d_ssm if 0 < self.d_ssm < headdim else headdim
         self._check_sizes()
-        self.nheads = self.d_ssm // headdim
+        self.nheads = self.d_ssm // self.headdim
         self.d_mlp = self.d_inner - self.d_ssm
         conv_dim = self.d_ssm + 2 * self.ngroups * d_state
         d_in_proj = 2 * self.d_mlp + self.d_ssm + conv_dim + self.nheads

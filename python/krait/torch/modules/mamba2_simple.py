@@ -75,7 +75,7 @@ class Mamba2Simple(Mamba2):
         self.activation = activation
         if learnable_init_states:
             self.init_states = nn.Parameter(
-                torch.zeros(self.nheads, headdim, d_state, device=device, dtype=dtype)
+                torch.zeros(self.nheads, self.headdim, d_state, device=device, dtype=dtype)
             )
         self.mark_parameters()
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/cuda/meeting.cuh"
 #include "ops/selective_scan/cuda/kernels.h"
 #include "ops/selective_scan/cuda/operands.cuh"
 #include "ops/selective_scan/cuda/stage.cuh"
@@ -43,9 +44,7 @@ struct Shape : Teams<kLanes, kStates, kPerTeam> {
                                : kSteps < kTile ? 2 * kSteps
                                                 : kTile;      // tokens of a loop's body
   static constexpr int kCells = 2 * kTile * Base::kChannels;  // floats of a buffer of dt and dt u
-  // What is read ahead of the last row is not used, but has to be memory of the block.
-  static constexpr int kFloats =
-      2 * (kCells + Factors<Base::kAll>::kFloats) + 2 * Base::kChannels + kAhead * Factors<Base::kAll>::kRow;
+  static constexpr int kFloats = 2 * (kCells + Factors<Base::kAll>::kFloats) + 2 * Base::kChannels;
 };
 
 // dt and dt u of a channel and a token lie side by side. Movers write 8 channels each; which pairs of
@@ -77,6 +76,8 @@ struct Buffers {
   }
   __device__ __forceinline__ float* skip() const { return bias() + S::kChannels; }
 };
+
+__device__ __forceinline__ void meet_all() { cuda::meet<kWalkers + kMovers>(); }
 
 // kStatesOnly: no outputs, but states that later passes start from.
 template <typename S, bool kStatesOnly>
@@ -132,9 +133,9 @@ __device__ __forceinline__ void walk(const Operands& o, const Buffers<S>& buffer
     };
     keep_states(0);
 
-    __syncthreads();
-    __syncthreads();
-    __syncthreads();  // the first tile is there
+    meet_all();
+    meet_all();
+    meet_all();  // the first tile is there
     TileCursor tile(o.pieces, piece, !kStatesOnly);
     for (int buffer = 0; tile.count > 0; buffer ^= 1) {
       // dt, dt u, B and C of kAhead tokens, on their way while the tokens before them are walked.
@@ -165,7 +166,9 @@ __device__ __forceinline__ void walk(const Operands& o, const Buffers<S>& buffer
 #pragma unroll
           for (int ahead = 0; ahead < S::kSteps; ahead += S::kAhead) {
             const Numbers here = next;
-            load(row + first + ahead + S::kAhead, next);
+            // Behind the last row the last ones again: nobody uses them, and what lies there is being
+            // written.
+            load(min(row + first + ahead + S::kAhead, kTile - S::kAhead), next);
 #pragma unroll
             for (int s = 0; s < S::kAhead; ++s)
 #pragma unroll
@@ -185,6 +188,7 @@ __device__ __forceinline__ void walk(const Operands& o, const Buffers<S>& buffer
           }
           if constexpr (!kStatesOnly) {
             // Nobody but these lanes reads dt of these rows, and all of them have.
+            __syncwarp();
             sum_over_team<S>(y, [&](int step, float sum) {
               buffers.cells(buffer)[cell<S>(row + first + step, team * kPerTeam + lane % kPerTeam)].x = sum;
             });
@@ -193,7 +197,7 @@ __device__ __forceinline__ void walk(const Operands& o, const Buffers<S>& buffer
       }
       tile.advance(o.pieces, piece);
       keep_states(tile.begin);
-      __syncthreads();
+      meet_all();
     }
 
     each_state([&](std::int64_t d, int n, int c, int k) {
@@ -347,7 +351,7 @@ __device__ __forceinline__ void move(const Operands& o, const Buffers<S>& buffer
       }
     };
 
-    __syncthreads();  // all that the item before left has been read
+    meet_all();  // all that the item before left has been read
     if (mover < S::kChannels) {
       const bool mine = mover < item.channels;
       buffers.bias()[mover] = in.delta_bias && mine ? in.delta_bias.load(item.first + mover) : 0.0F;
@@ -370,7 +374,7 @@ __device__ __forceinline__ void move(const Operands& o, const Buffers<S>& buffer
         if (ahead.count > 0) ahead.advance(o.pieces, piece);
       }
       ask(ahead);
-      __syncthreads();
+      meet_all();
     }
   }
 }

@@ -170,6 +170,7 @@ __device__ __forceinline__ void unwind_sub(float* shared, int sub, Carried<S>& c
     });
   }
   // These lanes alone read the cells of their channels, and they have.
+  __syncwarp();
   const auto at = [&](int s) {
     return &cells[cell_at<S>(sub * kSub + s, team * kPerTeam + lane % kPerTeam)];
   };

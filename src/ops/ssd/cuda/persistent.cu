@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       cuda::begin_barrier(barriers.full(stage), kWarpgroup);
       cuda::begin_barrier(barriers.empty(stage), 8);  // warps
     }
-    cuda::begin_barrier(barriers.pairs_free(), 2);
+    cuda::begin_barrier(barriers.pairs_free(), 8);
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.
     *number = atomicAdd(exchange.ticket, 1U);

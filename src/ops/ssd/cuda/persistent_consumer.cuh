@@ -230,7 +230,7 @@ struct Consumer {
       cuda::fence_shared();
     }
     sync_warpgroup(warpgroup);
-    cuda::arrive_if(thread == 0, barriers.pairs_free());
+    cuda::arrive_if(lane == 0, barriers.pairs_free());
     float inside[kTokens / 8][4];  // what y has of the chunk's own tokens
     if constexpr (kOutputs) {
       cuda::wait_for_products<1>();

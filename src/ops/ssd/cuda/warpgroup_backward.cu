@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "core/cuda/async_copy.cuh"
+#include "core/cuda/meeting.cuh"
 #include "ops/ssd/cuda/backward.cuh"
 #include "ops/ssd/cuda/panels.cuh"
 #include "ops/ssd/cuda/warpgroup_sums.cuh"
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     cuda::wait_for_copies<2>();
     cuda::fence_shared();
   }
-  __syncthreads();  // B and C are there
+  cuda::meet<kThreads>();  // B and C are there
 
   // At the top of each item: it and the head's steps are there, and what belongs to the one before is free.
   const auto next_item = [&](std::int64_t item) {
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       cuda::wait_for_copies<1>();
       cuda::fence_shared();
     }
-    __syncthreads();
+    cuda::meet<kThreads>();
     if (role != Role::pairs) load_item(item + 2);
   };
   const auto stage_of = [&](std::int64_t item) {
@@ -322,7 +323,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncwarp();
     store_sums<T>(tile + At::dx, warp * 16, W);
     cuda::fence_shared();
-    __syncthreads();  // the sum of W^T and the sums of the last head are there
+    cuda::meet<kThreads>();  // the sum of W^T and the sums of the last head are there
     return;
   }
 
@@ -400,7 +401,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-  __syncthreads();  // the sum of W^T and the sums of the last head are there
+  cuda::meet<kThreads>();  // the sum of W^T and the sums of the last head are there
   if (role == Role::C && warp == 1 && work.items > 0)
     finish_head(in, chunks, chunk, work.s, work.last_head - 1, values_at(work.items - 1), to, sums);
   __syncwarp();

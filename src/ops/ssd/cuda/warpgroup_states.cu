@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "core/cuda/async_copy.cuh"
+#include "core/cuda/meeting.cuh"
 #include "ops/ssd/cuda/backward.cuh"
 #include "ops/ssd/cuda/panels.cuh"
 
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       cuda::wait_for_copies<1>();
       cuda::fence_shared();
     }
-    __syncthreads();  // chunk i and its steps are there; what belongs to the one before is free
+    cuda::meet<kThreads>();  // chunk i and its steps are there; what belongs to the one before is free
     if (!sums) {
       load(i + 2);
       if (warp == 0 && i + 1 < count) {

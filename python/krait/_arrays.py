@@ -1,0 +1,175 @@
+"""Arrays of any library as operands of the compiled functions, and results in the kind of the first
+operand.
+
+NumPy arrays, PyTorch tensors, CuPy arrays and everything else with ``__dlpack__`` are handed over
+as they lie in memory, with any strides, on the CPU or a GPU. Nothing is copied.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from ._library import library
+
+# An array of any of these libraries.
+Array = Any
+
+
+def _fail(op: str, name: str, text: str) -> NoReturn:
+    raise ValueError(f"[{op}] {name} {text}")
+
+
+def dtype_name(array: Array) -> str:
+    """The element type as NumPy would name it: "float32", "bfloat16", ..."""
+    dtype = array.dtype
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+
+
+def _bfloat16() -> Any:
+    try:
+        import ml_dtypes  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise TypeError(
+            "NumPy has no bfloat16 of its own, expected the package ml_dtypes (pip install it)"
+        ) from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def numpy_dtype(name: str) -> Any:
+    return _bfloat16() if name == "bfloat16" else np.dtype(name)
+
+
+class _Memory:
+    """The memory of a read-only NumPy array, which DLPack cannot describe, as that of a writable
+    one."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        described = dict(array.__array_interface__)
+        described["data"] = (described["data"][0], False)
+        self.__array_interface__ = described
+
+
+def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> Any:
+    if not array.dtype.isnative:
+        _fail(op, name, f"has byte order {array.dtype.byteorder!r}, expected the machine's own")
+    size = array.dtype.itemsize
+    if any(stride % size for stride in array.strides):
+        _fail(
+            op,
+            name,
+            f"has strides of {array.strides} bytes, expected multiples of {size} bytes",
+        )
+    bfloat16 = array.dtype.name == "bfloat16"
+    if bfloat16:
+        array = array.view(np.uint16)
+    if not array.flags.writeable:
+        if written:
+            _fail(op, name, "is read-only, expected a writable destination")
+        array = np.asarray(_Memory(array))
+    return library().view_as_bfloat16(array) if bfloat16 else array
+
+
+class Arrays:
+    """The arrays of one call of `op`. Results are made in the kind and on the device of `like`."""
+
+    def __init__(self, op: str, like_name: str, like: Array) -> None:
+        self.op = op
+        if not isinstance(like, np.ndarray) and not hasattr(like, "__dlpack__"):
+            raise TypeError(
+                f"[{op}] {like_name} is a {type(like).__name__}, expected a NumPy array or one "
+                "with __dlpack__"
+            )
+        self._like = like
+        self._library_name = type(like).__module__.partition(".")[0]
+        # Whether any operand asks for double precision.
+        self.double = False
+
+    def __call__(self, name: str, array: Array | None) -> Any:
+        """`array` as an operand that is read, or None."""
+        return self._operand(name, array, written=False)
+
+    def destination(self, name: str, array: Array | None) -> Any:
+        """`array` as an operand that is written, or None."""
+        return self._operand(name, array, written=True)
+
+    def _operand(self, name: str, array: Array | None, *, written: bool) -> Any:
+        if array is None:
+            return None
+        if isinstance(array, np.ndarray):
+            self.double = self.double or array.dtype.name in ("float64", "complex128")
+            return _numpy_operand(self.op, name, array, written=written)
+        if not hasattr(array, "__dlpack__"):
+            raise TypeError(
+                f"[{self.op}] {name} is a {type(array).__name__}, expected a NumPy array or one "
+                "with __dlpack__"
+            )
+        self.double = self.double or dtype_name(array) in ("float64", "complex128")
+        if getattr(array, "requires_grad", False):
+            array = array.detach()
+        return array
+
+    @property
+    def real(self) -> str:
+        """The element type of states and of gradients that are summed: f32, or f64 in double
+        precision."""
+        return "float64" if self.double else "float32"
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        """A new, uninitialised destination, contiguous."""
+        size = tuple(int(n) for n in shape)
+        if self._library_name == "torch":
+            import torch
+
+            return torch.empty(size, dtype=getattr(torch, dtype), device=self._like.device)
+        if self._library_name == "cupy":
+            import cupy  # type: ignore[import-not-found, unused-ignore]
+
+            with cupy.cuda.Device(self._like.device.id):
+                return cupy.empty(size, dtype=numpy_dtype(dtype))
+        self._require_cpu()
+        return np.empty(size, dtype=numpy_dtype(dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array:
+        """A new destination of zeros, contiguous."""
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def empty_like(self, array: Array) -> Array:
+        """A new destination of the shape and element type of `array`, with its dimensions in memory
+        in the same order where its library can tell it."""
+        if isinstance(array, np.ndarray) and isinstance(self._like, np.ndarray):
+            return np.empty_like(array)
+        if self._library_name == "torch" and type(array).__module__.partition(".")[0] == "torch":
+            import torch
+
+            return torch.empty_like(array, requires_grad=False)
+        return self.empty(array.shape, dtype_name(array))
+
+    def result(self, buffer: Array | None) -> Array | None:
+        """A destination that was made by `empty`, as an array of the library of `like`."""
+        if not isinstance(buffer, np.ndarray) or isinstance(self._like, np.ndarray):
+            return buffer
+        namespace = getattr(self._like, "__array_namespace__", None)
+        module = namespace() if namespace is not None else sys.modules.get(self._library_name)
+        from_dlpack = getattr(module, "from_dlpack", None)
+        if from_dlpack is None or self._library_name == "tvm_ffi":
+            return buffer
+        if buffer.dtype.name != "bfloat16":
+            return from_dlpack(buffer)
+        return from_dlpack(library().view_as_bfloat16(buffer.view(np.uint16)))
+
+    def _require_cpu(self) -> None:
+        device = getattr(self._like, "__dlpack_device__", None)
+        kind = 1 if device is None else int(device()[0])
+        if kind != 1:
+            raise TypeError(
+                f"[{self.op}] cannot make arrays of {type(self._like).__name__} on a GPU, expected "
+                "PyTorch, CuPy, or destinations for all results"
+            )

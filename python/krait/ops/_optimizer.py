@@ -1,0 +1,81 @@
+"""AdamW and what stands around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._arrays import Array, Arrays
+from .._library import library
+
+
+def adamw(
+    parameters: Sequence[Array],
+    gradients: Sequence[Array],
+    m: Sequence[Array],
+    v: Sequence[Array],
+    *,
+    step: int,
+    lr: float = 1e-3,
+    beta1: float = 0.9,
+    beta2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: Sequence[bool] | None = None,
+    gradient_scale: float = 1.0,
+    compute: Sequence[Array] | None = None,
+) -> None:
+    """One step of AdamW (Loshchilov and Hutter 2019, algorithm 2) over all parameters, in place.
+
+    Args:
+        parameters, gradients, m, v: lists of contiguous float32 arrays; parameters and both moments
+            are written.
+        step: from 1, of the bias correction.
+        weight_decay: of the parameters with `decay`: p -= lr * weight_decay * p, before the update.
+        decay: one flag for each parameter; None: all decay.
+        gradient_scale: gradients are multiplied by it first (clipping).
+        compute: arrays of bfloat16 or float16 that receive the new parameters, rounded; optional.
+    """
+    if not parameters:
+        return
+    arrays = Arrays("adamw", "parameters", parameters[0])
+
+    def written(name: str, group: Sequence[Array]) -> list[Array]:
+        return [arrays.destination(name, array) for array in group]
+
+    library().adamw(
+        written("parameters", parameters),
+        [arrays("gradients", array) for array in gradients],
+        written("m", m),
+        written("v", v),
+        None if compute is None else written("compute", compute),
+        [True] * len(parameters) if decay is None else [bool(flag) for flag in decay],
+        int(step),
+        float(lr),
+        float(beta1),
+        float(beta2),
+        float(eps),
+        float(weight_decay),
+        float(gradient_scale),
+    )
+
+
+def global_norm(arrays: Sequence[Array]) -> float:
+    """sqrt of the sum of squares over all arrays (float32), summed in float64; not finite where any
+    element is not."""
+    if not arrays:
+        return 0.0
+    operands = Arrays("global_norm", "arrays", arrays[0])
+    return float(library().global_norm([operands("arrays", array) for array in arrays]))
+
+
+def update_average(averages: Sequence[Array], parameters: Sequence[Array], decay: float) -> None:
+    """average = decay average + (1 - decay) parameter, in place, for lists of contiguous float32
+    arrays."""
+    if not parameters and not averages:
+        return
+    operands = Arrays("update_average", "averages", (averages or parameters)[0])
+    library().update_average(
+        [operands.destination("averages", array) for array in averages],
+        [operands("parameters", array) for array in parameters],
+        float(decay),
+    )

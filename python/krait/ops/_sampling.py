@@ -1,0 +1,110 @@
+"""Sampling of ids from logits."""
+
+from __future__ import annotations
+
+from .._arrays import Array, Arrays
+from .._library import library
+from ._common import require_ndim, several, signed
+
+
+def sample_rows(
+    logits: Array,
+    *,
+    vocab_size: int | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    streams: Array | None = None,
+    positions: Array | None = None,
+    seen: Array | None = None,
+    return_logprobs: bool = False,
+) -> Array:
+    """Draws one id from each row of logits.
+
+    The order is: repetition penalty over the ids marked in `seen`; temperature 0 or top_k 1: the
+    largest; top_k > 0: the k best, temperature, top_p; else min_p, temperature, top_p.
+
+    Args:
+        logits: (B, V), float32, bfloat16 or float16.
+        vocab_size: ids at and beyond it are never drawn; None: V.
+        temperature: >= 0; 0 takes the largest.
+        top_k: 0: off.
+        top_p: <= 0 or >= 1: off; the smallest set with that cumulative probability is kept.
+        min_p: in [0, 1]; tokens whose probability is at least min_p times the largest are kept.
+        repetition_penalty: > 0.
+        seed: of Philox4x32-10, 0 to 2^64 - 1; row b draws from stream streams[b], else b.
+        streams: (B,), int64 or int32, optional.
+        positions: (B,), int64, where each generator stands, advanced by a draw; None: from 0.
+        seen: (B, V), uint8, needed for a repetition penalty; the drawn id is marked in it.
+        return_logprobs: also return (B,) float32, the log softmax of the raw logits at the ids.
+
+    Returns:
+        ids (B,) int64, or (ids, logprobs).
+    """
+    op = "sample_rows"
+    arrays = Arrays(op, "logits", logits)
+    require_ndim(op, "logits", logits, 2, "(B, V)")
+    batch = logits.shape[0]
+    ids = arrays.empty((batch,), "int64")
+    logprobs = arrays.empty((batch,), "float32") if return_logprobs else None
+    if positions is None:
+        positions = arrays.zeros((batch,), "int64")
+    library().sample_rows(
+        arrays("logits", logits),
+        int(logits.shape[1] if vocab_size is None else vocab_size),
+        float(temperature),
+        int(top_k),
+        float(top_p),
+        float(min_p),
+        float(repetition_penalty),
+        signed(op, "seed", seed),
+        arrays("streams", streams),
+        arrays.destination("positions", positions),
+        arrays.destination("seen", seen),
+        arrays.destination("ids", ids),
+        arrays.destination("logprobs", logprobs),
+    )
+    return several(*map(arrays.result, (ids, logprobs)))
+
+
+def sampling_distribution(
+    logits: Array,
+    *,
+    vocab_size: int | None = None,
+    previous: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+) -> Array:
+    """The distribution that a draw is made from: probabilities after penalty, filters and
+    temperature.
+
+    Args:
+        logits: (V,), float32, on the CPU.
+        previous: (n,), int64, optional: ids that the repetition penalty counts.
+        vocab_size, temperature .. repetition_penalty: as in sample_rows.
+
+    Returns:
+        (V,) float32; 0 at and beyond vocab_size.
+    """
+    op = "sampling_distribution"
+    arrays = Arrays(op, "logits", logits)
+    require_ndim(op, "logits", logits, 1, "(V,)")
+    out = arrays.empty(logits.shape, "float32")
+    library().sampling_distribution(
+        arrays("logits", logits),
+        int(logits.shape[0] if vocab_size is None else vocab_size),
+        arrays("previous", previous),
+        float(temperature),
+        int(top_k),
+        float(top_p),
+        float(min_p),
+        float(repetition_penalty),
+        arrays.destination("out", out),
+    )
+    return arrays.result(out)

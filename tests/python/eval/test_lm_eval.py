@@ -1,0 +1,311 @@
+"""The model type ``krait`` of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from golden_tasks import MODELS, ROOT, TASKS
+
+import krait
+
+lm_eval = pytest.importorskip("lm_eval")
+pytest.importorskip("transformers")
+
+from krait.lm_eval import KraitLM, export_task, main
+
+Checkpoint = Callable[[str], Path]
+Tasks = Callable[[], list[dict[str, Any]]]
+
+
+def run(model: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
+    """Samples and metrics of each task."""
+    from lm_eval.tasks import TaskManager
+
+    found = lm_eval.simple_evaluate(
+        model=model,
+        tasks=tasks,
+        task_manager=TaskManager(include_defaults=False),
+        device="cpu",
+        log_samples=True,
+        bootstrap_iters=1000,
+        **options,
+    )
+    assert found is not None
+    return {
+        task: {
+            "metrics": {
+                key: value
+                for key, value in metrics.items()
+                if key.endswith(",none") and value != "N/A"
+            },
+            "resps": [
+                sample["resps"]
+                for sample in sorted(found["samples"][task], key=lambda s: s["doc_id"])
+            ],
+        }
+        for task, metrics in found["results"].items()
+    }
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in lists of lists."""
+    if isinstance(value, (list, tuple)):
+        return [number for item in value for number in numbers(item)]
+    return [float(value)]
+
+
+@pytest.mark.parametrize(("name", "max_length"), list(zip(MODELS, (None, 64, 64), strict=True)))
+def test_agrees_with_transformers(
+    name: str, max_length: int | None, checkpoint: Checkpoint, harness_tasks: Tasks
+) -> None:
+    pytest.importorskip("accelerate")
+    arguments: dict[str, Any] = {"pretrained": str(checkpoint(name)), "dtype": "float32"}
+    if max_length is not None:
+        arguments["max_length"] = max_length
+    theirs = run("hf", harness_tasks(), model_args=arguments, batch_size=4)
+    ours = run("krait", harness_tasks(), model_args=arguments, batch_size="auto")
+    native = {
+        result.name: result
+        for result in krait.evaluate(
+            krait.LanguageModel.from_pretrained(checkpoint(name), device="cpu"),
+            TASKS,
+            max_length=max_length,
+            bootstrap_iterations=1000,
+        )
+    }
+    assert ours.keys() == theirs.keys() == native.keys()
+    for task in theirs:
+        assert ours[task]["metrics"] == pytest.approx(theirs[task]["metrics"], rel=1e-4, abs=1e-4)
+        assert numbers(ours[task]["resps"]) == pytest.approx(
+            numbers(theirs[task]["resps"]), abs=1e-4
+        )
+        for metric, value in native[task].metrics.items():
+            assert ours[task]["metrics"][f"{metric},none"] == pytest.approx(value.value, rel=1e-6)
+            if value.standard_error is not None:
+                assert ours[task]["metrics"][f"{metric}_stderr,none"] == pytest.approx(
+                    value.standard_error, rel=1e-6
+                )
+
+
+GENERATION = {
+    "task": "tiny_generation",
+    "output_type": "generate_until",
+    "dataset_path": "json",
+    "test_split": "test",
+    "doc_to_text": "{{text}}",
+    "doc_to_target": "",
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "until"), list(zip(MODELS, (["\n"], ["e", "q"], ["e", "q"]), strict=True))
+)
+def test_generates_as_transformers_does(
+    name: str, until: list[str], checkpoint: Checkpoint
+) -> None:
+    pytest.importorskip("accelerate")
+    task = {
+        **GENERATION,
+        "dataset_kwargs": {"data_files": {"test": str(TASKS / "last_word.jsonl")}},
+        "generation_kwargs": {"until": until, "max_gen_toks": 24, "do_sample": False},
+    }
+    arguments = {"pretrained": str(checkpoint(name)), "dtype": "float32", "max_length": 64}
+    # One at a time: left padding, which is theirs, changes the states of SSMs.
+    theirs = run("hf", [dict(task)], model_args=arguments, batch_size=1)
+    ours = run("krait", [dict(task)], model_args=arguments)
+    assert ours["tiny_generation"]["resps"] == theirs["tiny_generation"]["resps"]
+
+
+def test_generation_arguments(checkpoint: Checkpoint) -> None:
+    from lm_eval.api.instance import Instance
+
+    model = KraitLM(str(checkpoint("hf-mamba-tiny")), device="cpu", max_length=64)
+
+    def ask(*arguments: dict[str, Any]) -> list[str]:
+        return model.generate_until(
+            [Instance("generate_until", {}, ("The king", a), i) for i, a in enumerate(arguments)],
+            disable_tqdm=True,
+        )
+
+    greedy = {"until": [], "max_gen_toks": 8}
+    drawn = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 5.0, "seed": 3}
+    first, second, third = ask(greedy, drawn, greedy)
+    assert first == third != second
+    assert ask(drawn) == [second]
+    with pytest.raises(ValueError, match="num_beams are not understood"):
+        ask({"until": [], "num_beams": 4})
+    with pytest.raises(ValueError, match="max_gen_toks is 64, expected less than max_length = 64"):
+        ask({"until": [], "max_gen_toks": 64})
+
+
+def test_arguments(checkpoint: Checkpoint) -> None:
+    directory = str(checkpoint("hf-gptneox-tiny"))
+    model = KraitLM(directory, device="cuda:0", dtype="bfloat16", batch_size="auto:4")
+    assert model.max_length == 512
+    assert model.prefix_token_id == 0
+    assert model.eot_token_id == 0
+    assert model.batch_size == 0
+    assert model.get_model_info()["model_dtype"].startswith("bf16")
+    assert KraitLM(directory, device="cpu", batch_size=5).batch_size == 5
+    assert KraitLM(directory, device="cpu", batch_size=1, max_batch_size=3)._states() == 3
+    given = KraitLM(
+        krait.LanguageModel.from_pretrained(),
+        tokenizer=directory,
+        prefix_token_id=5,
+        max_length=100,
+        add_bos_token=False,
+    )
+    assert given.max_length == 100
+    assert given.prefix_token_id == 5
+    assert given.tok_decode(given.tok_encode("the king")) == "the king"
+    for arguments, message in (
+        ({"dtype": "int8"}, "dtype is 'int8', expected 'auto' or one of float32"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"device": "tpu"}, "tpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            KraitLM(directory, **{"device": "cpu", **arguments})
+    with pytest.raises(FileNotFoundError):
+        KraitLM(directory + "-that-is-not-there", device="cpu")
+
+
+def metrics_of(directory: Path) -> dict[str, float]:
+    (path,) = directory.rglob("results_*.json")
+    return {
+        f"{task} {key}": value
+        for task, values in json.loads(path.read_text())["results"].items()
+        for key, value in values.items()
+        if key.endswith(",none") and value != "N/A"
+    }
+
+
+@pytest.mark.parametrize("way", ["entry point", "module"])
+def test_the_whole_command(
+    way: str,
+    checkpoint: Checkpoint,
+    harness_directory: Path,
+    golden_runs: list[dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    """``lm_eval --model krait`` where it is installed, and ``python -m krait.lm_eval``."""
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    if way == "entry point":
+        # What an installation has, in a directory that Python treats as one.
+        site = tmp_path / "site"
+        information = site / "krait_ssm-0.dist-info"
+        information.mkdir(parents=True)
+        (information / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n"
+        )
+        (information / "entry_points.txt").write_text(
+            "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
+        )
+        for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
+            shutil.copy(ROOT / "python" / file, site)
+        (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
+        paths = [str(site), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        command = ["-m", "lm_eval"]
+    else:
+        command = ["-m", "krait.lm_eval"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            *command,
+            *(
+                "--model",
+                "krait",
+                "--model_args",
+                f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512",
+            ),
+            *("--tasks", "tiny_choice,tiny_texts", "--include_path", str(harness_directory)),
+            *("--output_path", str(tmp_path / "out")),
+        ],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted = golden_runs[0]["tasks"]
+    assert golden_runs[0]["model"] == "hf-mamba-tiny" and golden_runs[0]["max_length"] == 512
+    assert metrics_of(tmp_path / "out") == pytest.approx(
+        {
+            f"{task} {key},none": value
+            for task in ("tiny_choice", "tiny_texts")
+            for key, value in wanted[task]["metrics"].items()
+        },
+        rel=1e-4,
+    )
+
+
+def test_importing_the_plugin_imports_nothing() -> None:
+    code = (
+        "import krait_lm_eval_plugin, sys\n"
+        "assert not {'krait', 'lm_eval', 'numpy'} & sys.modules.keys()"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=dict(os.environ, PYTHONPATH=str(ROOT / "python")),
+    )
+
+
+def test_exported_tasks_give_the_same(
+    checkpoint: Checkpoint, harness_tasks: Tasks, tmp_path: Path
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False)
+    for task in manager.load(harness_tasks())["tasks"].values():
+        export_task(task, tmp_path)
+    model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device="cpu")
+    exported = {result.name: result for result in krait.evaluate(model, tmp_path)}
+    original = {result.name: result for result in krait.evaluate(model, TASKS)}
+    assert exported == original
+
+
+def test_the_command_that_exports(
+    harness_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--tasks", "tiny_which,tiny_texts", "--include_path", str(harness_directory)]
+    main(["export", *arguments, "--output", str(tmp_path / "out"), "--limit", "2"])
+    names = ["tiny_texts.json", "tiny_which.json"]
+    assert sorted(capsys.readouterr().out.split()) == [
+        str(tmp_path / "out" / name) for name in names
+    ]
+    model = krait.LanguageModel.from_pretrained(device="cpu")
+    for result in krait.evaluate(model, tmp_path / "out"):
+        assert len(result.documents) == 2
+
+
+def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    (choice,) = (task for task in harness_tasks() if task["task"] == "tiny_choice")
+    choice["fewshot_split"] = "test"
+    (task,) = TaskManager(include_defaults=False).load([choice])["tasks"].values()
+    export_task(task, tmp_path, limit=2, num_fewshot=2)
+    documents = [
+        json.loads(line) for line in (tmp_path / "tiny_choice.jsonl").read_text().splitlines()
+    ]
+    assert len(documents) == 2
+    assert documents[0]["context"].startswith("Answer the questions.\n\n")
+    assert documents[0]["context"].count("Question:") == 3
+    generation = {
+        **GENERATION,
+        "dataset_kwargs": {"data_files": {"test": str(TASKS / "last_word.jsonl")}},
+    }
+    (task,) = TaskManager(include_defaults=False).load([generation])["tasks"].values()
+    with pytest.raises(ValueError, match="task tiny_generation is of kind generate_until"):
+        export_task(task, tmp_path)
