@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from krait import _library
 
@@ -42,14 +43,16 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
     """How a call on `tensors` is to be made: 0, PLAIN, or PLAIN | GRAD.
 
     0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform,
-    a tracer) and for
-    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated
-    views, which the dispatcher resolves. Lazily conjugated views are left to operators with complex
-    inputs.
+    a tracer) and for what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors,
+    lazily negated views, which the dispatcher resolves. Lazily conjugated views are left to
+    operators with complex inputs.
     """
+    if _is_dynamo_compiling():
+        return 0
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
     if (
-        _is_dynamo_compiling()
-        or _dispatch_modes()
+        _dispatch_modes()
         or _transforms_active()
         or _tracing_state() is not None
         or not _PLAIN_TYPES.issuperset(map(type, tensors))
@@ -71,6 +74,14 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
             if t is not None and t.is_neg():
                 return 0
     return found
+
+
+def _refuse_tangents(tensors: Sequence[Optional[Tensor]]) -> None:
+    for t in tensors:
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+            raise NotImplementedError(
+                "[krait.torch] forward-mode differentiation is not available, expected backward()"
+            )
 
 
 def wants_grad(tensors: Sequence[Optional[Tensor]]) -> bool:

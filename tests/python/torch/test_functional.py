@@ -281,6 +281,17 @@ def test_linear_cross_entropy():
     torch.testing.assert_close(got, want)
 
 
+def test_linear_cross_entropy_under_autocast():
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    targets = torch.randint(0, 11, (5,))
+    want = K.linear_cross_entropy(x.bfloat16(), weight.bfloat16(), targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = K.linear_cross_entropy(x, weight, targets)
+    assert torch.equal(got, want) and got.dtype is torch.float32
+    got.backward()
+    assert x.grad.dtype is torch.float32 and weight.grad.abs().sum() > 0
+
+
 def split_conv1d_scan_in_pieces(
     zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, states, *, headdim, ngroups,
     d_state, norm_before_gate=True, **documents,

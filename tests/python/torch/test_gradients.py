@@ -262,6 +262,18 @@ def test_a_second_derivative_is_refused(name):
             grad.sum().backward()
 
 
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_forward_mode_is_refused(name):
+    import torch.autograd.forward_ad as forward_ad
+
+    make, function = GRADIENTS[name]
+    inputs = make(torch.float32)
+    with forward_ad.dual_level():
+        inputs[0] = forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0]))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            function(*inputs)
+
+
 def test_what_was_changed_in_place_is_noticed():
     y = torch.randn(2, 3, 5, requires_grad=True) * 1
     out = K.causal_conv1d(y, torch.randn(3, 4, requires_grad=True))

@@ -237,6 +237,25 @@ def test_meta_device_and_reset(name):
     assert layer(torch.randn(1, 3, D_MODEL)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)])
+def test_nothing_at_all(name, shape):
+    x = torch.randn(*shape, D_MODEL, requires_grad=True)
+    out = ALL[name]()(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_mamba2_alone_is_saved_and_loaded(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    layer = MIXERS["mamba2_mlp"]()
+    layer.save_pretrained(tmp_path)
+    other = Mamba2.from_pretrained(tmp_path)
+    x = torch.randn(1, 5, D_MODEL)
+    assert torch.equal(other(x), layer(x))
+
+
 class Adapter(nn.Module):
     """A linear layer with a low-rank addition, as PEFT makes it."""
 

@@ -255,7 +255,8 @@ def linear_cross_entropy(
     """Mean cross-entropy of logits = x weight^T + bias, which never exist for more than a block of
     tokens.
 
-    Differentiable once in x, weight and bias; their gradients are computed in the forward pass.
+    Differentiable once in x, weight and bias; their gradients are computed in the forward pass. A
+    product, which autocast runs in its dtype.
 
     Args:
         x: (..., d).
@@ -277,6 +278,10 @@ def linear_cross_entropy(
             f"[linear_cross_entropy] targets has shape {shape_of(targets)}, expected "
             f"{tuple(x.shape[:-1])}"
         )
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     flat, flat_targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     args = (flat, weight, bias, flat_targets, ignore_index, label_smoothing)
     inputs = (flat, weight, bias)

@@ -120,7 +120,8 @@ class Mamba2(Mixer, _HubMixin):
         self.d_inner = self._share("expand * d_model", int(expand * d_model))
         self.d_ssm = self.d_inner if d_ssm is None else self._share("d_ssm", d_ssm)
         self.ngroups = self._share("ngroups", ngroups)
-        # A block narrower than the default head is one head: upstream's own example has 32 channels.
+        # A block narrower than the default head is one head: upstream's own example has 32
+        # channels.
         self.headdim = self.d_ssm if 0 < self.d_ssm < headdim else headdim
         self._check_sizes()
         self.nheads = self.d_ssm // self.headdim
