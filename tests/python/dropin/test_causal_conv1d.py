@@ -78,6 +78,20 @@ def test_forward_and_backward(
         close(gradients, expected_gradients, dtype, "gradients")
 
 
+def test_sequences_with_states() -> None:
+    """The states before a row belong to its first sequence; those after it are its last tokens."""
+    torch.manual_seed(7)
+    x, weight, bias = torch.randn(1, 8, 12), torch.randn(8, 4), torch.randn(8)
+    initial = torch.randn(1, 8, 3)
+    seq_idx = torch.tensor([[0] * 5 + [1] * 7], dtype=torch.int32)
+    out, states = causal_conv1d_fn(
+        x, weight, bias, seq_idx=seq_idx, initial_states=initial, return_final_states=True
+    )
+    first = causal_conv1d_ref(x[..., :5], weight, bias, initial_states=initial)
+    close(out, torch.cat([first, causal_conv1d_ref(x[..., 5:], weight, bias)], dim=-1))
+    close(states, x[..., -3:])
+
+
 def test_output_may_be_changed_in_place() -> None:
     """A loss that adds to the output what the final states give."""
     torch.manual_seed(6)
