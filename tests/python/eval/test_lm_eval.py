@@ -189,49 +189,35 @@ def metrics_of(directory: Path) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("way", ["entry point", "module"])
 def test_the_whole_command(
-    way: str,
     checkpoint: Checkpoint,
     harness_directory: Path,
     golden_runs: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    """``lm_eval --model krait`` where it is installed, and ``python -m krait.lm_eval``."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    if way == "entry point":
-        # What an installation has, in a directory that Python treats as one.
-        site = tmp_path / "site"
-        information = site / "krait_ssm-0.dist-info"
-        information.mkdir(parents=True)
-        (information / "METADATA").write_text(
-            "Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n"
-        )
-        (information / "entry_points.txt").write_text(
-            "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
-        )
-        for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
-            shutil.copy(ROOT / "python" / file, site)
-        (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
-        paths = [str(site), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        command = ["-m", "lm_eval"]
-    else:
-        command = ["-m", "krait.lm_eval"]
+    """``lm_eval --model krait``, as where the distribution is installed."""
+    # What an installation has, in a directory that Python treats as one.
+    site = tmp_path / "site"
+    information = site / "krait_ssm-0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n")
+    declared = '[project.entry-points."lm_eval.models"]\nkrait = "krait.lm_eval:KraitLM"\n'
+    assert declared in (ROOT / "pyproject.toml").read_text()
+    (information / "entry_points.txt").write_text(
+        "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
+    )
+    for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
+        shutil.copy(ROOT / "python" / file, site)
+    (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
+    paths = [str(site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     done = subprocess.run(
         [
-            sys.executable,
-            *command,
-            *(
-                "--model",
-                "krait",
-                "--model_args",
-                f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512",
-            ),
+            *(sys.executable, "-m", "lm_eval", "--model", "krait"),
+            *("--model_args", f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512"),
             *("--tasks", "tiny_choice,tiny_texts", "--include_path", str(harness_directory)),
             *("--output_path", str(tmp_path / "out")),
         ],
-        env=environment,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -281,18 +267,28 @@ def test_exported_tasks_give_the_same(
     assert exported == original
 
 
-def test_the_command_that_exports(
-    harness_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--tasks", "tiny_which,tiny_texts", "--include_path", str(harness_directory)]
-    main(["export", *arguments, "--output", str(tmp_path / "out"), "--limit", "2"])
+def test_the_command_of_the_module(harness_directory: Path, tmp_path: Path) -> None:
+    """Exporting is its own, everything else the harness's, which must know the type."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "krait.lm_eval", "export", "--tasks", "tiny_which,tiny_texts"),
+            *("--include_path", str(harness_directory)),
+            *("--output", str(tmp_path / "out"), "--limit", "2"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
     names = ["tiny_texts.json", "tiny_which.json"]
-    assert sorted(capsys.readouterr().out.split()) == [
-        str(tmp_path / "out" / name) for name in names
-    ]
+    assert sorted(done.stdout.split()) == [str(tmp_path / "out" / name) for name in names]
     model = krait.LanguageModel.from_pretrained(device="cpu")
     for result in krait.evaluate(model, tmp_path / "out"):
         assert len(result.documents) == 2
+    with pytest.raises(SystemExit):
+        main(["--model", "krait", "--tasks"])
+    from lm_eval.api.registry import get_model
+
+    assert get_model("krait") is KraitLM
 
 
 def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
