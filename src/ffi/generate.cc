@@ -83,10 +83,10 @@ Request request_of(const ModelRef& model, const Given& ids, const Given& offsets
   return request;
 }
 
-ResultTuple run_generate(ModelRef model, Given ids, Given offsets, std::int64_t max_new_tokens,
-                         double temperature, std::int64_t top_k, double top_p, double min_p,
-                         double repetition_penalty, std::int64_t seed, Words stop, bool ignore_eos,
-                         Word state_dtype) {
+ResultTuple run_generate(const ModelRef& model, const Given& ids, const Given& offsets,
+                         std::int64_t max_new_tokens, double temperature, std::int64_t top_k, double top_p,
+                         double min_p, double repetition_penalty, std::int64_t seed, const Words& stop,
+                         bool ignore_eos, const Word& state_dtype) {
   const Request request = request_of(model, ids, offsets, max_new_tokens, temperature, top_k, top_p, min_p,
                                      repetition_penalty, seed, stop, ignore_eos, state_dtype);
   const Exclusive use(model);
@@ -100,7 +100,7 @@ ResultTuple run_generate(ModelRef model, Given ids, Given offsets, std::int64_t 
 // are fetched.
 class StreamObject final : public tvm::ffi::Object {
  public:
-  StreamObject(ModelRef model, Request request)
+  StreamObject(const ModelRef& model, Request request)
       : model_(std::move(model)), request_(std::move(request)), process_(::getpid()) {
     request_.options.on_text = [this](std::int64_t sequence, std::string_view text) {
       const std::lock_guard lock(mutex_);
@@ -190,10 +190,10 @@ class StreamRef : public tvm::ffi::ObjectRef {
   TVM_FFI_DEFINE_OBJECT_REF_METHODS_NOTNULLABLE(StreamRef, tvm::ffi::ObjectRef, StreamObject);
 };
 
-StreamRef stream_begin(ModelRef model, Given ids, Given offsets, std::int64_t max_new_tokens,
-                       double temperature, std::int64_t top_k, double top_p, double min_p,
-                       double repetition_penalty, std::int64_t seed, Words stop, bool ignore_eos,
-                       Word state_dtype) {
+StreamRef stream_begin(const ModelRef& model, const Given& ids, const Given& offsets,
+                       std::int64_t max_new_tokens, double temperature, std::int64_t top_k, double top_p,
+                       double min_p, double repetition_penalty, std::int64_t seed, const Words& stop,
+                       bool ignore_eos, const Word& state_dtype) {
   (void)model->tokenizer();  // a stream is of text
   Request request = request_of(model, ids, offsets, max_new_tokens, temperature, top_k, top_p, min_p,
                                repetition_penalty, seed, stop, ignore_eos, state_dtype);
@@ -202,13 +202,13 @@ StreamRef stream_begin(ModelRef model, Given ids, Given offsets, std::int64_t ma
 
 // The index of a sequence and a piece of its text; -1 where none has come in time; -2 at the end.
 using PieceTuple = tvm::ffi::Tuple<std::int64_t, Word>;
-PieceTuple stream_next(StreamRef stream, double seconds) {
+PieceTuple stream_next(const StreamRef& stream, double seconds) {
   if (const auto piece = stream->next(seconds)) return PieceTuple(piece->first, piece->second);
   return PieceTuple(std::int64_t{stream->ended() ? -2 : -1}, "");
 }
 
-void stream_close(StreamRef stream) { stream->close(); }
-ResultTuple stream_result(StreamRef stream) { return tuple_of(stream->result()); }
+void stream_close(const StreamRef& stream) { stream->close(); }
+ResultTuple stream_result(const StreamRef& stream) { return tuple_of(stream->result()); }
 
 }  // namespace
 }  // namespace krait::ffi

@@ -11,7 +11,8 @@
 namespace krait::ffi {
 namespace {
 
-ModelRef model_load(Word name, Word device, OptionalWord dtype, OptionalWord revision, OptionalWord cache_dir,
+ModelRef model_load(const Word& name, const Word& device, const OptionalWord& dtype,
+                    const OptionalWord& revision, const OptionalWord& cache_dir,
                     tvm::ffi::Optional<bool> offline, bool progress, std::int64_t threads) {
   const Device where = parse_device(text_of(device));
   const LoadOptions load_options{.dtype = dtype_of(dtype)};
@@ -33,8 +34,8 @@ ModelRef model_load(Word name, Word device, OptionalWord dtype, OptionalWord rev
   return model;
 }
 
-ModelRef model_from_config(Word config, Word name, std::int64_t seed, OptionalWord dtype, Word device,
-                           std::int64_t threads) {
+ModelRef model_from_config(const Word& config, const Word& name, std::int64_t seed, const OptionalWord& dtype,
+                           const Word& device, std::int64_t threads) {
   const ModelFiles files{.name = text_of(name), .config_json = text_of(config)};
   const DType matrices = dtype_of(dtype).value_or(DType::f32);
   return ModelRef(tvm::ffi::make_object<ModelObject>(
@@ -46,19 +47,21 @@ ModelRef model_from_config(Word config, Word name, std::int64_t seed, OptionalWo
       }));
 }
 
-Word model_name(ModelRef model) { return model->files().name; }
-Word model_device(ModelRef model) { return name_of(model->device()); }
-Word model_format(ModelRef model) { return std::string(name_of(model->model().config().format)); }
-std::int64_t model_vocab_size(ModelRef model) { return model->model().config().vocab_size; }
-std::int64_t model_padded_vocab_size(ModelRef model) { return model->model().config().padded_vocab_size(); }
-tvm::ffi::Shape model_eos_token_ids(ModelRef model) {
+Word model_name(const ModelRef& model) { return model->files().name; }
+Word model_device(const ModelRef& model) { return name_of(model->device()); }
+Word model_format(const ModelRef& model) { return std::string(name_of(model->model().config().format)); }
+std::int64_t model_vocab_size(const ModelRef& model) { return model->model().config().vocab_size; }
+std::int64_t model_padded_vocab_size(const ModelRef& model) {
+  return model->model().config().padded_vocab_size();
+}
+tvm::ffi::Shape model_eos_token_ids(const ModelRef& model) {
   const auto& ids = model->model().config().eos_token_ids;
   return tvm::ffi::Shape(ids.begin(), ids.end());
 }
-TokenizerRef model_tokenizer(ModelRef model) { return model->tokenizer(); }
+TokenizerRef model_tokenizer(const ModelRef& model) { return model->tokenizer(); }
 
 // "warning", "info" or "debug", and the text, one after the other.
-Words model_take_messages(ModelRef model) {
+Words model_take_messages(const ModelRef& model) {
   Words words;
   for (const auto& [level, text] : model->take_messages()) {
     words.push_back(level == LogLevel::warning ? "warning" : level == LogLevel::info ? "info" : "debug");
@@ -74,11 +77,11 @@ SaveFormat save_format_of(const Word& word) {
 }
 
 // The config.json that the format writes.
-Word model_config(ModelRef model, Word format) {
+Word model_config(const ModelRef& model, const Word& format) {
   return config_json(model->model().config(), save_format_of(format));
 }
 
-void model_save(ModelRef model, Word directory, Word format, OptionalWord dtype) {
+void model_save(const ModelRef& model, const Word& directory, const Word& format, const OptionalWord& dtype) {
   const Exclusive use(model);
   const std::string tokenizer = tokenizer_json_of(model->files());
   save_language_model(
@@ -97,7 +100,7 @@ Entries entries_of(const std::map<std::string, std::int64_t>& map) {
 // The members of ModelDescription that ModelConfig has not.
 using DescriptionTuple = tvm::ffi::Tuple<Word, std::int64_t, std::int64_t, Entries, Entries, std::int64_t,
                                          std::int64_t, std::int64_t>;
-DescriptionTuple model_describe(ModelRef model) {
+DescriptionTuple model_describe(const ModelRef& model) {
   const ModelDescription& d = model->description();
   return DescriptionTuple(d.architecture, d.n_layer, d.parameters, entries_of(d.parameters_by_part),
                           entries_of(d.bytes_by_dtype), d.weight_bytes, d.state_bytes_per_sequence,
@@ -105,7 +108,7 @@ DescriptionTuple model_describe(ModelRef model) {
 }
 
 // Name, shape and dtype of each parameter.
-tvm::ffi::Array<tvm::ffi::Tuple<Word, tvm::ffi::Shape, Word>> model_parameters(ModelRef model) {
+tvm::ffi::Array<tvm::ffi::Tuple<Word, tvm::ffi::Shape, Word>> model_parameters(const ModelRef& model) {
   const Exclusive use(model);
   tvm::ffi::Array<tvm::ffi::Tuple<Word, tvm::ffi::Shape, Word>> all;
   model->model().visit([&](const Parameter& p) {
@@ -116,7 +119,7 @@ tvm::ffi::Array<tvm::ffi::Tuple<Word, tvm::ffi::Shape, Word>> model_parameters(M
 }
 
 // Copies one parameter, converted where `out` has another dtype.
-void model_read_parameter(ModelRef model, Word name, Given out) {
+void model_read_parameter(const ModelRef& model, const Word& name, const Given& out) {
   const Exclusive use(model);
   Operands of("parameter");
   const Tensor to = of("out", out);
@@ -150,8 +153,8 @@ void note_positions(const std::vector<StateRef>& states) {
 
 // Rows of ids, each on top of its state or from an empty one. With `last` the logits after the last token of
 // each, out (n, V); else of all tokens, row after row, out (T, V). f32 on the CPU.
-void model_logits(ModelRef model, Given ids, Given offsets,
-                  tvm::ffi::Optional<tvm::ffi::Array<StateRef>> states, bool last, Given out) {
+void model_logits(const ModelRef& model, const Given& ids, const Given& offsets,
+                  const tvm::ffi::Optional<tvm::ffi::Array<StateRef>>& states, bool last, const Given& out) {
   const Exclusive use(model);
   Context& ctx = use.context();
   Operands of("logits");
@@ -190,7 +193,8 @@ void model_logits(ModelRef model, Given ids, Given offsets,
 }
 
 // One token for each state, ids (n); out (n, V).
-void model_step(ModelRef model, Given ids, tvm::ffi::Array<StateRef> states, Given out) {
+void model_step(const ModelRef& model, const Given& ids, const tvm::ffi::Array<StateRef>& states,
+                const Given& out) {
   const Exclusive use(model);
   Operands of("step");
   const Tensor tokens = of("ids", ids);
@@ -219,13 +223,13 @@ ScoreTuple tuple_of(const Score& score) {
   return ScoreTuple(score.loss, score.perplexity, bits, score.tokens);
 }
 
-ScoreTuple model_score_ids(ModelRef model, Given ids) {
+ScoreTuple model_score_ids(const ModelRef& model, const Given& ids) {
   const Exclusive use(model);
   Operands of("score");
   return tuple_of(score_ids(use.context(), model->model(), of("ids", ids)));
 }
 
-ScoreTuple model_score_text(ModelRef model, Word text, std::int64_t block) {
+ScoreTuple model_score_text(const ModelRef& model, const Word& text, std::int64_t block) {
   const TokenizerRef tokenizer = model->tokenizer();
   const Exclusive use(model);
   return tuple_of(score_text(use.context(), model->model(), tokenizer->tokenizer,

@@ -30,7 +30,7 @@ class SignalHandlers {
 };
 
 // The arguments without the program's name; the exit code.
-std::int64_t run_program(Words arguments) {
+std::int64_t run_program(const Words& arguments) {
   std::vector<std::string> texts = texts_of(arguments);
   texts.insert(texts.begin(), "krait");
   std::vector<char*> argv;

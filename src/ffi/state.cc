@@ -9,7 +9,7 @@
 namespace krait::ffi {
 namespace {
 
-tvm::ffi::Array<StateRef> state_new(ModelRef model, std::int64_t count, Word dtype) {
+tvm::ffi::Array<StateRef> state_new(const ModelRef& model, std::int64_t count, const Word& dtype) {
   require(count >= 0, "count of states is ", count, ", expected 0 or more");
   const DType kept_as = dtype_of(dtype).value_or(DType::f32);
   const Exclusive use(model);
@@ -20,12 +20,12 @@ tvm::ffi::Array<StateRef> state_new(ModelRef model, std::int64_t count, Word dty
   return states;
 }
 
-StateRef state_fork(StateRef state) {
+StateRef state_fork(const StateRef& state) {
   const Exclusive use(state->model());
   return StateRef(tvm::ffi::make_object<StateObject>(*state.get()));
 }
 
-void state_rollback(StateRef state, StateRef earlier) {
+void state_rollback(const StateRef& state, const StateRef& earlier) {
   const Exclusive use(state->model());
   require(
       &state->shared() == &earlier->shared(),
@@ -34,29 +34,29 @@ void state_rollback(StateRef state, StateRef earlier) {
   state->note_position();
 }
 
-void state_reset(StateRef state) {
+void state_reset(const StateRef& state) {
   const Exclusive use(state->model());
   state->state().reset();
   state->note_position();
 }
 
-std::int64_t state_position(StateRef state) { return state->position(); }
+std::int64_t state_position(const StateRef& state) { return state->position(); }
 
-Word state_dtype(StateRef state) { return std::string(name_of(state->shared().pool->ssm_dtype())); }
+Word state_dtype(const StateRef& state) { return std::string(name_of(state->shared().pool->ssm_dtype())); }
 
-std::int64_t state_nbytes(StateRef state) {
+std::int64_t state_nbytes(const StateRef& state) {
   const Exclusive use(state->model());
   return static_cast<std::int64_t>(state->state().nbytes());
 }
 
-tvm::ffi::Bytes state_save(StateRef state) {
+tvm::ffi::Bytes state_save(const StateRef& state) {
   const Exclusive use(state->model());
   std::ostringstream image;
   state->state().save(image);
   return std::move(image).str();
 }
 
-void state_load(StateRef state, tvm::ffi::Bytes image) {
+void state_load(const StateRef& state, const tvm::ffi::Bytes& image) {
   const Exclusive use(state->model());
   std::istringstream in(std::string(image.data(), image.size()));
   state->state().load(in);

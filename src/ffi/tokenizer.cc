@@ -26,14 +26,14 @@ TokenizerRef make_tokenizer(std::string json, const std::string& name) {
 
 TokenizerRef from_file(const fs::path& path) { return make_tokenizer(io::read_file(path), path.string()); }
 
-TokenizerRef tokenizer_from_file(Word path) { return from_file(text_of(path)); }
-TokenizerRef tokenizer_from_json(Word json, Word name) {
+TokenizerRef tokenizer_from_file(const Word& path) { return from_file(text_of(path)); }
+TokenizerRef tokenizer_from_json(const Word& json, const Word& name) {
   return make_tokenizer(text_of(json), text_of(name));
 }
 
 // That of the bundled model (""), "gpt-neox", a file, a directory with tokenizer.json (or a checkpoint that
 // has GPT-NeoX's vocabulary), or a name on the hub.
-TokenizerRef tokenizer_load(Word name, OptionalWord revision, OptionalWord cache_dir,
+TokenizerRef tokenizer_load(const Word& name, const OptionalWord& revision, const OptionalWord& cache_dir,
                             tvm::ffi::Optional<bool> offline, bool progress) {
   const std::string wanted = text_of(name);
   if (wanted.empty()) return make_tokenizer(tokenizer_json_of(open_bundled_model()), "bundled model");
@@ -75,13 +75,13 @@ tvm::ffi::Shape shape_of(const std::vector<std::int64_t>& ids) {
   return tvm::ffi::Shape(ids.begin(), ids.end());
 }
 
-tvm::ffi::Shape tokenizer_encode(TokenizerRef tokenizer, Word text, bool add_special_tokens) {
+tvm::ffi::Shape tokenizer_encode(const TokenizerRef& tokenizer, const Word& text, bool add_special_tokens) {
   return shape_of(tokenizer->tokenizer.encode(std::string_view(text.data(), text.size()),
                                               {.add_special_tokens = add_special_tokens}));
 }
 
 // On all threads.
-tvm::ffi::Array<tvm::ffi::Shape> tokenizer_encode_batch(TokenizerRef tokenizer, Words texts,
+tvm::ffi::Array<tvm::ffi::Shape> tokenizer_encode_batch(const TokenizerRef& tokenizer, const Words& texts,
                                                         bool add_special_tokens) {
   const std::vector<Word> all(texts.begin(), texts.end());
   std::vector<std::vector<std::int64_t>> ids(all.size());
@@ -111,35 +111,35 @@ std::span<const std::int64_t> ids_of(const Tensor& ids) {
   return ids.span<std::int64_t>();
 }
 
-Word tokenizer_decode(TokenizerRef tokenizer, Given ids, bool skip_special_tokens) {
+Word tokenizer_decode(const TokenizerRef& tokenizer, const Given& ids, bool skip_special_tokens) {
   Operands of("decode");
   const Tensor held = of("ids", ids);
   return tokenizer->tokenizer.decode(ids_of(held), skip_special_tokens);
 }
 
-std::int64_t tokenizer_vocab_size(TokenizerRef tokenizer) { return tokenizer->tokenizer.vocab_size(); }
+std::int64_t tokenizer_vocab_size(const TokenizerRef& tokenizer) { return tokenizer->tokenizer.vocab_size(); }
 
 // -1 where there is none.
-std::int64_t tokenizer_token_to_id(TokenizerRef tokenizer, Word token) {
+std::int64_t tokenizer_token_to_id(const TokenizerRef& tokenizer, const Word& token) {
   return tokenizer->tokenizer.token_to_id(text_of(token)).value_or(-1);
 }
-Word tokenizer_id_to_token(TokenizerRef tokenizer, std::int64_t id) {
+Word tokenizer_id_to_token(const TokenizerRef& tokenizer, std::int64_t id) {
   return std::string(tokenizer->tokenizer.id_to_token(id));
 }
-bool tokenizer_is_special(TokenizerRef tokenizer, std::int64_t id) {
+bool tokenizer_is_special(const TokenizerRef& tokenizer, std::int64_t id) {
   return tokenizer->tokenizer.is_special(id);
 }
 // -1 where there is none.
-std::int64_t tokenizer_end_of_text(TokenizerRef tokenizer) {
+std::int64_t tokenizer_end_of_text(const TokenizerRef& tokenizer) {
   return end_of_text(tokenizer->tokenizer).value_or(-1);
 }
-tvm::ffi::Shape tokenizer_special_ids(TokenizerRef tokenizer) {
+tvm::ffi::Shape tokenizer_special_ids(const TokenizerRef& tokenizer) {
   std::vector<std::int64_t> ids;
   for (std::int64_t id = 0; id < tokenizer->tokenizer.vocab_size(); ++id)
     if (tokenizer->tokenizer.is_special(id)) ids.push_back(id);
   return shape_of(ids);
 }
-Word tokenizer_json(TokenizerRef tokenizer) { return tokenizer->json; }
+Word tokenizer_json(const TokenizerRef& tokenizer) { return tokenizer->json; }
 
 class DecoderObject final : public tvm::ffi::Object {
  public:
@@ -168,19 +168,19 @@ class DecoderRef : public tvm::ffi::ObjectRef {
   TVM_FFI_DEFINE_OBJECT_REF_METHODS_NOTNULLABLE(DecoderRef, tvm::ffi::ObjectRef, DecoderObject);
 };
 
-DecoderRef decoder_new(TokenizerRef tokenizer, bool skip_special_tokens) {
+DecoderRef decoder_new(const TokenizerRef& tokenizer, bool skip_special_tokens) {
   return DecoderRef(tvm::ffi::make_object<DecoderObject>(tokenizer->tokenizer, skip_special_tokens));
 }
-Word decoder_push(DecoderRef decoder, std::int64_t id) { return decoder->push(id); }
-Word decoder_finish(DecoderRef decoder) { return decoder->finish(); }
+Word decoder_push(const DecoderRef& decoder, std::int64_t id) { return decoder->push(id); }
+Word decoder_finish(const DecoderRef& decoder) { return decoder->finish(); }
 
 // `progress` is told bytes that are done and bytes of all texts; `stop` is asked now and then, and true ends
 // the work with Error(interrupted).
-TokenizerRef tokenizer_train(Words texts, std::int64_t vocab_size, Words special_tokens,
+TokenizerRef tokenizer_train(const Words& texts, std::int64_t vocab_size, const Words& special_tokens,
                              std::int64_t min_frequency, std::int64_t threads,
-                             tvm::ffi::Optional<tvm::ffi::Function> progress,
-                             tvm::ffi::Optional<tvm::ffi::Function> stop,
-                             tvm::ffi::Optional<tvm::ffi::Function> message) {
+                             const tvm::ffi::Optional<tvm::ffi::Function>& progress,
+                             const tvm::ffi::Optional<tvm::ffi::Function>& stop,
+                             const tvm::ffi::Optional<tvm::ffi::Function>& message) {
   std::vector<fs::path> paths;
   for (const Word& text : texts) paths.emplace_back(text_of(text));
   TokenizerTrainOptions options{

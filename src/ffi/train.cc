@@ -58,11 +58,12 @@ using ResultTuple = tvm::ffi::Tuple<Word, std::int64_t, std::int64_t, double, do
 
 // `on_message` is told the level and text of warnings and notes; `stop` is asked between steps, and
 // `interrupt` also within long work. All are called on the calling thread.
-ResultTuple run_train(Word given, Words names, OptionalWord file, bool resume, Word device,
-                      std::int64_t threads, OptionalWord cache_dir, tvm::ffi::Optional<bool> offline,
-                      bool progress, Callback on_start, Callback on_step, Callback on_log,
-                      Callback on_evaluation, Callback on_sample, Callback on_checkpoint, Callback on_message,
-                      Callback stop, Callback interrupt) {
+ResultTuple run_train(const Word& given, const Words& names, const OptionalWord& file, bool resume,
+                      const Word& device, std::int64_t threads, const OptionalWord& cache_dir,
+                      tvm::ffi::Optional<bool> offline, bool progress, const Callback& on_start,
+                      const Callback& on_step, const Callback& on_log, const Callback& on_evaluation,
+                      const Callback& on_sample, const Callback& on_checkpoint, const Callback& on_message,
+                      const Callback& stop, const Callback& interrupt) {
   const TrainSettings settings = settings_of(given, names, file, resume);
   const std::function<bool()> interrupted = asked(interrupt);
   const auto log = [&](LogLevel level, std::string_view text) {
@@ -121,15 +122,16 @@ tvm::ffi::Array<tvm::ffi::Tuple<Word, Word, Word, Words, Word>> train_settings_t
 }
 
 // As JSON; None where there is no run.
-OptionalWord train_settings_of_run(Word directory) {
+OptionalWord train_settings_of_run(const Word& directory) {
   const auto settings = settings_of_run(text_of(directory));
   return settings ? OptionalWord(Word(settings_json(*settings))) : OptionalWord();
 }
 
 // Tokens, documents, bytes of text.
 using PackTuple = tvm::ffi::Tuple<std::int64_t, std::int64_t, std::int64_t>;
-PackTuple pack_tokens(Words texts, TokenizerRef tokenizer, Word out, std::int64_t end_of_text,
-                      std::int64_t threads, Callback progress, Callback interrupt) {
+PackTuple pack_tokens(const Words& texts, const TokenizerRef& tokenizer, const Word& out,
+                      std::int64_t end_of_text, std::int64_t threads, const Callback& progress,
+                      const Callback& interrupt) {
   std::vector<std::filesystem::path> paths;
   for (const Word& text : texts) paths.emplace_back(text_of(text));
   Context ctx({.threads = threads_of(threads), .cancelled = asked(interrupt)});

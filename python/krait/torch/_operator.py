@@ -116,14 +116,17 @@ def shape_of(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
+_FLOAT32, _FLOAT64, _COMPLEX128 = torch.float32, torch.float64, torch.complex128
+
+
 def sum_dtype(tensors: Sequence[Optional[Tensor]]) -> torch.dtype:
-    """The dtype that sums and states have: float64 where any of `tensors` is of that precision,
-    else float32.
-    """
+    """The dtype of sums and states: float64 where any of `tensors` is as precise, else float32."""
     for t in tensors:
-        if t is not None and (t.dtype is torch.float64 or t.dtype is torch.complex128):
-            return torch.float64
-    return torch.float32
+        if t is not None:
+            dtype = t.dtype
+            if dtype is _FLOAT64 or dtype is _COMPLEX128:
+                return _FLOAT64
+    return _FLOAT32
 
 
 def on_host(kernel: Callable[..., Any], *args: Any) -> Any:

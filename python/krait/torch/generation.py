@@ -519,7 +519,7 @@ def capture_graph(
         ).logits
 
     # Memory, libraries and autotuned choices are set up before recording, which allows none of it.
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(max(n_warmups, 1)):

@@ -160,7 +160,7 @@ def test_errors_of_checkpoints(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"d_model": 4, "n_layer": 1}')
     with pytest.raises(FileNotFoundError, match="neither model.safetensors"):
         MambaLMHeadModel.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises((FileNotFoundError, ImportError), match="not a name of anything"):
         MambaLMHeadModel.from_pretrained("not a name of anything")
     with pytest.raises(ValueError, match="'Mamba4'"):
         create_block(8, 0, ssm_cfg={"layer": "Mamba4"})

@@ -57,6 +57,21 @@ def _checkpoints_shape(
     return tuple(shape(rows, channels, length, d_state, is_complex, device_type))
 
 
+@functools.lru_cache(maxsize=1024)
+def _checkpoint_steps(d_state: int, is_complex: bool, on_gpu: bool) -> int:
+    """Tokens from one checkpoint to the next."""
+    tokens = 1 << 20
+    return tokens // _checkpoints_shape(1, 1, tokens + 1, d_state, is_complex, on_gpu)[0]
+
+
+def _symbolic_checkpoints_shape(
+    rows: Any, channels: Any, length: Any, d_state: Any, is_complex: bool, on_gpu: bool
+) -> tuple[Any, Any, Any]:
+    """`_checkpoints_shape` of sizes that a compiler has not put numbers to, but for d_state."""
+    steps = _checkpoint_steps(int(d_state), is_complex, on_gpu)
+    return rows * ((length - 1) // steps if length > 0 else 0), d_state, channels
+
+
 def _empty_outputs(
     u: Tensor,
     A: Tensor,
@@ -75,7 +90,12 @@ def _empty_outputs(
     checkpoints = None
     if want_checkpoints and sums is torch.float32:
         rows, D, N = _state_shape(u, A, None)
-        shape = _checkpoints_shape(rows, D, u.shape[2], N, A.is_complex(), u.is_cuda)
+        length = u.shape[2]
+        shape: tuple[Any, ...]
+        if isinstance(u.shape[0], int) and isinstance(u.shape[1], int) and isinstance(length, int):
+            shape = _checkpoints_shape(rows, D, length, int(N), A.is_complex(), u.is_cuda)
+        else:
+            shape = _symbolic_checkpoints_shape(rows, D, length, N, A.is_complex(), u.is_cuda)
         checkpoints = u.new_empty(shape, dtype=state_dtype)
     return out, last_state, checkpoints
 
@@ -178,14 +198,9 @@ def _op_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, A, cu_seqlens)
     sums = sum_dtype(args[:9])
     want_last_state, want_checkpoints = args[13:]
-    # The number of checkpoints is known for sizes that are numbers.
-    symbolic = any(isinstance(n, torch.SymInt) for n in (*u.shape, A.shape[1]))
     out, last_state, checkpoints = _empty_outputs(
-        u, A, cu_seqlens, sums, want_last_state, want_checkpoints and not symbolic
+        u, A, cu_seqlens, sums, want_last_state, want_checkpoints
     )
-    if want_checkpoints and symbolic and sums is torch.float32:
-        count = torch.library.get_ctx().new_dynamic_size()
-        checkpoints = u.new_empty((count, A.shape[1], u.shape[1]), dtype=_state_dtype(A, sums))
     return (
         out,
         u.new_empty(0) if last_state is None else last_state,
