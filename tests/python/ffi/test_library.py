@@ -218,6 +218,23 @@ print("done")
     assert result.stdout.strip() == "done", result.stderr
 
 
+def test_release_memory() -> None:
+    """Scratch memory of a large call goes back to the system."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    krait.set_num_threads(1)
+    before = resident()
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((600, 8), F32), rng.standard_normal((100000, 8), F32)
+    ops.linear_cross_entropy(x, weight, np.zeros(600, np.int64), block=600)
+    kept = resident()
+    krait.release_memory()
+    assert kept - before > 200e6
+    assert resident() < before + 100e6
+
+
 def test_ctrl_c_between_calls() -> None:
     """Python sees its signals once a call is over."""
     arguments = scan_arguments(2, 64, 500)
