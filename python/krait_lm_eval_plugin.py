@@ -11,12 +11,14 @@ asked for.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+
+# As of typing, without importing it: every start of Python passes here.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _MODULE = "lm_eval.models"
 _DISTRIBUTION = "krait-ssm"
@@ -26,8 +28,10 @@ def register() -> None:
     """Registers the models that are not registered yet, by the names of their entry points."""
     from importlib.metadata import PackageNotFoundError, distribution
 
-    from lm_eval.api.registry import model_registry
-
+    try:
+        from lm_eval.api.registry import model_registry
+    except ImportError:  # of a version that is too old for krait.lm_eval
+        return
     try:
         entries = distribution(_DISTRIBUTION).entry_points.select(group=_MODULE)
     except PackageNotFoundError:
@@ -37,7 +41,7 @@ def register() -> None:
             model_registry.register(entry.name, target=entry.value)
 
 
-class _Waiting(importlib.abc.MetaPathFinder):
+class _Waiting:
     """Finds lm_eval.models as everybody else does, and registers after it has run."""
 
     _asking = False
@@ -47,12 +51,14 @@ class _Waiting(importlib.abc.MetaPathFinder):
         fullname: str,
         path: Sequence[str] | None,
         target: ModuleType | None = None,
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if fullname != _MODULE or self._asking:
             return None
+        from importlib.util import find_spec
+
         self._asking = True
         try:
-            spec = importlib.util.find_spec(fullname)
+            spec = find_spec(fullname)
         finally:
             self._asking = False
         if spec is None or spec.loader is None:
@@ -61,12 +67,13 @@ class _Waiting(importlib.abc.MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
+            if _waiting in sys.meta_path:
+                sys.meta_path.remove(_waiting)
             register()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, _Waiting())
+_waiting = _Waiting()
+sys.meta_path.insert(0, _waiting)

@@ -10,10 +10,11 @@ __all__ = ["check_for_original"]
 
 
 def check_for_original(package: str, distribution: str, file: str) -> None:
-    """Raises an ImportError where the original ``distribution`` is installed into the folder of ``file``.
+    """Raises an ImportError where the original ``distribution`` is installed into the folder of
+    ``file``.
 
-    The two then have overwritten each other's files, and what an import finds is a mixture. An original
-    elsewhere on the path, which this package hides, is warned of.
+    The two then have overwritten each other's files, and what an import finds is a mixture. An
+    original elsewhere on the path, which this package hides, is warned of.
     """
     try:
         original = importlib.metadata.distribution(distribution)
@@ -23,8 +24,9 @@ def check_for_original(package: str, distribution: str, file: str) -> None:
     found = f"{distribution} {original.version}"
     if Path(str(original.locate_file(package))).resolve() == folder:
         raise ImportError(
-            f"{found} and krait-mamba-ssm-dropin are both installed into {folder} and have overwritten "
-            f"each other: pip uninstall {distribution} krait-mamba-ssm-dropin, then install one of them"
+            f"{found} and krait-mamba-ssm-dropin are both installed into {folder} and have "
+            f"overwritten each other: pip uninstall {distribution} krait-mamba-ssm-dropin, "
+            "then install one of them"
         )
     warnings.warn(
         f"{package} is krait-mamba-ssm-dropin's, in {folder}; it hides {found} in "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from . import ops as ops
     from ._library import build_info as build_info
     from ._library import get_num_threads as get_num_threads
+    from ._library import release_memory as release_memory
     from ._library import set_num_threads as set_num_threads
     from .evaluation import Likelihood as Likelihood
     from .evaluation import TaskResult as TaskResult
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_info": "._library",
     "get_num_threads": "._library",
+    "release_memory": "._library",
     "set_num_threads": "._library",
     "Likelihood": ".evaluation",
     "TaskResult": ".evaluation",

@@ -31,8 +31,10 @@ def is_row(ids: Any) -> bool:
         return int(ids.ndim) < 2
     if not isinstance(ids, Sequence):
         raise TypeError(f"ids are {type(ids).__name__}, expected a list or an array of token ids")
-    return len(ids) == 0 or not (isinstance(ids[0], Sequence) or hasattr(ids[0], "ndim")) or (
-        hasattr(ids[0], "ndim") and int(ids[0].ndim) == 0
+    return (
+        len(ids) == 0
+        or not (isinstance(ids[0], Sequence) or hasattr(ids[0], "ndim"))
+        or (hasattr(ids[0], "ndim") and int(ids[0].ndim) == 0)
     )
 
 

@@ -67,6 +67,12 @@ def get_num_threads() -> int:
     return int(library().get_num_threads())
 
 
+def release_memory() -> None:
+    """Gives scratch memory that operators keep for their next call back to the system and to the
+    GPUs. What is in use is not touched; the next calls take new memory."""
+    library().release_memory()
+
+
 def build_info() -> dict[str, Any]:
     """What the compiled library is: version, path, simd (the instruction set in use), onednn (its
     version, or "" without it), cuda (whether it has kernels for GPUs), cuda_devices (how many can

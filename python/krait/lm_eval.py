@@ -80,7 +80,6 @@ def _batch_size(batch_size: int | str | None) -> int:
     return 0 if count == 1 else count
 
 
-@register_model("krait")
 class KraitLM(TemplateLM):  # type: ignore[misc]
     """A model of Krait behind the harness's interface.
 
@@ -146,7 +145,7 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
                 str(tokenizer), cache_dir=cache_dir, offline=offline
             )
         else:
-            self._tokenizer = self.model._needed_tokenizer()
+            self._tokenizer = self.model.tokenizer
         if prefix_token_id is None:
             prefix_token_id = int(
                 library().model_prefix_token(self.model._handle, self._tokenizer._handle)
@@ -168,7 +167,10 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text."""
+        """The id that ends a text: the tokenizer's, else the model's."""
+        end = self._tokenizer.end_of_text
+        if end is not None:
+            return end
         ends = self.model.eos_token_ids
         return ends[0] if ends else self._prefix_token_id
 
@@ -294,11 +296,6 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
         self, contexts: list[list[int]], until: list[str], arguments: dict[str, Any]
     ) -> list[str]:
         new_tokens = int(arguments.pop("max_gen_toks"))
-        room = self.max_length - new_tokens
-        if room < 1:
-            raise ValueError(
-                f"max_gen_toks is {new_tokens}, expected less than max_length = {self.max_length}"
-            )
         arguments.pop("do_sample", None)
         options = {
             "temperature": float(arguments.pop("temperature", 0.0)),
@@ -313,17 +310,23 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
                 f"generation arguments {', '.join(arguments)} are not understood, expected until, "
                 f"max_gen_toks, do_sample, {', '.join(options)}"
             )
+        room = self.max_length - new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_gen_toks is {new_tokens}, expected less than max_length = {self.max_length}"
+            )
         prompts = [(ids or [self.prefix_token_id])[-room:] for ids in contexts]
         # Ends of texts other than the model's own are known to its own tokenizer alone.
         stop = until if self._own_tokenizer else ()
         generations = self.model.generate(prompts, new_tokens, stop=stop, **options)
         texts = []
         for generation in generations:
-            text = (
-                generation.text
-                if self._own_tokenizer
-                else self.tok_decode(generation.new_ids, skip_special_tokens=True)
-            )
+            ids = generation.new_ids
+            text = generation.text
+            if self.eot_token_id in ids:
+                text = self.tok_decode(ids[: ids.index(self.eot_token_id)])
+            elif not self._own_tokenizer:
+                text = self.tok_decode(ids)
             for end in until:
                 text = text.split(end)[0]
             texts.append(text)
@@ -432,20 +435,11 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="the first N documents alone")
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="examples in each context")
     options = parser.parse_args(arguments)
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=options.include_path)
-    for task in _leaves(get_task_dict(options.tasks.split(","), manager)):
+    for task in manager.load(options.tasks.split(","))["tasks"].values():
         print(export_task(task, options.output, options.limit, options.num_fewshot))
-
-
-def _leaves(tasks: Any) -> Iterable[Any]:
-    """The tasks in groups of groups."""
-    for task in tasks.values():
-        if isinstance(task, dict):
-            yield from _leaves(task)
-        else:
-            yield task
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -463,7 +457,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    # Not this module, which is called __main__, but the one that the harness knows.
+    # Not of this module, which is called __main__, but of the one that the harness knows.
     from krait.lm_eval import main as run_main
 
     run_main()
+else:
+    register_model("krait")(KraitLM)

@@ -12,8 +12,10 @@
 namespace krait {
 namespace {
 
-// Fewer tokens in common than this are run again: forking a state costs about as much as a token or two.
+// Fewer tokens in common than this are run again. Forking a state is some copies for each layer, which take
+// as long as a token or two on a CPU, and as some tens on a GPU, where launching them is what takes long.
 constexpr std::int64_t kLeastShared = 8;
+constexpr std::int64_t kLeastSharedOfGpu = 64;
 // Few-shot examples, a document, and what its choices have in common.
 constexpr int kMaxDepth = 3;
 
@@ -254,8 +256,9 @@ std::vector<Likelihood> likelihoods(Context& ctx, const LanguageModel& model,
   const ModelConfig& config = model.config();
   const bool causal = config.attn_layer_idx.empty() || config.attn.causal;
   const int depth = options.share_prefixes && causal ? kMaxDepth : 0;
+  const std::int64_t least_shared = ctx.on_gpu() ? kLeastSharedOfGpu : kLeastShared;
   Scorer scorer(ctx, model, continuations.size());
-  Walk(ctx, model, requests, prefix_tree(inputs, kLeastShared, depth), batch_size, options, scorer,
+  Walk(ctx, model, requests, prefix_tree(inputs, least_shared, depth), batch_size, options, scorer,
        std::ssize(continuations))
       .run();
   return scorer.take();

@@ -55,7 +55,11 @@ std::vector<PrefixNode> prefix_tree(std::span<const std::span<const std::int64_t
       if (shared > range.begin) add_node(range, shared);
       continue;
     }
-    if (range.depth < max_depth && shared - range.begin >= least_shared) {
+    std::int64_t left = 0;
+    for (std::size_t i = range.first; i < range.last; ++i) left += std::ssize(sequence(i)) - range.begin;
+    const auto count = static_cast<std::int64_t>(range.last - range.first);
+    const bool is_quarter = 4 * (shared - range.begin) * count >= left;
+    if (range.depth < max_depth && shared - range.begin >= least_shared && is_quarter) {
       add_node(range, shared);
       range.begin = shared;
       range.parent = std::ssize(nodes) - 1;

@@ -16,8 +16,10 @@ struct PrefixNode {
 };
 
 // Every token of every sequence is in exactly one node that the sequence is a member of. Beginnings are
-// shared where they save at least `least_shared` tokens of each sequence but one, through at most `max_depth`
-// nodes above a last one; with max_depth 0 only sequences that are equal share.
+// shared where they save at least `least_shared` tokens of each sequence but one, and a quarter of what is
+// left of them on average, through at most `max_depth` nodes above a last one: words that many questions
+// begin with do not take the place of what the choices of one question have in common. With max_depth 0 only
+// sequences that are equal share.
 std::vector<PrefixNode> prefix_tree(std::span<const std::span<const std::int64_t>> sequences,
                                     std::int64_t least_shared, int max_depth);
 

@@ -184,14 +184,14 @@ class Builder {
   }
   static std::string text(const Json& document, const Json& source, const char* fallback) {
     const Json found = value(document, source, fallback);
-    require(found.is_string() || found.is_number_integer(), "'", fallback, "' is ", quoted(found),
+    require(found.is_string() || integer_of(found), "'", fallback, "' is ", quoted(found),
             ", expected a text");
     return text_of(found);
   }
 
   // An integer, or a text of digits.
   static std::optional<std::int64_t> integer_of(const Json& value) {
-    if (value.is_number_integer()) return value.get<std::int64_t>();
+    if (value.is_number_integer() && value.get<double>() < 1e18) return value.get<std::int64_t>();
     if (!value.is_string()) return std::nullopt;
     const auto& digits = value.get_ref<const std::string&>();
     constexpr std::size_t kMostDigits = 18;
@@ -252,7 +252,8 @@ class Builder {
             ", expected the place of a choice, several places, or a choice");
     std::vector<std::int64_t> gold;
     for (const Json& item : value) {
-      require(item.is_number_integer(), "'gold' holds ", quoted(item), ", expected the place of a choice");
+      require(!item.is_string() && integer_of(item), "'gold' holds ", quoted(item),
+              ", expected the place of a choice");
       gold.push_back(checked(item.get<std::int64_t>(), choices));
     }
     return gold;

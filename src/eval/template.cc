@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
@@ -14,8 +15,23 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr std::size_t kMaxBytes = std::size_t{1} << 24U;  // of a text that is made here
+constexpr int kMaxDepth = 64;                             // of parentheses, brackets and arguments
+
+bool is_integer(const Json& value) {
+  return value.is_number_integer() &&
+         (!value.is_number_unsigned() ||
+          value.get<std::uint64_t>() <= std::numeric_limits<std::int64_t>::max());
+}
+
 std::string kind_of(const Json& value) {
-  return value.is_number_integer() ? "an integer" : concat("of type ", value.type_name());
+  return is_integer(value) ? "an integer" : concat("of type ", value.type_name());
+}
+
+std::string quoted(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+void check_size(const std::string& text) {
+  require(text.size() <= kMaxBytes, "makes a text of more than ", kMaxBytes, " bytes");
 }
 
 const std::string& string_in(const Json& value, std::string_view what) {
@@ -52,7 +68,10 @@ Json split(std::string_view text, const std::vector<Json>& arguments) {
 
 std::string join(const Json& list, std::string_view separator) {
   std::string text;
-  for (std::size_t i = 0; i < list.size(); ++i) text.append(i == 0 ? "" : separator).append(text_of(list[i]));
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    text.append(i == 0 ? "" : separator).append(text_of(list[i]));
+    check_size(text);
+  }
   return text;
 }
 
@@ -64,13 +83,14 @@ std::string replace(std::string_view text, const std::string& from, const std::s
     out += text.substr(0, at);
     if (at == std::string_view::npos) return out;
     out += to;
+    check_size(out);
     text.remove_prefix(at + from.size());
   }
 }
 
 std::int64_t index_of(const Json& list, const Json& value) {
   const auto found = std::ranges::find(list, value);
-  require(found != list.end(), value.dump(), " is not in the list ", list.dump());
+  require(found != list.end(), quoted(value), " is not in the list ", quoted(list));
   return found - list.begin();
 }
 
@@ -88,21 +108,32 @@ class Expression {
 
  private:
   Json sum() {
+    require(++depth_ <= kMaxDepth, "is nested more than ", kMaxDepth, " deep");
     Json result = filtered();
     for (;;) {
       if (take("+")) {
-        const Json right = filtered();
-        if (result.is_number_integer() && right.is_number_integer()) {
-          result = result.get<std::int64_t>() + right.get<std::int64_t>();
-        } else {
-          result = string_in(result, "the left side of +") + string_in(right, "the right side of +");
-        }
+        result = sum_of(result, filtered());
       } else if (take("~")) {
-        result = text_of(result) + text_of(filtered());
+        result = concatenation(text_of(result), text_of(filtered()));
       } else {
+        --depth_;
         return result;
       }
     }
+  }
+
+  static Json sum_of(const Json& left, const Json& right) {
+    if (!is_integer(left) || !is_integer(right))
+      return concatenation(string_in(left, "the left side of +"), string_in(right, "the right side of +"));
+    std::int64_t sum = 0;
+    require(!__builtin_add_overflow(left.get<std::int64_t>(), right.get<std::int64_t>(), &sum), quoted(left),
+            " + ", quoted(right), " is too large");
+    return sum;
+  }
+  static Json concatenation(std::string left, const std::string& right) {
+    left += right;
+    check_size(left);
+    return left;
   }
 
   Json filtered() {
@@ -170,7 +201,7 @@ class Expression {
     }
     if (!first) {
       const Json index = sum();
-      require(index.is_number_integer(), "an index is ", kind_of(index), ", expected an integer");
+      require(is_integer(index), "an index is ", kind_of(index), ", expected an integer");
       first = index.get<std::int64_t>();
     }
     expect("]");
@@ -305,6 +336,7 @@ class Expression {
 
   std::string_view rest_;
   const Json& document_;
+  int depth_ = 0;
 };
 
 // Where the expression that `text` begins with ends: at the first }} outside of a text in quotes.
@@ -327,7 +359,7 @@ std::size_t end_of_expression(std::string_view text) {
 }  // namespace
 
 std::string text_of(const Json& value) {
-  if (value.is_number_integer()) return std::to_string(value.get<std::int64_t>());
+  if (is_integer(value)) return std::to_string(value.get<std::int64_t>());
   return string_in(value, "a value");
 }
 

@@ -25,14 +25,14 @@ void gated_silu_backward(Given x, Given gate, Given dout, Given dx, Given dgate)
   krait::gated_silu_backward(*ctx, args);
 }
 
-void gelu(Given x, Given out, Word kind) {
+void gelu(Given x, Given out, const Word& kind) {
   Operands of("gelu");
   const GeluArgs args{.x = of("x", x), .out = of("out", out), .kind = gelu_kind_of("gelu", kind)};
   const Lease ctx(of.device());
   krait::gelu(*ctx, args);
 }
 
-void gelu_backward(Given x, Given dout, Given dx, Word kind) {
+void gelu_backward(Given x, Given dout, Given dx, const Word& kind) {
   Operands of("gelu_backward");
   const GeluBackwardArgs args{.x = of("x", x),
                               .dout = of("dout", dout),

@@ -8,7 +8,8 @@ namespace krait::ffi {
 namespace {
 
 void causal_conv1d(Given x, Given weight, Given bias, Given initial_states, Given seq_idx, Given cu_seqlens,
-                   Given state_positions, Word activation, Given out, Given final_states, Given states) {
+                   Given state_positions, const Word& activation, Given out, Given final_states,
+                   Given states) {
   Operands of("causal_conv1d");
   const CausalConv1dArgs args{.x = of("x", x),
                               .weight = of("weight", weight),
@@ -25,7 +26,7 @@ void causal_conv1d(Given x, Given weight, Given bias, Given initial_states, Give
   krait::causal_conv1d(*ctx, args);
 }
 
-void causal_conv1d_update(Given x, Given conv_state, Given weight, Given bias, Word activation,
+void causal_conv1d_update(Given x, Given conv_state, Given weight, Given bias, const Word& activation,
                           Given cache_seqlens, Given conv_state_indices, Given seq_idx, Given out) {
   Operands of("causal_conv1d_update");
   const CausalConv1dUpdateArgs args{.x = of("x", x),
@@ -51,8 +52,8 @@ void causal_conv1d_varlen_states(Given x, Given cu_seqlens, std::int64_t state_l
 }
 
 void causal_conv1d_backward(Given x, Given weight, Given bias, Given initial_states, Given seq_idx,
-                            Given cu_seqlens, Word activation, Given dout, Given dfinal_states, Given dx,
-                            Given dweight, Given dbias, Given dinitial_states) {
+                            Given cu_seqlens, const Word& activation, Given dout, Given dfinal_states,
+                            Given dx, Given dweight, Given dbias, Given dinitial_states) {
   Operands of("causal_conv1d_backward");
   const CausalConv1dBackwardArgs args{.x = of("x", x),
                                       .weight = of("weight", weight),

@@ -148,9 +148,20 @@ void set_num_threads(std::int64_t threads) {
 
 std::int64_t get_num_threads() { return ffi::threads(); }
 
+// Gives scratch memory that contexts keep for their next call back to the system and to the GPUs.
+void release_memory() {
+  Pool& contexts = pool();
+  const std::lock_guard lock(contexts.mutex);
+  for (const Idle& entry : contexts.idle) {
+    entry.context->synchronize();
+    entry.context->trim();
+  }
+}
+
 }  // namespace
 
 }  // namespace krait::ffi
 
 KRAIT_FFI(set_num_threads, krait::ffi::set_num_threads)
 KRAIT_FFI(get_num_threads, krait::ffi::get_num_threads)
+KRAIT_FFI(release_memory, krait::ffi::release_memory)

@@ -78,7 +78,8 @@ struct Guarded<function> {
 
 }  // namespace krait::ffi
 
-// How the argument `Given` of a function is read.
+// How the argument `Given` of a function is read; the names are tvm_ffi's.
+// NOLINTBEGIN(readability-identifier-naming)
 template <>
 struct tvm::ffi::TypeTraits<krait::ffi::Given> : public tvm::ffi::TypeTraitsBase {
   static constexpr bool storage_enabled = false;
@@ -93,6 +94,11 @@ struct tvm::ffi::TypeTraits<krait::ffi::Given> : public tvm::ffi::TypeTraitsBase
   static std::string TypeStr() { return "Optional<Tensor>"; }
   static std::string TypeSchema() { return R"({"type":"Optional","args":[{"type":"ffi.Tensor"}]})"; }
 };
+// NOLINTEND(readability-identifier-naming)
 
-// Makes `function` of this file callable under `name`.
-#define KRAIT_FFI(name, function) TVM_FFI_DLL_EXPORT_TYPED_FUNC(name, ::krait::ffi::Guarded<&function>::call)
+// Makes `function` callable under `name`. (Parameters of the outer function that it makes have names without
+// use.)
+#define KRAIT_FFI(name, function)                                                         \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wunused-parameter\"") \
+      TVM_FFI_DLL_EXPORT_TYPED_FUNC(name, ::krait::ffi::Guarded<&function>::call)         \
+          _Pragma("GCC diagnostic pop")

@@ -12,8 +12,10 @@ namespace {
 using Callback = tvm::ffi::Optional<tvm::ffi::Function>;
 using OptionalTokenizer = tvm::ffi::Optional<TokenizerRef>;
 
-// Ends by signals, or where `stop`, if there is one, says so.
-std::function<bool()> ended_by(const Callback& stop) { return stop.has_value() ? asked(stop) : by_signals(); }
+// Ends by signals, or where `interrupt`, if there is one, says so.
+std::function<bool()> ended_by(const Callback& interrupt) {
+  return interrupt.has_value() ? asked(interrupt) : by_signals();
+}
 
 TokenizerRef tokenizer_of(const ModelRef& model, const OptionalTokenizer& tokenizer) {
   return tokenizer.has_value() ? *tokenizer : model->tokenizer();
@@ -28,7 +30,7 @@ std::int64_t model_max_length(ModelRef model) { return max_length_of(model->file
 // Rows of ids (2n), contexts and continuations in turn; log_likelihoods (n) f64 and is_greedy (n) bool are
 // written, on the CPU.
 void model_likelihoods(ModelRef model, Given ids, Given offsets, std::int64_t max_length,
-                       std::int64_t batch_size, bool share_prefixes, Callback progress, Callback stop,
+                       std::int64_t batch_size, bool share_prefixes, Callback progress, Callback interrupt,
                        Given log_likelihoods, Given is_greedy) {
   Operands of("likelihoods");
   const auto rows = rows_of(of("ids", ids), of("offsets", offsets));
@@ -50,7 +52,7 @@ void model_likelihoods(ModelRef model, Given ids, Given offsets, std::int64_t ma
       .max_length = max_length, .batch_size = batch_size, .share_prefixes = share_prefixes};
   if (progress.has_value())
     options.progress = [&](std::int64_t done, std::int64_t total) { (*progress)(done, total); };
-  const Exclusive use(model, ended_by(stop));
+  const Exclusive use(model, ended_by(interrupt));
   const std::vector<Likelihood> found = likelihoods(use.context(), model->model(), continuations, options);
   std::vector<double> values;
   for (std::size_t i = 0; i < found.size(); ++i) {
@@ -95,7 +97,7 @@ tvm::ffi::Array<TaskTuple> model_evaluate(ModelRef model, OptionalTokenizer toke
                                           std::int64_t limit, std::int64_t max_length,
                                           std::int64_t prefix_token, std::int64_t batch_size,
                                           std::int64_t bootstrap_iterations, Callback progress,
-                                          Callback stop) {
+                                          Callback interrupt) {
   const std::vector<std::string> names = texts_of(paths);
   const std::vector<Task> tasks = read_tasks({names.begin(), names.end()}, limit);
   const TokenizerRef words = tokenizer_of(model, tokenizer);
@@ -108,7 +110,7 @@ tvm::ffi::Array<TaskTuple> model_evaluate(ModelRef model, OptionalTokenizer toke
     options.progress = [&](const Task& task, std::int64_t done, std::int64_t total) {
       (*progress)(task.name, done, total);
     };
-  const Exclusive use(model, ended_by(stop));
+  const Exclusive use(model, ended_by(interrupt));
   tvm::ffi::Array<TaskTuple> results;
   for (const TaskResult& result : evaluate(use.context(), model->model(), words->tokenizer, tasks, options))
     results.push_back(tuple_of(result));

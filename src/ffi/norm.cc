@@ -7,7 +7,7 @@
 namespace krait::ffi {
 namespace {
 
-void norm(Word kind, Given x, Given weight, Given bias, Given residual, Given z, double eps,
+void norm(const Word& kind, Given x, Given weight, Given bias, Given residual, Given z, double eps,
           std::int64_t group_size, bool norm_before_gate, bool residual_in_fp32, Given out,
           Given residual_out) {
   Operands of("norm");
@@ -28,9 +28,9 @@ void norm(Word kind, Given x, Given weight, Given bias, Given residual, Given z,
   krait::norm(*ctx, which, args);
 }
 
-void norm_backward(Word kind, Given x, Given weight, Given bias, Given z, double eps, std::int64_t group_size,
-                   bool norm_before_gate, Given dout, Given dresidual, Given dx, Given dx_rounded, Given dz,
-                   Given dweight, Given dbias) {
+void norm_backward(const Word& kind, Given x, Given weight, Given bias, Given z, double eps,
+                   std::int64_t group_size, bool norm_before_gate, Given dout, Given dresidual, Given dx,
+                   Given dx_rounded, Given dz, Given dweight, Given dbias) {
   Operands of("norm_backward");
   const NormBackwardArgs args{.x = of("x", x),
                               .weight = of("weight", weight),

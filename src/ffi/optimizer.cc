@@ -26,9 +26,9 @@ void require_count(const char* op, const char* name, std::size_t count, std::siz
 }
 
 // `compute` is empty or None where no rounded copies are wanted.
-void adamw(Tensors parameters, Tensors gradients, Tensors m, Tensors v, tvm::ffi::Optional<Tensors> compute,
-           tvm::ffi::Array<bool> decay, std::int64_t step, double lr, double beta1, double beta2, double eps,
-           double weight_decay, double gradient_scale) {
+void adamw(const Tensors& parameters, const Tensors& gradients, const Tensors& m, const Tensors& v,
+           const tvm::ffi::Optional<Tensors>& compute, const tvm::ffi::Array<bool>& decay, std::int64_t step,
+           double lr, double beta1, double beta2, double eps, double weight_decay, double gradient_scale) {
   constexpr const char* kOp = "adamw";
   Operands of(kOp);
   const std::size_t count = parameters.size();
@@ -63,14 +63,14 @@ void adamw(Tensors parameters, Tensors gradients, Tensors m, Tensors v, tvm::ffi
                       .gradient_scale = gradient_scale});
 }
 
-double global_norm(Tensors tensors) {
+double global_norm(const Tensors& tensors) {
   Operands of("global_norm");
   const std::vector<Tensor> all = all_of(of, "tensors", tensors);
   const Lease ctx(of.device());
   return krait::global_norm(*ctx, all);
 }
 
-void update_average(Tensors averages, Tensors parameters, double decay) {
+void update_average(const Tensors& averages, const Tensors& parameters, double decay) {
   Operands of("update_average");
   const std::vector<Tensor> to = all_of(of, "averages", averages);
   const std::vector<Tensor> from = all_of(of, "parameters", parameters);

@@ -12,7 +12,7 @@ struct Held {
 };
 
 // The same memory as bfloat16: of 16-bit numbers, as which NumPy hands its bfloat16 over.
-tvm::ffi::Tensor view_as_bfloat16(tvm::ffi::Tensor bits) {
+tvm::ffi::Tensor view_as_bfloat16(const tvm::ffi::Tensor& bits) {
   require(bits.dtype().bits == 16 && bits.dtype().lanes == 1, "[view_as_bfloat16] the elements have ",
           static_cast<int>(bits.dtype().bits), " bits, expected 16");
   auto held = std::make_unique<Held>(Held{bits, {}});

@@ -77,7 +77,7 @@ class LikelihoodTest : public ::testing::TestWithParam<const char*> {
   std::vector<Continuation> continuations() {
     std::mt19937 random(3);
     std::vector<Continuation> out;
-    const Ids examples = draw(random, 30);
+    const Ids examples = draw(random, 70);
     for (int document = 0; document < 3; ++document) {
       Ids context = examples;
       for (const std::int64_t id : draw(random, 12)) context.push_back(id);

@@ -50,6 +50,20 @@ TEST(PrefixTree, SharesWhatIsLongEnough) {
   EXPECT_EQ(check(sequences, tree_of(sequences, 1, 0), 0), 5 + 4 + 6 + 2);
 }
 
+// Two questions of two choices each, which begin with the same two words.
+TEST(PrefixTree, KeepsItsDepthForWhatSavesMost) {
+  std::vector<Ids> sequences;
+  for (std::int64_t question = 0; question < 2; ++question)
+    for (std::int64_t choice = 0; choice < 2; ++choice) {
+      Ids& ids = sequences.emplace_back(Ids{1, 2});
+      ids.resize(12, 10 + question);
+      ids.push_back(choice);
+    }
+  EXPECT_EQ(check(sequences, tree_of(sequences, 2, 1), 1), 2 * 12 + 4);
+  for (Ids& ids : sequences) ids.erase(ids.begin() + 7, ids.begin() + 12);  // now two are a quarter
+  EXPECT_EQ(check(sequences, tree_of(sequences, 2, 2), 2), 2 + 2 * 5 + 4);
+}
+
 TEST(PrefixTree, EqualSequencesAndBeginnings) {
   const std::vector<Ids> equal{{1, 2}, {3}, {1, 2}, {1, 2}};
   EXPECT_EQ(check(equal, tree_of(equal, 8, 0), 0), 3);

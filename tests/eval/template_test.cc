@@ -14,7 +14,8 @@ using Json = nlohmann::json;
 const Json& document() {
   static const Json document = Json::parse(R"({
     "question": "Why?", "text": "the quick  brown fox", "n": 3, "half": 0.5,
-    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "key": " B", "list": [1, 2, 3, 4]})");
+    "choices": {"text": ["a", "b", "c"], "label": ["A", "B", "C"]}, "key": " B", "list": [1, 2, 3, 4],
+    "big": 9223372036854775807, "huge": 9223372036854775808})");
   return document;
 }
 
@@ -67,6 +68,14 @@ TEST(Template, Filters) {
   EXPECT_EQ(value("{{choices.text|first + choices.text|last}}"), "ac");
 }
 
+TEST(Template, BoundsWhatItMakes) {
+  const std::string deep = "{{" + std::string(100000, '(');
+  EXPECT_MESSAGE(value(deep + "n}}"), "is nested more than 64 deep");
+  std::string longer = "{{text";
+  for (int i = 0; i < 10; ++i) longer += ".replace('o', 'oooooooooooooooo')";
+  EXPECT_MESSAGE(value(longer + "}}"), "makes a text of more than 16777216 bytes");
+}
+
 TEST(Template, RefusesWhatItDoesNotUnderstand) {
   for (const auto& [text, part] : std::vector<std::pair<const char*, const char*>>{
            {"{{answer}}", "no field 'answer'"},
@@ -85,6 +94,9 @@ TEST(Template, RefusesWhatItDoesNotUnderstand) {
            {"a {{half}}", "a value is of type number, expected a text"},
            {"{{text.split('')}}", "the separator of split is empty"},
            {"{{text.strip('x')}}", "strip has 1 arguments, expected 0"},
+           {"{{n + 9223372036854775807}}", "'9223372036854775807' is too large"},
+           {"{{big + n}}", "9223372036854775807 + 3 is too large"},
+           {"a {{huge}}", "a value is of type number, expected a text"},
            {"{{}}", "ends where a value was expected"}}) {
     EXPECT_MESSAGE(value(text), part) << text;
     EXPECT_MESSAGE(value(text), "template \"") << text;

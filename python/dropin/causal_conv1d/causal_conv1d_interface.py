@@ -40,10 +40,10 @@ def causal_conv1d_fn(
 ):
     """Convolves each channel with the tokens before it; differentiable.
 
-    x (B, D, L), any strides; weight (D, K); bias (D,); seq_idx (B, L) int32: tokens of other sequences
-    count as zeros; initial_states (B, D, K - 1): the tokens before x; final_states_out: a tensor that the
-    final states are written into. Returns out (B, D, L), and with return_final_states the last K - 1
-    tokens (B, D, K - 1) too.
+    x (B, D, L), any strides; weight (D, K); bias (D,); seq_idx (B, L) int32: tokens of other
+    sequences count as zeros; initial_states (B, D, K - 1): the tokens before x; final_states_out: a
+    tensor that the final states are written into. Returns out (B, D, L), and with
+    return_final_states the last K - 1 tokens (B, D, K - 1) too.
     """
     wants_states = return_final_states or final_states_out is not None
     result = krait_ops.causal_conv1d(
@@ -102,10 +102,10 @@ def causal_conv1d_update(
 ):
     """Convolves new tokens x (B, D) or (B, D, T) with those that conv_state (B, D, S) remembers.
 
-    conv_state is shifted left and gets the new tokens; with cache_seqlens (B,) int32, the tokens that each
-    sequence has seen, it is a ring written at cache_seqlens % S. conv_state_indices (B,) int32 says which
-    row of conv_state (then any number of rows) serves which sequence; a negative one is padding: out is
-    0 there and no state changes. Returns out of x's shape.
+    conv_state is shifted left and gets the new tokens; with cache_seqlens (B,) int32, the tokens
+    that each sequence has seen, it is a ring written at cache_seqlens % S. conv_state_indices (B,)
+    int32 says which row of conv_state (then any number of rows) serves which sequence; a negative
+    one is padding: out is 0 there and no state changes. Returns out of x's shape.
     """
     return krait_ops.causal_conv1d_update(
         x,
@@ -118,9 +118,7 @@ def causal_conv1d_update(
     )
 
 
-def causal_conv1d_update_ref(
-    x, conv_state, weight, bias=None, activation=None, cache_seqlens=None
-):
+def causal_conv1d_update_ref(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None):
     """``causal_conv1d_update`` without conv_state_indices in plain PyTorch."""
     activation = _activation(activation)
     dtype = x.dtype

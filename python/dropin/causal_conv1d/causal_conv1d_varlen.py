@@ -11,8 +11,8 @@ __all__ = ["causal_conv1d_varlen_states", "causal_conv1d_varlen_states_ref"]
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
     """The last ``state_len`` tokens of each packed sequence.
 
-    x (T, D): all sequences one after the other; cu_seqlens (B + 1,) int32: where each begins, then T.
-    Returns (B, D, state_len), with zeros on the left of sequences that are shorter.
+    x (T, D): all sequences one after the other; cu_seqlens (B + 1,) int32: where each begins, then
+    T. Returns (B, D, state_len), with zeros on the left of sequences that are shorter.
     """
     return krait_ops.causal_conv1d_varlen_states(x, cu_seqlens, state_len)
 

@@ -22,7 +22,7 @@ def causal_conv1d_fwd_function(
     final_states_out: torch.Tensor | None,
     silu_activation: bool,
 ) -> torch.Tensor:
-    """out (B, D, L) of ``causal_conv1d_fn``; the final states go to final_states_out (B, D, K - 1)."""
+    """out (B, D, L) of ``causal_conv1d_fn``; final states go to final_states_out (B, D, K - 1)."""
     with torch.no_grad():
         return causal_conv1d_fn(
             x,
@@ -47,10 +47,11 @@ def causal_conv1d_bwd_function(
     return_dinitial_states: torch.Tensor,
     silu_activation: bool,
 ) -> tuple[torch.Tensor | None, ...]:
-    """The gradients (dx, dweight, dbias, dinitial_states) for dout (B, D, L), None where there is no input.
+    """The gradients (dx, dweight, dbias, dinitial_states) for dout (B, D, L), None where there is
+    no input.
 
-    dfinal_states (B, D, K - 1) adds the gradient of the final states; dx, where given, is written into.
-    dinitial_states is formed where return_dinitial_states is true.
+    dfinal_states (B, D, K - 1) adds the gradient of the final states; dx, where given, is written
+    into. dinitial_states is formed where return_dinitial_states is true.
     """
     with torch.enable_grad():
         x_, weight_ = x.detach().requires_grad_(), weight.detach().requires_grad_()

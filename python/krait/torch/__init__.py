@@ -1,8 +1,8 @@
 """Krait for PyTorch: differentiable operators, layers and language models, on CPUs and GPUs.
 
-    krait.torch.functional   operators on tensors: selective_scan, ssd, causal_conv1d, norm, ...
-    krait.torch.Mamba, ...   layers with the parameter names of published checkpoints
-    krait.torch.MambaLMHeadModel.from_pretrained(...)   language models
+krait.torch.functional   operators on tensors: selective_scan, ssd, causal_conv1d, norm, ...
+krait.torch.Mamba, ...   layers with the parameter names of published checkpoints
+krait.torch.MambaLMHeadModel.from_pretrained(...)   language models
 """
 
 from __future__ import annotations

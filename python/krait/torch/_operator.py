@@ -1,9 +1,10 @@
 """How Krait's operators reach PyTorch.
 
-Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has kernels for CPU and
-CUDA, a fake kernel and a derivative, so that ``torch.compile``, ``torch.export``, dispatch modes and tensor
-subclasses see one opaque node. Eager calls on plain tensors, which are by far the most, go past the dispatcher
-straight to the kernel (see `examine`), since boxing a dozen arguments costs more than a small operator.
+Each operator exists twice, over the same kernel function. As ``torch.ops.krait.NAME`` it has
+kernels for CPU and CUDA, a fake kernel and a derivative, so that ``torch.compile``,
+``torch.export``, dispatch modes and tensor subclasses see one opaque node. Eager calls on plain
+tensors, which are by far the most, go past the dispatcher straight to the kernel (see `examine`),
+since boxing a dozen arguments costs more than a small operator.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from krait import _library
 
@@ -40,13 +42,17 @@ GRAD = 2  # beside PLAIN: a derivative will be asked for
 def examine(tensors: Sequence[Optional[Tensor]]) -> int:
     """How a call on `tensors` is to be made: 0, PLAIN, or PLAIN | GRAD.
 
-    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform, a tracer) and for
-    what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors, lazily negated views, which the
-    dispatcher resolves. Lazily conjugated views are left to operators with complex inputs.
+    0 while something watches or rewrites calls (a compiler, a dispatch mode, a functorch transform,
+    a tracer) and for what is not a plain dense tensor on a CPU or a GPU: subclasses, meta tensors,
+    lazily negated views, which the dispatcher resolves. Lazily conjugated views are left to
+    operators with complex inputs.
     """
+    if _is_dynamo_compiling():
+        return 0
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(tensors)
     if (
-        _is_dynamo_compiling()
-        or _dispatch_modes()
+        _dispatch_modes()
         or _transforms_active()
         or _tracing_state() is not None
         or not _PLAIN_TYPES.issuperset(map(type, tensors))
@@ -68,6 +74,14 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
             if t is not None and t.is_neg():
                 return 0
     return found
+
+
+def _refuse_tangents(tensors: Sequence[Optional[Tensor]]) -> None:
+    for t in tensors:
+        if t is not None and forward_ad.unpack_dual(t).tangent is not None:
+            raise NotImplementedError(
+                "[krait.torch] forward-mode differentiation is not available, expected backward()"
+            )
 
 
 def wants_grad(tensors: Sequence[Optional[Tensor]]) -> bool:
@@ -106,21 +120,24 @@ def define_backward(schema: str, kernel: Callable[..., Any], fake: Callable[...,
 
 def check_offsets(op: str, cu_seqlens: Tensor) -> None:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ValueError(
-            f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)"
-        )
+        raise ValueError(f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)")
 
 
 def shape_of(t: Tensor) -> str:
     return str(tuple(t.shape))
 
 
+_FLOAT32, _FLOAT64, _COMPLEX128 = torch.float32, torch.float64, torch.complex128
+
+
 def sum_dtype(tensors: Sequence[Optional[Tensor]]) -> torch.dtype:
-    """The dtype that sums and states have: float64 where any of `tensors` is of that precision, else float32."""
+    """The dtype of sums and states: float64 where any of `tensors` is as precise, else float32."""
     for t in tensors:
-        if t is not None and (t.dtype is torch.float64 or t.dtype is torch.complex128):
-            return torch.float64
-    return torch.float32
+        if t is not None:
+            dtype = t.dtype
+            if dtype is _FLOAT64 or dtype is _COMPLEX128:
+                return _FLOAT64
+    return _FLOAT32
 
 
 def on_host(kernel: Callable[..., Any], *args: Any) -> Any:

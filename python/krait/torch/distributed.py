@@ -1,7 +1,9 @@
-"""Tensor and sequence parallelism over torch.distributed: collectives with gradients, sharded layers.
+"""Tensor and sequence parallelism over torch.distributed: collectives with gradients, sharded
+layers.
 
-The names and arguments are those of ``mamba_ssm.distributed``. With sequence parallelism tokens are dimension 0
-of an activation, split evenly over the process group (Korthikanti et al., 2022, arXiv:2205.05198).
+The names and arguments are those of ``mamba_ssm.distributed``. With sequence parallelism tokens are
+dimension 0 of an activation, split evenly over the process group (Korthikanti et al., 2022,
+arXiv:2205.05198).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ __all__ = [
 def all_gather_raw(
     input_: Tensor, process_group: ProcessGroup, async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """Concatenates input_ (n, ...) of every rank along dimension 0: (world * n, ...), and a handle or None."""
+    """input_ (n, ...) of all ranks along dimension 0: (world * n, ...), and a handle or None."""
     world_size = dist.get_world_size(process_group)
     output = input_.new_empty((world_size * input_.shape[0], *input_.shape[1:]))
     handle = dist.all_gather_into_tensor(
@@ -52,7 +54,7 @@ def all_gather_raw(
 def reduce_scatter_raw(
     input_: Tensor, process_group: ProcessGroup, async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """Sums input_ (world * n, ...) over ranks; each keeps its n rows: (n, ...), and a handle or None."""
+    """input_ (world * n, ...) summed over ranks, a rank's rows (n, ...), and a handle or None."""
     world_size = dist.get_world_size(process_group)
     if input_.shape[0] % world_size != 0:
         raise ValueError(
@@ -128,7 +130,7 @@ def sync_shared_params(model: nn.Module, process_group: ProcessGroup) -> None:
 
 
 def allreduce_sequence_parallel_grad(model: nn.Module, process_group: ProcessGroup) -> None:
-    """Sums over ranks the gradients of parameters marked ``_sequence_parallel``, which each saw its own tokens."""
+    """Sums gradients of parameters marked ``_sequence_parallel``: each rank saw its own tokens."""
     gradients: dict[torch.dtype, list[Tensor]] = {}
     for _, parameter in sorted(model.named_parameters()):
         if getattr(parameter, "_sequence_parallel", False) and parameter.grad is not None:
@@ -138,15 +140,13 @@ def allreduce_sequence_parallel_grad(model: nn.Module, process_group: ProcessGro
             # One message a dtype: these gradients are small and many.
             flat = torch.cat([gradient.reshape(-1) for gradient in group])
             dist.all_reduce(flat, group=process_group)
-            pieces = flat.split([gradient.numel() for gradient in group])
+            pieces = torch.split(flat, [gradient.numel() for gradient in group])
             for gradient, piece in zip(group, pieces):
                 gradient.copy_(piece.view_as(gradient))
 
 
-def get_dim_for_local_rank(
-    dim: int, world_size: int, local_rank: int, multiple_of: int = 1
-) -> int:
-    """The share of ``dim`` of one rank, in multiples of ``multiple_of``; the first ranks take what is left over."""
+def get_dim_for_local_rank(dim: int, world_size: int, local_rank: int, multiple_of: int = 1) -> int:
+    """A rank's share of ``dim``, in multiples of ``multiple_of``; the first take what is left."""
     share, rest = divmod(dim // multiple_of, world_size)
     return (share + (1 if local_rank < rest else 0)) * multiple_of
 
@@ -158,9 +158,11 @@ def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
 
 
 class ParallelLinearFunc(torch.autograd.Function):
-    """x W^T + b with x gathered (sequence parallel) or copied (tensor parallel) over a process group.
+    """x W^T + b with x gathered (sequence parallel) or copied (tensor parallel) over a process
+    group.
 
-    Gathered tokens are not kept: the backward pass gathers them again while it forms the gradient of x.
+    Gathered tokens are not kept: the backward pass gathers them again while it forms the gradient
+    of x.
     """
 
     @staticmethod
@@ -189,7 +191,10 @@ class ParallelLinearFunc(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         x_dtype, weight_dtype, bias_dtype = ctx.dtypes
         group, sequence_parallel = ctx.process_group, ctx.sequence_parallel
-        grad_x = grad_weight = grad_bias = handle = None
+        grad_x: Optional[Tensor] = None
+        grad_weight: Optional[Tensor] = None
+        grad_bias: Optional[Tensor] = None
+        handle: Any = None
         with torch.autocast(grad_output.device.type, enabled=False):
             total_x = x
             if ctx.needs_input_grad[1] and group is not None and sequence_parallel:
@@ -199,7 +204,7 @@ class ParallelLinearFunc(torch.autograd.Function):
             if handle is not None:
                 handle.wait()
                 handle = None
-            if ctx.needs_input_grad[0] and group is not None:
+            if grad_x is not None and group is not None:
                 reduce = reduce_scatter_raw if sequence_parallel else all_reduce_raw
                 grad_x, handle = reduce(grad_x, group, async_op=True)
             flat = grad_output.reshape(-1, grad_output.shape[-1])
@@ -223,22 +228,33 @@ def parallel_linear_func(
 ) -> Tensor:
     """x (n, ..., in) times weight (out, in): (n or world * n, ..., out).
 
-    With sequence_parallel x is gathered over the group before, and its gradient summed and scattered;
-    without, x is the same on all ranks and its gradient summed.
+    With sequence_parallel x is gathered over the group before, and its gradient summed and
+    scattered; without, x is the same on all ranks and its gradient summed.
     """
-    return ParallelLinearFunc.apply(x, weight, bias, process_group, sequence_parallel)
+    out: Tensor = ParallelLinearFunc.apply(x, weight, bias, process_group, sequence_parallel)
+    return out
 
 
 def _local_multiples(what: str, size: int, group: ProcessGroup, multiple_of: int) -> int:
     if size % multiple_of != 0:
         raise ValueError(f"[{what}] is {size}, expected a multiple of multiple_of = {multiple_of}")
-    return get_dim_for_local_rank(size, dist.get_world_size(group), dist.get_rank(group), multiple_of)
+    return get_dim_for_local_rank(
+        size, dist.get_world_size(group), dist.get_rank(group), multiple_of
+    )
+
+
+def _summed(x: Tensor, group: ProcessGroup, scatter: bool) -> Tensor:
+    """The sum over ranks, scattered over dimension 0 or whole."""
+    out: Tensor = (reduce_scatter if scatter else all_reduce)(x, group)
+    return out
 
 
 class ColumnParallelLinear(nn.Linear):
-    """A linear layer of which each rank holds rows of the weight: (out_features share, in_features).
+    """A linear layer of which each rank holds rows of the weight: (out_features share,
+    in_features).
 
-    ``forward``: x (n, ..., in), gathered over ranks with sequence_parallel, to (..., out_features share).
+    ``forward``: x (n, ..., in), gathered over ranks with sequence_parallel, to (..., out_features
+    share).
     """
 
     def __init__(
@@ -247,17 +263,19 @@ class ColumnParallelLinear(nn.Linear):
         out_features: int,
         process_group: ProcessGroup,
         bias: bool = True,
-        sequence_parallel=True,
-        multiple_of=1,
-        device=None,
-        dtype=None,
+        sequence_parallel: bool = True,
+        multiple_of: int = 1,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
-        local = _local_multiples("ColumnParallelLinear: out_features", out_features, process_group, multiple_of)
+        local = _local_multiples(
+            "ColumnParallelLinear: out_features", out_features, process_group, multiple_of
+        )
         super().__init__(in_features, local, bias=bias, device=device, dtype=dtype)
         self.process_group = process_group
         self.sequence_parallel = sequence_parallel
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return parallel_linear_func(
             x,
             self.weight,
@@ -268,10 +286,11 @@ class ColumnParallelLinear(nn.Linear):
 
 
 class RowParallelLinear(nn.Linear):
-    """A linear layer of which each rank holds columns of the weight: (out_features, in_features share).
+    """A linear layer of which each rank holds columns of the weight: (out_features, in_features
+    share).
 
-    ``forward``: x (n, ..., in share) to the sum over ranks (n, ..., out), with sequence_parallel scattered
-    over dimension 0. The bias belongs to the first rank.
+    ``forward``: x (n, ..., in share) to the sum over ranks (n, ..., out), with sequence_parallel
+    scattered over dimension 0. The bias belongs to the first rank.
     """
 
     def __init__(
@@ -280,12 +299,14 @@ class RowParallelLinear(nn.Linear):
         out_features: int,
         process_group: ProcessGroup,
         bias: bool = True,
-        sequence_parallel=True,
-        multiple_of=1,
-        device=None,
-        dtype=None,
+        sequence_parallel: bool = True,
+        multiple_of: int = 1,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
     ) -> None:
-        local = _local_multiples("RowParallelLinear: in_features", in_features, process_group, multiple_of)
+        local = _local_multiples(
+            "RowParallelLinear: in_features", in_features, process_group, multiple_of
+        )
         super().__init__(
             local,
             out_features,
@@ -296,31 +317,40 @@ class RowParallelLinear(nn.Linear):
         self.process_group = process_group
         self.sequence_parallel = sequence_parallel
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         out = parallel_linear_func(x, self.weight, self.bias)
-        reduce = reduce_scatter if self.sequence_parallel else all_reduce
-        return reduce(out, self.process_group)
+        return _summed(out, self.process_group, self.sequence_parallel)
 
 
 class VocabParallelEmbedding(nn.Embedding):
-    """An embedding of which each rank holds a contiguous range of ids; others give zeros, to be summed over ranks."""
+    """An embedding of which each rank holds a contiguous range of ids; others give zeros, to be
+    summed over ranks.
+    """
 
-    def __init__(self, num_embeddings, *args, process_group=None, padding_idx=None, **kwargs):
+    def __init__(
+        self,
+        num_embeddings: int,
+        *args: Any,
+        process_group: Optional[ProcessGroup] = None,
+        padding_idx: Optional[int] = None,
+        **kwargs: Any,
+    ) -> None:
         self.process_group = process_group
         if process_group is not None:
             world_size = dist.get_world_size(process_group)
             if num_embeddings % world_size != 0:
                 raise ValueError(
-                    f"[VocabParallelEmbedding] num_embeddings is {num_embeddings}, expected a multiple of "
-                    f"the {world_size} ranks"
+                    f"[VocabParallelEmbedding] num_embeddings is {num_embeddings}, expected "
+                    f"a multiple of the {world_size} ranks"
                 )
             if world_size > 1 and padding_idx is not None:
                 raise ValueError(
-                    f"[VocabParallelEmbedding] padding_idx is {padding_idx}, expected None with more than "
-                    "one rank"
+                    f"[VocabParallelEmbedding] padding_idx is {padding_idx}, expected None "
+                    "with more than one rank"
                 )
             num_embeddings //= world_size
-        super().__init__(num_embeddings, *args, padding_idx=padding_idx, **kwargs)
+        kwargs["padding_idx"] = padding_idx
+        super().__init__(num_embeddings, *args, **kwargs)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.process_group is None:
@@ -332,23 +362,31 @@ class VocabParallelEmbedding(nn.Embedding):
 
 
 class ColumnParallelEmbedding(nn.Embedding):
-    """An embedding of which each rank holds a share of the channels: (..., embedding_dim / world)."""
+    """An embedding of which each rank holds some channels: (..., embedding_dim / world)."""
 
-    def __init__(self, num_embeddings, embedding_dim, *args, process_group=None, **kwargs):
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *args: Any,
+        process_group: Optional[ProcessGroup] = None,
+        **kwargs: Any,
+    ) -> None:
         self.process_group = process_group
         if process_group is not None:
             world_size = dist.get_world_size(process_group)
             if embedding_dim % world_size != 0:
                 raise ValueError(
-                    f"[ColumnParallelEmbedding] embedding_dim is {embedding_dim}, expected a multiple of "
-                    f"the {world_size} ranks"
+                    f"[ColumnParallelEmbedding] embedding_dim is {embedding_dim}, expected "
+                    f"a multiple of the {world_size} ranks"
                 )
             embedding_dim //= world_size
         super().__init__(num_embeddings, embedding_dim, *args, **kwargs)
 
 
 class ParallelEmbeddings(nn.Module):
-    """Word embeddings sharded by id and, with max_position_embeddings > 0, positions sharded by channel.
+    """Word embeddings sharded by id and, with max_position_embeddings > 0, positions sharded by
+    channel.
 
     ``forward``: input_ids (B, L) to (B, L, D), or (B * L, D) with combine_batch_seqlen_dim; with
     sequence_parallel scattered over dimension 0.
@@ -356,16 +394,16 @@ class ParallelEmbeddings(nn.Module):
 
     def __init__(
         self,
-        embed_dim,
-        vocab_size,
-        max_position_embeddings,
-        process_group,
-        padding_idx=None,
-        sequence_parallel=True,
-        device=None,
-        dtype=None,
-    ):
-        factory_kwargs = {"device": device, "dtype": dtype}
+        embed_dim: int,
+        vocab_size: int,
+        max_position_embeddings: int,
+        process_group: Optional[ProcessGroup],
+        padding_idx: Optional[int] = None,
+        sequence_parallel: bool = True,
+        device: Any = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        factory_kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__()
         self.process_group = process_group
         self.sequence_parallel = sequence_parallel
@@ -382,8 +420,13 @@ class ParallelEmbeddings(nn.Module):
                 max_position_embeddings, embed_dim, process_group=process_group, **factory_kwargs
             )
 
-    def forward(self, input_ids, position_ids=None, combine_batch_seqlen_dim=False):
-        embeddings = self.word_embeddings(input_ids)
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Optional[Tensor] = None,
+        combine_batch_seqlen_dim: bool = False,
+    ) -> Tensor:
+        embeddings: Tensor = self.word_embeddings(input_ids)
         world_size = 1 if self.process_group is None else dist.get_world_size(self.process_group)
         if self.max_position_embeddings > 0:
             if position_ids is None:
@@ -399,7 +442,6 @@ class ParallelEmbeddings(nn.Module):
             embeddings = embeddings + positions
         if combine_batch_seqlen_dim:
             embeddings = embeddings.flatten(0, 1)
-        if world_size == 1:
+        if self.process_group is None or world_size == 1:
             return embeddings
-        reduce = reduce_scatter if self.sequence_parallel else all_reduce
-        return reduce(embeddings, self.process_group)
+        return _summed(embeddings, self.process_group, self.sequence_parallel)

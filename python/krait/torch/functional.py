@@ -1,4 +1,6 @@
-"""Krait's operators on PyTorch tensors: differentiable, on CPUs and GPUs, whole under ``torch.compile``."""
+"""Krait's operators on PyTorch tensors: differentiable, on CPUs and GPUs, whole under
+``torch.compile``.
+"""
 
 from __future__ import annotations
 

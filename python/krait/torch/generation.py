@@ -1,11 +1,13 @@
 """Text generation for PyTorch language models with a recurrent state.
 
-The names, arguments and defaults are those of ``mamba_ssm.utils.generation``; docs/dropin.md lists where the
-results differ from it. Shapes: B sequences, L tokens, V logits (the rows that pad the head included).
+The names, arguments and defaults are those of ``mamba_ssm.utils.generation``; docs/dropin.md lists
+where the results differ from it. Shapes: B sequences, L tokens, V logits (the rows that pad the
+head included).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Protocol, Sequence
@@ -46,16 +48,17 @@ class TextStreamer(Protocol):
 class InferenceParams:
     """The state that layers carry from one call of a model to the next.
 
-    ``key_value_memory_dict[layer_idx]`` holds what a layer keeps: ``(conv_state, ssm_state)``, with conv_state
-    (B, D, K) and ssm_state (B, D, N) or (B, H, P, N); for attention its cache of keys and values. Layers
-    update it in place. A call with ``seqlen_offset == 0`` is a prefill, any other a step.
+    ``key_value_memory_dict[layer_idx]`` holds what a layer keeps: ``(conv_state, ssm_state)``, with
+    conv_state (B, D, K) and ssm_state (B, D, N) or (B, H, P, N); for attention its cache of keys
+    and values. Layers update it in place. A call with ``seqlen_offset == 0`` is a prefill, any
+    other a step.
     """
 
     max_seqlen: int
     max_batch_size: int
     seqlen_offset: int = 0
     batch_size_offset: int = 0
-    key_value_memory_dict: dict = field(default_factory=dict)
+    key_value_memory_dict: dict[int, Any] = field(default_factory=dict)
     lengths_per_sample: Optional[Tensor] = None
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
@@ -69,7 +72,8 @@ class InferenceParams:
 
 @dataclass
 class GenerationOutput:
-    """``sequences`` (B, L) int64 and, when asked for, ``scores``: a tuple with the logits (B, V) of each step.
+    """``sequences`` (B, L) int64 and, when asked for, ``scores``: a tuple with the logits (B, V) of
+    each step.
 
     The fields are items too, by name or, as in a tuple of those that are not None, by position.
     """
@@ -77,7 +81,7 @@ class GenerationOutput:
     sequences: Tensor
     scores: Optional[tuple[Tensor, ...]] = None
 
-    def to_tuple(self) -> tuple:
+    def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
         return (self.sequences,) if self.scores is None else (self.sequences, self.scores)
 
@@ -90,15 +94,15 @@ class GenerationOutput:
 
 
 def modify_logits_for_min_p_filtering(logits: Tensor, min_p: float) -> None:
-    """Sets logits (..., V) of tokens less probable than ``min_p`` times the most probable to -inf, in place.
+    """Sets logits (..., V) of tokens less probable than ``min_p`` times the most probable to -inf,
+    in place.
 
     Nothing is dropped for ``min_p`` outside (0, 1).
     """
     if min_p <= 0.0 or min_p >= 1.0:
         return
-    log_ratio = torch.log(torch.tensor(min_p, dtype=torch.float64)).item()
     wide = logits.float()
-    dropped = wide < wide.amax(dim=-1, keepdim=True) + log_ratio
+    dropped = wide < wide.amax(dim=-1, keepdim=True) + math.log(min_p)
     logits.masked_fill_(dropped, _MINUS_INFINITY)
 
 
@@ -116,9 +120,11 @@ def modify_logits_for_top_k_filtering(logits: Tensor, top_k: int) -> None:
 
 
 def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
-    """Keeps the smallest set of the logits (..., V) whose probability reaches ``top_p``; the others become -inf.
+    """Keeps the smallest set of the logits (..., V) whose probability reaches ``top_p``; the others
+    become -inf.
 
-    In place; nothing is dropped for ``top_p`` outside (0, 1). Of equal logits the smaller ids are kept first.
+    In place; nothing is dropped for ``top_p`` outside (0, 1). Of equal logits the smaller ids are
+    kept first.
     """
     if top_p <= 0.0 or top_p >= 1.0:
         return
@@ -133,15 +139,18 @@ def modify_logits_for_top_p_filtering(logits: Tensor, top_p: float) -> None:
 def modify_logit_for_repetition_penalty(
     logits: Tensor, prev_output_tokens: Tensor, repetition_penalty: float = 1.0
 ) -> Tensor:
-    """Penalises ids seen before (Keskar et al., 2019, CTRL): score * p where negative, score / p elsewhere.
+    """Penalises ids seen before (Keskar et al., 2019, CTRL): score * p where negative, score / p
+    elsewhere.
 
-    logits (B, V) are changed in place and returned; prev_output_tokens (B, L) int64. An id counts once however
-    often it occurs.
+    logits (B, V) are changed in place and returned; prev_output_tokens (B, L) int64. An id counts
+    once however often it occurs.
     """
     if repetition_penalty == 1.0:
         return logits
     if repetition_penalty <= 0.0:
-        raise ValueError(f"[sample] repetition_penalty is {repetition_penalty}, expected more than 0")
+        raise ValueError(
+            f"[sample] repetition_penalty is {repetition_penalty}, expected more than 0"
+        )
     score = logits.gather(1, prev_output_tokens)
     score = torch.where(score < 0, score * repetition_penalty, score / repetition_penalty)
     return logits.scatter_(1, prev_output_tokens, score)
@@ -161,9 +170,9 @@ def sample(
 ) -> Tensor:
     """Token ids (B,) drawn from logits (B, V), which stay as they are.
 
-    ``top_k == 1`` or ``temperature == 0`` takes the largest. ``top_k > 1`` keeps the k largest, then applies
-    temperature and top_p. ``top_k == 0`` applies min_p (relative to the largest probability), temperature and
-    top_p, in this order. top_p and min_p are off outside (0, 1).
+    ``top_k == 1`` or ``temperature == 0`` takes the largest. ``top_k > 1`` keeps the k largest,
+    then applies temperature and top_p. ``top_k == 0`` applies min_p (relative to the largest
+    probability), temperature and top_p, in this order. top_p and min_p are off outside (0, 1).
     """
     if top_k < 0:
         raise ValueError(f"[sample] top_k is {top_k}, expected 0 (off) or more")
@@ -219,13 +228,14 @@ def decode(
 ) -> GenerationOutput:
     """Continues input_ids (B, L) int64 up to ``max_length`` tokens, prompt included.
 
-    A row that drew eos_token_id goes on with it, and decoding ends once every row did. teacher_outputs
-    (B, T) int64 are taken in place of drawn tokens at the positions they cover, for scoring. Ids at and beyond
-    vocab_size (by default ``model.config.vocab_size``) are never drawn. cg records a decoding step as a CUDA
-    graph and replays it; on the CPU it changes nothing. enable_timing prints the time taken.
+    A row that drew eos_token_id goes on with it, and decoding ends once every row did.
+    teacher_outputs (B, T) int64 are taken in place of drawn tokens at the positions they cover, for
+    scoring. Ids at and beyond vocab_size (by default ``model.config.vocab_size``) are never drawn.
+    cg records a decoding step as a CUDA graph and replays it; on the CPU it changes nothing.
+    enable_timing prints the time taken.
 
-    Returns ``sequences`` (B, <= max_length) and ``scores``, the logits (B, V) of each step as the model gave
-    them (cut to vocab_size where that was passed).
+    Returns ``sequences`` (B, <= max_length) and ``scores``, the logits (B, V) of each step as the
+    model gave them (cut to vocab_size where that was passed).
     """
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(
@@ -266,8 +276,8 @@ def decode(
                     inference_params=inference_params,
                     num_last_tokens=1,
                 ).logits
-        logits = logits[:, -1]
-        return logits if vocab_size is None else logits[..., :vocab_size]
+        last: Tensor = logits[:, -1]
+        return last if vocab_size is None else last[..., :vocab_size]
 
     def next_tokens(logits: Tensor, previous: Tensor) -> Tensor:
         position = previous.shape[1]
@@ -275,7 +285,9 @@ def decode(
             return teacher_outputs[:, position]
         choice = logits
         if repetition_penalty != 1.0:
-            choice = modify_logit_for_repetition_penalty(logits.clone(), previous, repetition_penalty)
+            choice = modify_logit_for_repetition_penalty(
+                logits.clone(), previous, repetition_penalty
+            )
         if drawable is not None:
             choice = choice[..., :drawable]
         return sample(choice, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
@@ -317,8 +329,8 @@ class GenerationMixin:
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: Optional[torch.dtype] = None, **kwargs: Any
-    ) -> dict:
-        """The state of every layer, zeroed: what ``InferenceParams.key_value_memory_dict`` holds."""
+    ) -> dict[int, Any]:
+        """Zeroed states of all layers: what ``InferenceParams.key_value_memory_dict`` holds."""
         raise NotImplementedError(
             f"[generate] {type(self).__name__} does not define allocate_inference_cache"
         )
@@ -335,7 +347,9 @@ class GenerationMixin:
         output_scores: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """``decode`` with this model: sequences (B, L), or with return_dict_in_generate all of the output."""
+        """``decode`` with this model: sequences (B, L), or with return_dict_in_generate all of the
+        output.
+        """
         output = decode(
             input_ids,
             self,
@@ -350,26 +364,31 @@ class GenerationMixin:
         return output if return_dict_in_generate else output.sequences
 
 
+_Step = Callable[[Tensor, Tensor, int], Tensor]
+
+
 @dataclass
 class DecodingCGCache:
-    """Recorded decoding steps and the state they work on, kept on a model from one generation to the next."""
+    """Recorded decoding steps and the state they work on, kept on a model from one generation to
+    the next.
+    """
 
     max_batch_size: int = 0
     max_seqlen: int = 0
-    callables: dict = field(default_factory=dict)
+    callables: dict[tuple[int, int], _Step] = field(default_factory=dict)
     inference_params: Optional[InferenceParams] = None
-    run: Optional[Callable[[Tensor, Tensor, int], Tensor]] = None
+    run: Optional[_Step] = None
     device: Optional[torch.device] = None
     dtype: Optional[torch.dtype] = None
     mempool: Any = None
-    parameters: tuple = ()
+    parameters: tuple[int, ...] = ()
 
 
 def _freezes_positions(model: Any, decoding_seqlen: int) -> bool:
     """Whether a graph would freeze where in the sequence it was recorded.
 
-    Attention reads the positions of single tokens from ``lengths_per_sample``, on the device, but those of
-    longer steps from ``seqlen_offset``.
+    Attention reads the positions of single tokens from ``lengths_per_sample``, on the device, but
+    those of longer steps from ``seqlen_offset``.
     """
     config = getattr(model, "config", None)
     return decoding_seqlen > 1 and bool(getattr(config, "attn_layer_idx", None))
@@ -386,11 +405,12 @@ def update_graph_cache(
     dtype: Optional[torch.dtype] = None,
     n_warmups: int = 2,
 ) -> DecodingCGCache:
-    """Returns a cache whose ``run(input_ids (B, T), position_ids (B, T), offset)`` gives logits (B, T, V).
+    """Returns a cache whose ``run(input_ids (B, T), position_ids (B, T), offset)`` gives logits (B,
+    T, V).
 
-    What ``cache`` recorded before is used again where it fits: same weights, device, dtype and number of
-    sequences, and no more tokens than it was made for. On the CPU ``run`` calls the model, and so it does for
-    steps of several tokens where there are attention layers.
+    What ``cache`` recorded before is used again where it fits: same weights, device, dtype and
+    number of sequences, and no more tokens than it was made for. On the CPU ``run`` calls the
+    model, and so it does for steps of several tokens where there are attention layers.
     """
     if cache is None:
         cache = DecodingCGCache()
@@ -406,7 +426,6 @@ def update_graph_cache(
     ):
         cache.callables = {}
         cache.mempool = None
-        cache.inference_params = None
         cache.device, cache.dtype = device, dtype
         cache.max_batch_size, cache.max_seqlen = batch_size, max_seqlen
         cache.parameters = parameters
@@ -421,11 +440,13 @@ def update_graph_cache(
         )
         if device.type == "cuda":
             cache.mempool = torch.cuda.graphs.graph_pool_handle()
+    state = cache.inference_params
+    assert state is not None
     for decoding_seqlen in decoding_seqlens:
         if (batch_size, decoding_seqlen) not in cache.callables:
             cache.callables[batch_size, decoding_seqlen] = capture_graph(
                 model,
-                cache.inference_params,
+                state,
                 batch_size,
                 max_seqlen,
                 decoding_seqlen=decoding_seqlen,
@@ -434,11 +455,12 @@ def update_graph_cache(
             )
 
     def run(new_input_ids: Tensor, new_position_ids: Tensor, seqlen: int) -> Tensor:
-        return cache.callables[tuple(new_input_ids.shape)](new_input_ids, new_position_ids, seqlen)
+        rows, tokens = new_input_ids.shape
+        return cache.callables[rows, tokens](new_input_ids, new_position_ids, seqlen)
 
     cache.run = run
     # The state was written while recording; a prefill starts it afresh.
-    cache.inference_params.seqlen_offset = 0
+    state.seqlen_offset = 0
     return cache
 
 
@@ -452,11 +474,12 @@ def capture_graph(
     mempool: Any = None,
     n_warmups: int = 2,
 ) -> Callable[[Tensor, Tensor, int], Tensor]:
-    """Records one step of ``decoding_seqlen`` tokens on the state of ``inference_params`` as a CUDA graph.
+    """Records one step of ``decoding_seqlen`` tokens on the state of ``inference_params`` as a CUDA
+    graph.
 
-    Returns ``run(input_ids (B, T), position_ids (B, T), offset) -> logits (B, T, V)``. On the CPU nothing is
-    recorded and ``run`` calls the model, and so it does for steps of several tokens where there are attention
-    layers.
+    Returns ``run(input_ids (B, T), position_ids (B, T), offset) -> logits (B, T, V)``. On the CPU
+    nothing is recorded and ``run`` calls the model, and so it does for steps of several tokens
+    where there are attention layers.
     """
     device = next(iter(model.parameters())).device
     if device.type != "cuda" or _freezes_positions(model, decoding_seqlen):
@@ -465,12 +488,14 @@ def capture_graph(
             inference_params.seqlen_offset = seqlen
             if inference_params.lengths_per_sample is not None:
                 inference_params.lengths_per_sample.fill_(seqlen)
-            return model(
+            output = model(
                 new_input_ids,
                 position_ids=new_position_ids,
                 inference_params=inference_params,
                 num_last_tokens=decoding_seqlen,
-            ).logits
+            )
+            logits: Tensor = output.logits
+            return logits
 
         return run_plain
 
@@ -478,9 +503,14 @@ def capture_graph(
     position_ids = torch.zeros((batch_size, decoding_seqlen), dtype=torch.long, device=device)
     seqlen_offset_og = inference_params.seqlen_offset
     inference_params.seqlen_offset = max_seqlen - decoding_seqlen
-    inference_params.lengths_per_sample[:] = inference_params.seqlen_offset
+    if inference_params.lengths_per_sample is None:
+        inference_params.lengths_per_sample = torch.empty(
+            batch_size, dtype=torch.int32, device=device
+        )
+    lengths = inference_params.lengths_per_sample
+    lengths.fill_(inference_params.seqlen_offset)
 
-    def step() -> Tensor:
+    def step() -> Any:
         return model(
             input_ids,
             position_ids=position_ids,
@@ -497,11 +527,11 @@ def capture_graph(
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=mempool):
-        logits = step()
+        logits: Tensor = step()
     inference_params.seqlen_offset = seqlen_offset_og
 
     def run(new_input_ids: Tensor, new_position_ids: Tensor, seqlen: int) -> Tensor:
-        inference_params.lengths_per_sample[:] = seqlen
+        lengths.fill_(seqlen)
         input_ids.copy_(new_input_ids)
         position_ids.copy_(new_position_ids)
         graph.replay()

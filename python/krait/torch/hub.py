@@ -32,8 +32,8 @@ def _find(name: Union[str, "os.PathLike[str]"], file: str) -> Optional[Path]:
         )
     except ImportError:
         raise ImportError(
-            f"[from_pretrained] {str(name)!r} is no folder, and huggingface_hub, which would download it, "
-            "is not installed"
+            f"[from_pretrained] {str(name)!r} is no folder, and huggingface_hub, which would "
+            "download it, is not installed"
         ) from None
     try:
         return Path(hf_hub_download(str(name), file))
@@ -64,7 +64,8 @@ def _load_file(path: Path, device: Any) -> dict[str, Tensor]:
             from safetensors.torch import load_file
         except ImportError:
             raise ImportError(
-                f"[from_pretrained] {path.name} needs the package safetensors, which is not installed"
+                f"[from_pretrained] {path.name} needs the package safetensors, which is not "
+                "installed"
             ) from None
         return load_file(path, device=str(device or "cpu"))
     # Files of torch before 1.6 are no zip archives and cannot be mapped.
@@ -78,8 +79,8 @@ def load_state_dict_hf(
     device: Any = None,
     dtype: Optional[torch.dtype] = None,
 ) -> dict[str, Tensor]:
-    """The weights of a folder or hub repository: model.safetensors or pytorch_model.bin, or the shards that
-    either's index names.
+    """The weights of a folder or hub repository: model.safetensors or pytorch_model.bin, or the
+    shards that either's index names.
 
     Args:
         device: where they are loaded to; None: the CPU.

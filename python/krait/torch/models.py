@@ -45,7 +45,8 @@ def create_block(
     device: Any = None,
     dtype: Optional[torch.dtype] = None,
 ) -> Block:
-    """A block with the mixer that a configuration gives layer `layer_idx`; arguments as `MambaConfig`'s fields.
+    """A block with the mixer that a configuration gives layer `layer_idx`; arguments as
+    `MambaConfig`'s fields.
 
     Raises:
         ValueError: for an ssm_cfg whose "layer" is neither "Mamba1" nor "Mamba2".
@@ -64,9 +65,7 @@ def create_block(
         mixer_cls = partial(_MIXERS[layer], layer_idx=layer_idx, **arguments, **made)
     mlp_cls: Callable[[int], nn.Module] = nn.Identity
     if d_intermediate > 0:
-        mlp_cls = partial(
-            GatedMLP, hidden_features=d_intermediate, out_features=d_model, **made
-        )
+        mlp_cls = partial(GatedMLP, hidden_features=d_intermediate, out_features=d_model, **made)
     norm_cls = partial(RMSNorm if rms_norm else nn.LayerNorm, eps=norm_epsilon, **made)
     block = Block(
         d_model,
@@ -87,8 +86,9 @@ def _init_weights(
     rescale_prenorm_residual: bool = True,
     n_residuals_per_layer: int = 1,
 ) -> None:
-    """Biases 0 but those marked _no_reinit, embeddings normal, and projections into the residual stream scaled by
-    1 / sqrt(number of residual branches) (Radford et al. 2019, "Language models are unsupervised multitask learners").
+    """Biases 0 but those marked _no_reinit, embeddings normal, and projections into the residual
+    stream scaled by 1 / sqrt(number of residual branches) (Radford et al. 2019, "Language models
+    are unsupervised multitask learners").
     """
     if isinstance(module, nn.Linear):
         if module.bias is not None and not getattr(module.bias, "_no_reinit", False):
@@ -100,7 +100,7 @@ def _init_weights(
             if name in ("out_proj.weight", "fc2.weight"):
                 nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
                 with torch.no_grad():
-                    parameter /= math.sqrt(n_residuals_per_layer * n_layer)
+                    parameter.div_(math.sqrt(n_residuals_per_layer * n_layer))
 
 
 class MixerModel(nn.Module):
@@ -108,7 +108,8 @@ class MixerModel(nn.Module):
 
     Args:
         norm_epsilon: added to the norms' mean square or variance.
-        initializer_cfg: of the weights: initializer_range, rescale_prenorm_residual, n_residuals_per_layer.
+        initializer_cfg: of the weights: initializer_range, rescale_prenorm_residual,
+            n_residuals_per_layer.
     """
 
     def __init__(
@@ -174,7 +175,9 @@ class MixerModel(nn.Module):
     def forward(
         self, input_ids: Tensor, inference_params: Any = None, **mixer_kwargs: Any
     ) -> Tensor:
-        """input_ids (B, L) to hidden states (B, L, d_model); mixer_kwargs go to every mixer (seq_idx, ...)."""
+        """input_ids (B, L) to hidden states (B, L, d_model); mixer_kwargs go to every mixer
+        (seq_idx, ...).
+        """
         hidden_states = self.embedding(input_ids)
         residual = None
         for layer in self.layers:
@@ -224,7 +227,8 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
             **made,
         )
         self.lm_head = nn.Linear(config.d_model, vocab_size, bias=False, **made)
-        # Once more over all weights, as published models were: the second pass counts one residual branch a layer.
+        # Once more over all weights, as published models were: the second pass counts one residual
+        # branch a layer.
         self.apply(partial(_init_weights, n_layer=config.n_layer, **(initializer_cfg or {})))
         self.tie_weights()
 
@@ -296,15 +300,17 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
         unknown = sorted(set(found) - known)
         if unknown:
             raise ValueError(
-                f"[from_pretrained] the config.json of {str(pretrained_model_name)!r} has unknown fields "
-                f"{unknown}, expected {sorted(known)}"
+                f"[from_pretrained] the config.json of {str(pretrained_model_name)!r} has unknown "
+                f"fields {unknown}, expected {sorted(known)}"
             )
         model = cls(MambaConfig(**found), device=device, dtype=dtype, **kwargs)
         model.load_state_dict(load_state_dict_hf(pretrained_model_name))
         return model
 
     def save_pretrained(self, save_directory: Union[str, "os.PathLike[str]"]) -> None:
-        """Writes pytorch_model.bin and config.json into a folder, which is made where it does not exist."""
+        """Writes pytorch_model.bin and config.json into a folder, which is made where it does not
+        exist.
+        """
         os.makedirs(save_directory, exist_ok=True)
         torch.save(self.state_dict(), os.path.join(save_directory, "pytorch_model.bin"))
         with open(os.path.join(save_directory, "config.json"), "w", encoding="utf-8") as file:

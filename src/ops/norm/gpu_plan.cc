@@ -55,6 +55,11 @@ GpuPlan choose_gpu_plan(const Problem& p) {
       !all_of_dtype(DType::f32, {&p.residual, &p.residual_out}))
     return {};
   if (p.z && (p.residual || p.residual_out)) return {};
+  // Of whole rows a thread with one vector keeps its weights in registers.
+  const std::int64_t warps = (p.group_size / kVector + kLanes - 1) / kLanes;
+  if (p.channels == p.group_size && p.group_size % kVector == 0 && warps > most_warps(3) &&
+      warps <= kMaxForwardWarps)
+    return {.vectors = 1, .warps = static_cast<int>(warps), .groups = 1};
   // Rows wait in shared memory, which holds half as many f32.
   return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
 }

@@ -96,6 +96,23 @@ CausalConv1dArgs random_case(Rng& rng, std::string& name) {
   return args;
 }
 
+TEST(CausalConv1d, StatesGoToTheirDestination) {
+  Context ctx;
+  Rng rng(9);
+  for (const ConvPath path : {ConvPath::reference, fast_path()}) {
+    CausalConv1dArgs args{.x = random_tensor(rng, {2, 5, 20}),
+                          .weight = random_tensor(rng, {5, 4}),
+                          .state_positions = Tensor::from<std::int64_t>({19, 0, 7, 7}, {2, 2}),
+                          .path = path};
+    const Tensor expected = run(ctx, causal_conv1d, args).states;
+    // Not contiguous: taps before channels.
+    args.states = Tensor::zeros({2, 2, 3, 5}).transpose(2, 3);
+    const CausalConv1dResult result = run(ctx, causal_conv1d, args);
+    expect_same_bits(args.states, expected, "destination");
+    expect_same_bits(result.states, expected, "result");
+  }
+}
+
 TEST(CausalConv1d, ReferenceIsTheFormula) {
   Context ctx;
   Rng rng(1);
@@ -371,6 +388,8 @@ TEST(CausalConv1d, MessagesNameWhatWasFound) {
             "[causal_conv1d] cu_seqlens ends with 5, expected 8 tokens");
   EXPECT_EQ(message({.x = row, .cu_seqlens = Tensor::from<std::int64_t>({1, 8})}),
             "[causal_conv1d] cu_seqlens starts with 1, expected 0");
+  EXPECT_EQ(message({.x = row, .states = row}),
+            "[causal_conv1d] states is given without state_positions, expected both");
   EXPECT_EQ(message({.x = row, .state_positions = Tensor::from<std::int64_t>({0, 8}, {1, 2})}),
             "[causal_conv1d] state_positions[0, 1] is 8, expected 0 to 7");
   EXPECT_NE(message({.out = x}).find("out overlaps x"), std::string::npos);

@@ -270,6 +270,16 @@ TEST(CausalConv1dVarlenStates, LastInputsOfEachSequence) {
               (void)causal_conv1d_varlen_states(ctx, ctx.to_device(x), Tensor::from<std::int32_t>({0, 5}), 3);
             }),
             "[causal_conv1d_varlen_states] cu_seqlens ends with 5, expected 6 tokens");
+  const Tensor out = ctx.to_device(Tensor::from(std::vector<float>(18, 9.0F), {3, 3, 2})).transpose(1, 2);
+  (void)causal_conv1d_varlen_states(ctx, ctx.to_device(x), Tensor::from<std::int32_t>({0, 1, 1, 6}), 3, out);
+  expect_same_bits(ctx.to_host(out), states, "destination");
+  EXPECT_EQ(
+      message_of([&] {
+        (void)causal_conv1d_varlen_states(ctx, ctx.to_device(x), Tensor::from<std::int32_t>({0, 1, 1, 6}), 2,
+                                          out);
+      }),
+      "[causal_conv1d_varlen_states] out has shape (3, 2, 3) and dtype f32, expected (3, 2, 2) and f32, "
+      "f64, bf16 or f16");
 }
 
 }  // namespace

@@ -92,6 +92,34 @@ TEST(SelectiveScanBackward, CheckpointsOfTheForwardGiveTheSameBits) {
   }
 }
 
+TEST(SelectiveScanBackward, CheckpointsGoToTheirDestination) {
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    Options o = random_options(seed);
+    o.length = 30 * static_cast<std::int64_t>(seed % 6);
+    SCOPED_TRACE(describe(o));
+    Args args = make_backward(o, seed);
+    const Args expected = run(args);
+    SelectiveScanArgs forward = args.forward;
+    const Tensor& u = forward.u;
+    const bool complex = forward.A.dtype() == DType::c64;
+    // However rows are cut into sequences, the shape is one.
+    forward.checkpoints = Tensor::zeros(
+        selective_scan_checkpoints_shape(u.shape(), forward.A.size(1), complex, test_device().kind),
+        forward.A.dtype());
+    Context ctx({.threads = 3});
+    const SelectiveScanResult result = testing::run(ctx, selective_scan, forward);
+    EXPECT_EQ(result.checkpoints.shape(), forward.checkpoints.shape());
+    args.checkpoints = forward.checkpoints;
+    expect_same_gradients(run(args), expected);
+    if (!o.sequences && u.numel() > 0 && u.size(2) > 32 && forward.A.size(1) > 0) {
+      SelectiveScanArgs own = forward;
+      own.checkpoints = {};
+      own.return_checkpoints = true;
+      expect_same_bits(testing::run(ctx, selective_scan, own).checkpoints, forward.checkpoints);
+    }
+  }
+}
+
 TEST(SelectiveScanBackward, EachGradientAloneIsTheSame) {
   for (const bool constant : {false, true}) {
     Options o = {.channels = 19, .length = 70, .d_state = 6, .skip = true, .gate = true, .bias = true};

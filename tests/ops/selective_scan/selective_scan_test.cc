@@ -212,6 +212,24 @@ TEST(SelectiveScan, StatesAtPositionsAreThoseOfShorterCalls) {
   }
 }
 
+TEST(SelectiveScan, StatesGoToTheirDestination) {
+  for (const ScanPath path : {ScanPath::reference, fast_path()}) {
+    SelectiveScanArgs args = make_args({.batch = 2, .channels = 9, .length = 40}, 8);
+    args.path = path;
+    args.state_positions = Tensor::from(std::vector<std::int64_t>{39, 0, 7, 7, 21, 3}, {2, 3});
+    Context ctx;
+    const Tensor expected = testing::run(ctx, selective_scan, args).states;
+    // Not contiguous: every second channel of a larger tensor.
+    args.states =
+        Tensor::zeros({2, 3, 18, expected.size(3)})
+            .as_strided(expected.shape(),
+                        {3 * 18 * expected.size(3), 18 * expected.size(3), 2 * expected.size(3), 1}, 0);
+    const SelectiveScanResult result = testing::run(ctx, selective_scan, args);
+    expect_same_bits(args.states, expected);
+    expect_same_bits(result.states, expected);
+  }
+}
+
 TEST(SelectiveScan, PaddingBetweenTokensChangesNothing) {
   // The tokens 0, 2, 3, 6 of a row that is otherwise padding equal a row of those four.
   SelectiveScanArgs args = make_args({.batch = 1, .channels = 9, .length = 8, .initial = true}, 7);
@@ -471,6 +489,15 @@ TEST(SelectiveScan, RefusesWhatDoesNotFit) {
               a.seq_idx = t({2, 6}, DType::i32);
             }),
             "[selective_scan] seq_idx has shape (2, 6), expected (2, 7)");
+  EXPECT_EQ(with([&](Args& a) {
+              a.states = t({2, 1, 6, 4});
+            }),
+            "[selective_scan] states is given without state_positions, expected both");
+  EXPECT_EQ(with([&](Args& a) {
+              a.checkpoints = t({3, 4, 6});
+            }),
+            "[selective_scan] checkpoints has shape (3, 4, 6), expected (0, 4, 6): "
+            "selective_scan_checkpoints_shape");
   EXPECT_EQ(with([&](Args& a) {
               a.state_positions = ids({3, 7}).view({2, 1});
             }),

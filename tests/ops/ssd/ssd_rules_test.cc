@@ -114,6 +114,23 @@ TEST(Ssd, SeqIdxRestartsAndPaddingIsAsIfItWereNotThere) {
   }
 }
 
+TEST(Ssd, StatesGoToTheirDestination) {
+  Context ctx;
+  Rng rng(5);
+  for (const SsdPath path : all_paths()) {
+    SCOPED_TRACE(concat("path ", static_cast<int>(path)));
+    SsdArgs args = plain_case(rng, {.rows = 2, .length = 40, .heads = 2, .headdim = 5, .d_state = 6});
+    args.path = path;
+    args.state_positions = Tensor::from<std::int64_t>({39, 0, 7, 7}, {2, 2});
+    const Tensor expected = run(ctx, ssd, args).states;
+    // Not contiguous: the two slots have changed places with the heads.
+    args.states = Tensor::zeros({2, 2, 2, 5, 6}).transpose(1, 2);
+    const SsdResult result = run(ctx, ssd, args);
+    expect_same_bits(args.states, expected, "destination");
+    expect_same_bits(result.states, expected, "result");
+  }
+}
+
 TEST(Ssd, RowsWithoutTokensKeepTheirState) {
   Context ctx;
   Rng rng(4);
@@ -412,6 +429,8 @@ TEST(Ssd, MessagesNameWhatWasFound) {
               a.cu_seqlens = Tensor::from<std::int64_t>({0, 7});
             }),
             "[ssd] cu_seqlens needs a batch of 1, found 2");
+  EXPECT_EQ(message([&](SsdArgs& a) { a.states = a.x; }),
+            "[ssd] states is given without state_positions, expected both");
   EXPECT_EQ(message([&](SsdArgs& a) {
               a.state_positions = Tensor::from<std::int64_t>({0, -1}, {2, 1});
             }),

@@ -50,15 +50,16 @@ def leaves(tensors: Sequence[Optional[Tensor]]) -> list[Optional[Tensor]]:
 def differentiated(
     function: Callable[..., Any], inputs: Sequence[Optional[Tensor]], seed: int = 1
 ) -> tuple[list[Tensor], list[Optional[Tensor]]]:
-    """Outputs of function(*inputs), and the gradients of all inputs for random gradients of all outputs."""
+    """Outputs of function(*inputs), and gradients of its inputs for random ones of its outputs."""
     inputs = leaves(inputs)
     outputs = function(*inputs)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     grads = []
     for out in outputs:
-        grad = torch.randn(torch.view_as_real(out).shape if out.is_complex() else out.shape,
-                           generator=generator)
+        grad = torch.randn(
+            torch.view_as_real(out).shape if out.is_complex() else out.shape, generator=generator
+        )
         grads.append((torch.view_as_complex(grad) if out.is_complex() else grad).to(out.dtype))
     wanted = [t for t in inputs if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(outputs, wanted, grads))

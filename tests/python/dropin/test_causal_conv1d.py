@@ -44,7 +44,11 @@ def test_forward_and_backward(
         x = torch.randn(batch, 2 * channels, length, dtype=dtype)[:, :channels]
     weight, bias = torch.randn(channels, width), torch.randn(channels)
     initial = torch.randn(batch, width - 1, channels, dtype=dtype).transpose(1, 2)
-    for silu, with_bias, with_initial in [(True, True, False), (False, False, True), (True, True, True)]:
+    for silu, with_bias, with_initial in [
+        (True, True, False),
+        (False, False, True),
+        (True, True, True),
+    ]:
         inputs = (x, weight, bias if with_bias else None, initial if with_initial else None)
 
         def ours(x, weight, bias, initial):  # type: ignore[no-untyped-def]
@@ -72,6 +76,36 @@ def test_forward_and_backward(
         assert outputs[0].dtype == dtype and outputs[0].shape == x.shape
         close(outputs, expected, dtype)
         close(gradients, expected_gradients, dtype, "gradients")
+
+
+def test_sequences_with_states() -> None:
+    """The states before a row belong to its first sequence; those after it are its last tokens."""
+    torch.manual_seed(7)
+    x, weight, bias = torch.randn(1, 8, 12), torch.randn(8, 4), torch.randn(8)
+    initial = torch.randn(1, 8, 3)
+    seq_idx = torch.tensor([[0] * 5 + [1] * 7], dtype=torch.int32)
+    out, states = causal_conv1d_fn(
+        x, weight, bias, seq_idx=seq_idx, initial_states=initial, return_final_states=True
+    )
+    first = causal_conv1d_ref(x[..., :5], weight, bias, initial_states=initial)
+    close(out, torch.cat([first, causal_conv1d_ref(x[..., 5:], weight, bias)], dim=-1))
+    close(states, x[..., -3:])
+
+
+def test_output_may_be_changed_in_place() -> None:
+    """A loss that adds to the output what the final states give."""
+    torch.manual_seed(6)
+    x, weight = torch.randn(2, 9, 8).transpose(1, 2), torch.randn(8, 4)
+
+    def of(function, x, weight):  # type: ignore[no-untyped-def]
+        out, states = function(x, weight, return_final_states=True, activation="silu")
+        out += torch.sigmoid(states).sum(dim=-1, keepdim=True)
+        return out
+
+    outputs, gradients = differentiated(lambda *t: of(causal_conv1d_fn, *t), (x, weight))
+    expected, expected_gradients = differentiated(lambda *t: of(causal_conv1d_ref, *t), (x, weight))
+    close(outputs, expected)
+    close(gradients, expected_gradients, what="gradients")
 
 
 def test_final_states_out() -> None:
@@ -129,9 +163,7 @@ def test_update(ring: bool, count: int, size: int, width: int, dtype: torch.dtyp
     expected = causal_conv1d_update_ref(
         x, expected_state, weight, bias, activation="silu", cache_seqlens=seqlens
     )
-    out = causal_conv1d_update(
-        x, state, weight, bias, activation="silu", cache_seqlens=seqlens
-    )
+    out = causal_conv1d_update(x, state, weight, bias, activation="silu", cache_seqlens=seqlens)
     close(out, expected, dtype)
     assert torch.equal(state, expected_state)
 
@@ -193,9 +225,7 @@ def test_functions_without_autograd() -> None:
     close(room, x[..., -3:])
     dout, dfinal = torch.randn_like(out), torch.randn_like(room)
     dx = torch.empty_like(x)
-    found = causal_conv1d_bwd_function(
-        x, weight, bias, dout, None, initial, dfinal, dx, True, True
-    )
+    found = causal_conv1d_bwd_function(x, weight, bias, dout, None, initial, dfinal, dx, True, True)
     inputs = [t.clone().requires_grad_() for t in (x, weight, bias, initial)]
     results = causal_conv1d_ref(
         *inputs[:3], initial_states=inputs[3], return_final_states=True, activation="silu"
@@ -203,9 +233,7 @@ def test_functions_without_autograd() -> None:
     close(found, torch.autograd.grad(results, inputs, (dout, dfinal)))
     assert found[0].data_ptr() == dx.data_ptr()
     state, expected_state = initial.clone(), initial.clone()
-    stepped = causal_conv1d_update_function(
-        x[..., 0], state, weight, bias, False, None, None
-    )
+    stepped = causal_conv1d_update_function(x[..., 0], state, weight, bias, False, None, None)
     close(stepped, causal_conv1d_update_ref(x[..., 0], expected_state, weight, bias))
     close(state, expected_state)
 

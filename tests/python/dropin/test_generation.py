@@ -25,7 +25,6 @@ from mamba_ssm.utils.generation import (
 )
 from torch import Tensor
 
-
 GOLDEN = Path(__file__).parents[2] / "golden" / "sampler"
 
 
@@ -223,9 +222,7 @@ def test_what_generate_returns() -> None:
     assert isinstance(sequences, Tensor) and sequences.shape == (2, 7)
     output = model.generate(prompt, max_length=7, return_dict_in_generate=True)
     assert output.scores is None and torch.equal(output["sequences"], output[0])
-    output = model.generate(
-        prompt, max_length=7, return_dict_in_generate=True, output_scores=True
-    )
+    output = model.generate(prompt, max_length=7, return_dict_in_generate=True, output_scores=True)
     assert [s.shape for s in output.scores] == [(2, 56)] * 3
     assert output[1] is output.scores
     output = decode(prompt, model, 7, vocab_size=50, output_scores=True)
@@ -254,7 +251,9 @@ def test_ends_once_every_sequence_has_ended() -> None:
     # The token that the first sequence writes third ends both, at different places if at all.
     end = int(free[0, 6])
     out = model.generate(prompt, max_length=40, eos_token_id=end)
-    first = [int((row[4:] == end).nonzero()[0]) + 4 if (row[4:] == end).any() else 39 for row in free]
+    first = [
+        int((row[4:] == end).nonzero()[0]) + 4 if (row[4:] == end).any() else 39 for row in free
+    ]
     assert out.shape[1] == max(first) + 1
     for row, whole, stop in zip(out, free, first):
         assert torch.equal(row[: stop + 1], whole[: stop + 1])
@@ -278,7 +277,7 @@ def test_streams_and_times(capsys: pytest.CaptureFixture[str]) -> None:
     prompt = torch.randint(0, 53, (1, 4))
     out = model.generate(prompt, max_length=8, streamer=streamer, enable_timing=True)
     assert [tuple(p.shape) for p in streamer.pieces] == [(1, 4), (1,), (1,), (1,), (1,)]
-    assert torch.equal(torch.cat([p.flatten() for p in streamer.pieces]), out[0])
+    assert torch.equal(torch.cat([p.flatten() for p in streamer.pieces]), out[0].cpu())
     assert streamer.ended == 1
     assert "decoding time" in capsys.readouterr().out
 
@@ -325,7 +324,7 @@ def test_packed_prompts(kind: str) -> None:
             logits.append(model(tokens[-1][:, None], inference_params=state).logits[:, 0])
             tokens.append(logits[-1][:, :53].argmax(-1))
     for i, output in enumerate(expected):
-        close(torch.stack([l[i] for l in logits]), torch.cat(output.scores))
+        close(torch.stack([step[i] for step in logits]), torch.cat(output.scores))
         assert torch.equal(torch.stack([t[i] for t in tokens]), output.sequences[0, lengths[i] :])
 
 

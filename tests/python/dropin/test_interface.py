@@ -98,9 +98,7 @@ def test_name(module: str, owner: str, line: str) -> None:
     # Keyword arguments of our own may come after upstream's in a method.
     if owner:
         ours = {"**kwargs"} | {
-            n
-            for n, p in inspect.signature(function).parameters.items()
-            if p.kind is p.KEYWORD_ONLY
+            n for n, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY
         }
         ours -= {n for n, _ in expected}
         found = [(n, d) for n, d in found if n not in ours]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's model type mamba_ssm, and a model registered as upstream does, on local tasks."""
+"""lm-eval's model type mamba_ssm, and a model registered as upstream does, on local tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unknown>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    config = MambaConfig(d_model=32, n_layer=2, vocab_size=len(vocabulary), ssm_cfg={"layer": "Mamba1"})
+    config = MambaConfig(
+        d_model=32, n_layer=2, vocab_size=len(vocabulary), ssm_cfg={"layer": "Mamba1"}
+    )
     model = MambaLMHeadModel(config)
     with torch.no_grad():
         model.backbone.embedding.weight.normal_(std=0.6)

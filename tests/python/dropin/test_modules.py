@@ -108,9 +108,10 @@ def test_saved_and_loaded(layer: str, dtype: torch.dtype, tmp_path: Path) -> Non
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["d_model"] == 32 and config["ssm_cfg"]["layer"] == layer
     assert load_config_hf(str(tmp_path / "model")) == config
-    state = load_state_dict_hf(str(tmp_path / "model"), device="cpu", dtype=dtype)
+    device = model.lm_head.weight.device
+    state = load_state_dict_hf(str(tmp_path / "model"), device=device, dtype=dtype)
     assert state["backbone.embedding.weight"].dtype == (dtype or torch.float32)
-    again = MambaLMHeadModel.from_pretrained(str(tmp_path / "model"), device="cpu", dtype=dtype)
+    again = MambaLMHeadModel.from_pretrained(str(tmp_path / "model"), device=device, dtype=dtype)
     assert again.lm_head.weight.dtype == (dtype or torch.float32)
     for name, value in again.state_dict().items():
         assert torch.equal(value, model.state_dict()[name].to(value.dtype)), name

@@ -92,7 +92,11 @@ def test_scan(
 
 def test_without_last_state_it_is_a_tensor() -> None:
     out = selective_scan_fn(
-        torch.randn(1, 2, 3), torch.rand(1, 2, 3), -torch.rand(2, 4), torch.rand(2, 4), torch.rand(2, 4)
+        torch.randn(1, 2, 3),
+        torch.rand(1, 2, 3),
+        -torch.rand(2, 4),
+        torch.rand(2, 4),
+        torch.rand(2, 4),
     )
     assert isinstance(out, torch.Tensor) and out.shape == (1, 2, 3)
 
@@ -232,16 +236,18 @@ def test_state_update(channels: int, states: int, gated: bool, itype: torch.dtyp
     batch = 3
     state = torch.randn(batch, channels, states, dtype=itype)
     x, dt = torch.randn(batch, channels, dtype=itype), torch.randn(batch, channels, dtype=itype)
-    A, D, bias = -torch.rand(channels, states) - 1.0, torch.randn(channels), torch.rand(channels) - 4.0
+    A, D, bias = (
+        -torch.rand(channels, states) - 1.0,
+        torch.randn(channels),
+        torch.rand(channels) - 4.0,
+    )
     B, C = torch.randn(batch, states), torch.randn(batch, states)
     z = torch.randn_like(x) if gated else None
     expected_state = state.clone()
     expected = selective_state_update_ref(
         expected_state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True
     )
-    out = selective_state_update(
-        state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True
-    )
+    out = selective_state_update(state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True)
     assert out.dtype == itype
     close(state, expected_state, itype)
     close(out, expected, itype)
@@ -270,9 +276,7 @@ def test_state_update_with_heads(groups: int, tied: bool, itype: torch.dtype) ->
     expected = selective_state_update_ref(
         expected_state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True
     )
-    out = selective_state_update(
-        state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True
-    )
+    out = selective_state_update(state, x, dt, A, B, C, D=D, z=z, dt_bias=bias, dt_softplus=True)
     close(state, expected_state, itype)
     close(out, expected, itype)
 

@@ -227,7 +227,7 @@ def test_initial_state_of_a_row_belongs_to_its_first_sequence() -> None:
 @pytest.mark.parametrize("length, chunk_size", [(1, 16), (37, 16), (48, 16)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_steps(groups: int, length: int, chunk_size: int) -> None:
-    """Chunk states, their passing and the scan of chunks, plain and by chunks, and all of them together."""
+    """Chunk states, their passing and the scan of chunks: each by itself, and all together."""
     x, dt, A, B, C, D, z, dt_bias, initial = problem(length, groups=groups)
     dA_cumsum, step = _chunk_cumsum_fwd(dt, A, chunk_size, dt_bias=dt_bias, dt_softplus=True)
     chunks = -(-length // chunk_size)

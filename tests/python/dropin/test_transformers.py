@@ -1,7 +1,8 @@
-"""Models of transformers compute the same with the drop-in as by their own slow path, without its warning."""
+"""transformers' models compute on the drop-in what they do on their own slow path."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from helpers import close
 
-pytest.importorskip("transformers", "5.23", "older releases do not run the operators on a CPU")
+pytest.importorskip("transformers", "5.15", "older releases run none of this on a CPU")
 
 import transformers_models  # noqa: E402
 
@@ -29,13 +30,17 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("name", list(transformers_models.MODELS))
 def test_model(name: str, slow: Any) -> None:
-    expected, found = slow[name], transformers_models.run(name)
+    device = os.environ.get("KRAIT_TEST_DEVICE", "cpu")
+    expected, found = slow[name], transformers_models.run(name, device)
     assert any(FALLS_BACK in text for text in expected["warnings"])
     assert not any(FALLS_BACK in text for text in found["warnings"])
-    for part in ("evaluation", "training", "padded", "generation"):
+    parts = ["evaluation", "padded", "generation"]
+    if name != "falcon_mamba":
+        # In training it hands its norm of dt to mamba_inner_fn, which applies it behind the projection
+        # of dt; its own slow path applies it before.
+        parts.append("training")
+    for part in parts:
         assert found[part].keys() == expected[part].keys()
         for what, value in expected[part].items():
-            if part == "training" and name == "falcon_mamba":
-                continue
             scale = max(1.0, float(value.abs().max()))
             close(found[part][what] / scale, value / scale, what=f"{name}, {part}, {what}")

@@ -1,7 +1,7 @@
 """Tiny random models of transformers that scan, and what they compute.
 
-Run as a program it hides mamba_ssm and causal_conv1d, so that transformers takes its own slow path, and saves
-the results of all models into the file that it is given.
+Run as a program it hides mamba_ssm and causal_conv1d, so that transformers takes its own slow path,
+and saves the results of all models into the file that it is given.
 """
 
 from __future__ import annotations
@@ -109,6 +109,49 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "moe_shared_expert_intermediate_size": 16,
         },
     ),
+    "granite_hybrid": (
+        "GraniteMoeHybridForCausalLM",
+        "GraniteMoeHybridConfig",
+        {
+            **SMALL,
+            **ATTENTION,
+            "num_hidden_layers": 3,
+            "layer_types": ["mamba", "attention", "mamba"],
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "shared_intermediate_size": 16,
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1ForCausalLM",
+        "FalconH1Config",
+        {
+            **SMALL,
+            **ATTENTION,
+            "num_hidden_layers": 2,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 2,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 16,
+        },
+    ),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        "Lfm2Config",
+        {
+            **SMALL,
+            **ATTENTION,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+        },
+    ),
 }
 
 
@@ -152,8 +195,8 @@ def loss_and_gradients(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[
     return results
 
 
-def run(name: str) -> dict[str, Any]:
-    """All that is compared, and the warnings that were given meanwhile."""
+def run(name: str, device: str = "cpu") -> dict[str, Any]:
+    """All that is compared, on the CPU, and the warnings that were given meanwhile."""
     import transformers
 
     warnings = Warnings()
@@ -163,8 +206,9 @@ def run(name: str) -> dict[str, Any]:
     logging.Logger.warning_once.cache_clear()  # type: ignore[attr-defined]
     transformers.utils.logging.set_verbosity_warning()
     try:
-        model = make(name)
+        model = make(name).to(device)
         ids = torch.randint(1, VOCABULARY, (2, 23), generator=torch.Generator().manual_seed(2))
+        ids = ids.to(device)
         mask = torch.ones_like(ids)
         mask[0, :5] = 0
         results: dict[str, Any] = {}
@@ -188,6 +232,7 @@ def run(name: str) -> dict[str, Any]:
             }
     finally:
         logger.removeHandler(warnings)
+    results = {p: {k: t.cpu() for k, t in part.items()} for p, part in results.items()}
     results["warnings"] = warnings.texts
     return results
 

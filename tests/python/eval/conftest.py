@@ -13,8 +13,13 @@ from typing import Any
 import pytest
 from golden_tasks import GOLDEN, TASKS
 
-# No test goes to the network.
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# No test goes to the network, nor does the harness start processes for a bootstrap of some numbers.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    DISABLE_MULTIPROC="1",
+)
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 

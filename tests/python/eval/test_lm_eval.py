@@ -19,7 +19,7 @@ import krait
 lm_eval = pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
-from krait.lm_eval import KraitLM, export_task
+from krait.lm_eval import KraitLM, export_task, main
 
 Checkpoint = Callable[[str], Path]
 Tasks = Callable[[], list[dict[str, Any]]]
@@ -62,8 +62,7 @@ def numbers(value: Any) -> list[float]:
     return [float(value)]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("max_length", [None, 64])
+@pytest.mark.parametrize(("name", "max_length"), list(zip(MODELS, (None, 64, 64), strict=True)))
 def test_agrees_with_transformers(
     name: str, max_length: int | None, checkpoint: Checkpoint, harness_tasks: Tasks
 ) -> None:
@@ -107,8 +106,9 @@ GENERATION = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("until", [["\n"], ["e", "q"]])
+@pytest.mark.parametrize(
+    ("name", "until"), list(zip(MODELS, (["\n"], ["e", "q"], ["e", "q"]), strict=True))
+)
 def test_generates_as_transformers_does(
     name: str, until: list[str], checkpoint: Checkpoint
 ) -> None:
@@ -152,7 +152,7 @@ def test_arguments(checkpoint: Checkpoint) -> None:
     model = KraitLM(directory, device="cuda:0", dtype="bfloat16", batch_size="auto:4")
     assert model.max_length == 512
     assert model.prefix_token_id == 0
-    assert model.eot_token_id == 2
+    assert model.eot_token_id == 0
     assert model.batch_size == 0
     assert model.get_model_info()["model_dtype"].startswith("bf16")
     assert KraitLM(directory, device="cpu", batch_size=5).batch_size == 5
@@ -189,53 +189,40 @@ def metrics_of(directory: Path) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("way", ["entry point", "module"])
 def test_the_whole_command(
-    way: str,
     checkpoint: Checkpoint,
     harness_directory: Path,
     golden_runs: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
-    """``lm_eval --model krait`` where it is installed, and ``python -m krait.lm_eval``."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
-    if way == "entry point":
-        # What an installation has, in a directory that Python treats as one.
-        site = tmp_path / "site"
-        information = site / "krait_ssm-0.dist-info"
-        information.mkdir(parents=True)
-        (information / "METADATA").write_text(
-            "Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n"
-        )
-        (information / "entry_points.txt").write_text(
-            "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
-        )
-        for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
-            shutil.copy(ROOT / "python" / file, site)
-        (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
-        paths = [str(site), *environment.get("PYTHONPATH", "").split(os.pathsep)]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        command = ["-m", "lm_eval"]
-    else:
-        command = ["-m", "krait.lm_eval"]
-    subprocess.run(
+    """``lm_eval --model krait``, as where the distribution is installed."""
+    # What an installation has, in a directory that Python treats as one.
+    site = tmp_path / "site"
+    information = site / "krait_ssm-0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: krait-ssm\nVersion: 0\n")
+    declared = '[project.entry-points."lm_eval.models"]\nkrait = "krait.lm_eval:KraitLM"\n'
+    assert declared in (ROOT / "pyproject.toml").read_text()
+    (information / "entry_points.txt").write_text(
+        "[lm_eval.models]\nkrait = krait.lm_eval:KraitLM\n"
+    )
+    for file in ("krait_lm_eval.pth", "krait_lm_eval_plugin.py"):
+        shutil.copy(ROOT / "python" / file, site)
+    (site / "sitecustomize.py").write_text(f"import site; site.addsitedir({str(site)!r})\n")
+    paths = [str(site), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    done = subprocess.run(
         [
-            sys.executable,
-            *command,
-            *(
-                "--model",
-                "krait",
-                "--model_args",
-                f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512",
-            ),
+            *(sys.executable, "-m", "lm_eval", "--model", "krait"),
+            *("--model_args", f"pretrained={checkpoint('hf-mamba-tiny')},max_length=512"),
             *("--tasks", "tiny_choice,tiny_texts", "--include_path", str(harness_directory)),
             *("--output_path", str(tmp_path / "out")),
         ],
-        check=True,
-        env=environment,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in paths if path)),
         cwd=tmp_path,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     wanted = golden_runs[0]["tasks"]
     assert golden_runs[0]["model"] == "hf-mamba-tiny" and golden_runs[0]["max_length"] == 512
     assert metrics_of(tmp_path / "out") == pytest.approx(
@@ -249,24 +236,30 @@ def test_the_whole_command(
 
 
 def test_importing_the_plugin_imports_nothing() -> None:
+    """Every start of Python does it."""
     code = (
-        "import krait_lm_eval_plugin, sys\n"
-        "assert not {'krait', 'lm_eval', 'numpy'} & sys.modules.keys()"
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import krait_lm_eval_plugin\n"
+        "print(*sorted(set(sys.modules) - before))"
     )
-    subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", code],
         check=True,
+        capture_output=True,
+        text=True,
         env=dict(os.environ, PYTHONPATH=str(ROOT / "python")),
-    )
+    ).stdout.split()
+    assert set(imported) <= {"__future__", "krait_lm_eval_plugin"}
 
 
 def test_exported_tasks_give_the_same(
     checkpoint: Checkpoint, harness_tasks: Tasks, tmp_path: Path
 ) -> None:
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
-    for task in get_task_dict(harness_tasks(), manager).values():
+    for task in manager.load(harness_tasks())["tasks"].values():
         export_task(task, tmp_path)
     model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device="cpu")
     exported = {result.name: result for result in krait.evaluate(model, tmp_path)}
@@ -274,12 +267,36 @@ def test_exported_tasks_give_the_same(
     assert exported == original
 
 
+def test_the_command_of_the_module(harness_directory: Path, tmp_path: Path) -> None:
+    """Exporting is its own, everything else the harness's, which must know the type."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "krait.lm_eval", "export", "--tasks", "tiny_which,tiny_texts"),
+            *("--include_path", str(harness_directory)),
+            *("--output", str(tmp_path / "out"), "--limit", "2"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    names = ["tiny_texts.json", "tiny_which.json"]
+    assert sorted(done.stdout.split()) == [str(tmp_path / "out" / name) for name in names]
+    model = krait.LanguageModel.from_pretrained(device="cpu")
+    for result in krait.evaluate(model, tmp_path / "out"):
+        assert len(result.documents) == 2
+    with pytest.raises(SystemExit):
+        main(["--model", "krait", "--tasks"])
+    from lm_eval.api.registry import get_model
+
+    assert get_model("krait") is KraitLM
+
+
 def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import TaskManager
 
     (choice,) = (task for task in harness_tasks() if task["task"] == "tiny_choice")
     choice["fewshot_split"] = "test"
-    (task,) = get_task_dict([choice], TaskManager(include_defaults=False)).values()
+    (task,) = TaskManager(include_defaults=False).load([choice])["tasks"].values()
     export_task(task, tmp_path, limit=2, num_fewshot=2)
     documents = [
         json.loads(line) for line in (tmp_path / "tiny_choice.jsonl").read_text().splitlines()
@@ -291,6 +308,6 @@ def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
         **GENERATION,
         "dataset_kwargs": {"data_files": {"test": str(TASKS / "last_word.jsonl")}},
     }
-    (task,) = get_task_dict([generation], TaskManager(include_defaults=False)).values()
+    (task,) = TaskManager(include_defaults=False).load([generation])["tasks"].values()
     with pytest.raises(ValueError, match="task tiny_generation is of kind generate_until"):
         export_task(task, tmp_path)

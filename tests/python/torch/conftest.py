@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,19 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 def _same_numbers_each_time():
     torch.manual_seed(0)
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """KRAIT_TEST_DEVICE=cuda runs operators, layers and models on a GPU, which has no f64."""
+    device = os.environ.get("KRAIT_TEST_DEVICE", "cpu")
+    if device == "cpu":
+        yield
+        return
+    if request.module.__name__ in ("test_gradients", "test_distributed"):
+        pytest.skip(f"not for {device}")
+    with torch.device(device):
+        yield
 
 
 @pytest.fixture

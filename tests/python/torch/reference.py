@@ -1,4 +1,4 @@
-"""The operators once more, as loops over time in plain PyTorch: what krait.torch is compared with."""
+"""The operators as loops over time in plain PyTorch: what krait.torch is compared with."""
 
 from __future__ import annotations
 

@@ -31,6 +31,18 @@ def test_whole_graphs_with_gradients(name, dynamic):
         torch.testing.assert_close(compiled(*compiled_inputs), want)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("complex", [False, True])
+def test_checkpoints_of_sizes_without_numbers(on_gpu, complex):
+    from krait.torch._ops.selective_scan import _checkpoints_shape, _symbolic_checkpoints_shape
+
+    for rows in (1, 3):
+        for length in (0, 1, 8, 9, 32, 33, 1000):
+            for d_state in (1, 4, 16, 100, 256, 700):
+                sizes = (rows, 5, length, d_state, complex, on_gpu)
+                assert _symbolic_checkpoints_shape(*sizes) == _checkpoints_shape(*sizes)
+
+
 def test_whole_graphs_of_steps():
     torch._dynamo.reset()
     x, weight = torch.randn(2, 5, 3), torch.randn(5, 4)
@@ -152,7 +164,9 @@ MUTATING = {
 def test_opcheck_of_what_has_no_derivative(name):
     op = getattr(torch.ops.krait, name).default
     torch.library.opcheck(
-        op, MUTATING[name](), test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static")
+        op,
+        MUTATING[name](),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"),
     )
 
 

@@ -94,7 +94,8 @@ def test_selective_scan_of_packed_sequences(reverse):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape", [(2, 9, 4, 3, 5, 2), (1, 1, 1, 1, 1, 1), (2, 131, 3, 17, 13, 1), (1, 300, 2, 64, 128, 1)]
+    "shape",
+    [(2, 9, 4, 3, 5, 2), (1, 1, 1, 1, 1, 1), (2, 131, 3, 17, 13, 1), (1, 300, 2, 64, 128, 1)],
 )
 def test_ssd(dtype, shape):
     if dtype is torch.float16 and shape[1] == 300:
@@ -115,7 +116,9 @@ def test_ssd_of_documents(reverse, packed):
         options = {"cu_seqlens": torch.tensor([0, 2, 2, 11])}
         rows = 3
     else:
-        options = {"seq_idx": torch.tensor([[0, 0, 0, 1, 1, -1, -1, 2, 2, 2, 2], [5] * 8 + [-1] * 3])}
+        options = {
+            "seq_idx": torch.tensor([[0, 0, 0, 1, 1, -1, -1, 2, 2, 2, 2], [5] * 8 + [-1] * 3])
+        }
         rows = 2
     options["initial_states"] = torch.randn(rows, 4, 3, 5, dtype=torch.float64)
     options |= {"reverse": reverse, "dt_limit": (0.125, 0.75)}
@@ -188,7 +191,9 @@ def test_causal_conv1d_varlen_states():
 def test_state_update_continues_ssd(dtype):
     inputs = ssd_inputs(2, 7, dtype=dtype)
     want = K.ssd(*inputs, dt_softplus=True, dt_limit=(0.2, 0.9))
-    state = torch.zeros(2, 4, 3, 5, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    state = torch.zeros(
+        2, 4, 3, 5, dtype=torch.float64 if dtype is torch.float64 else torch.float32
+    )
     x, dt, A, B, C, D, z, dt_bias = inputs
     for t in range(7):
         out = K.state_update(
@@ -276,9 +281,20 @@ def test_linear_cross_entropy():
     torch.testing.assert_close(got, want)
 
 
+def test_linear_cross_entropy_under_autocast():
+    x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    targets = torch.randint(0, 11, (5,))
+    want = K.linear_cross_entropy(x.bfloat16(), weight.bfloat16(), targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = K.linear_cross_entropy(x, weight, targets)
+    assert torch.equal(got, want) and got.dtype is torch.float32
+    got.backward()
+    assert x.grad.dtype is torch.float32 and weight.grad.abs().sum() > 0
+
+
 def split_conv1d_scan_in_pieces(
-    zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, states, *, headdim, ngroups, d_state,
-    norm_before_gate=True, **documents,
+    zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, states, *, headdim, ngroups,
+    d_state, norm_before_gate=True, **documents,
 ):  # fmt: skip
     """Made of the operators that it fuses."""
     d_ssm = A.shape[0] * headdim
@@ -291,8 +307,9 @@ def split_conv1d_scan_in_pieces(
     x, B, C = xBC.split([d_ssm, ngroups * d_state, ngroups * d_state], -1)
     heads = (A.shape[0], headdim)
     y, final = K.ssd(
-        x.unflatten(-1, heads), dt, A, B.unflatten(-1, (ngroups, -1)), C.unflatten(-1, (ngroups, -1)),
-        D, z.unflatten(-1, heads) if norm_weight is None else None, dt_bias, dt_softplus=True,
+        x.unflatten(-1, heads), dt, A, B.unflatten(-1, (ngroups, -1)),
+        C.unflatten(-1, (ngroups, -1)), D,
+        z.unflatten(-1, heads) if norm_weight is None else None, dt_bias, dt_softplus=True,
         initial_states=states, return_final_states=True, **documents,
     )  # fmt: skip
     y = y.flatten(-2)

@@ -29,10 +29,24 @@ def test_selective_scan(reverse, constant, complex):
     def scan(*tensors):
         *others, state = tensors
         return K.selective_scan(
-            *others, delta_softplus=True, initial_state=state, reverse=reverse, return_last_state=True
+            *others,
+            delta_softplus=True,
+            initial_state=state,
+            reverse=reverse,
+            return_last_state=True,
         )
 
     check(scan, inputs)
+
+
+def test_selective_scan_of_lazily_conjugated_views():
+    inputs = scan_inputs(2, 2, 4, 2, complex=True, constant="B")
+
+    def scan(u, delta, A, B, C):
+        out, last = K.selective_scan(u, delta, A.conj(), B.conj(), C, return_last_state=True)
+        return out, last.conj()
+
+    check(scan, inputs[:5])
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -98,8 +112,7 @@ def test_causal_conv1d(activation):
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("before", [False, True])
 def test_gated_norm(kind, before):
-    inputs = [torch.randn(2, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64),
-              torch.randn(6, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)]  # fmt: skip
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((2, 6), (6,), (6,), (2, 6))]
     check(
         lambda x, w, b, z: K.norm(
             x, w, b, z=z, kind=kind, group_size=3, norm_before_gate=before, eps=1e-5
@@ -111,11 +124,8 @@ def test_gated_norm(kind, before):
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("prenorm", [False, True])
 def test_norm_with_a_residual(kind, prenorm):
-    inputs = [torch.randn(2, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64),
-              torch.randn(2, 6, dtype=torch.float64)]  # fmt: skip
-    check(
-        lambda x, w, r: K.norm(x, w, residual=r, kind=kind, prenorm=prenorm, eps=1e-5), inputs
-    )
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((2, 6), (6,), (2, 6))]
+    check(lambda x, w, r: K.norm(x, w, residual=r, kind=kind, prenorm=prenorm, eps=1e-5), inputs)
     check(lambda x, w: K.norm(x, w, kind=kind, prenorm=True, eps=1e-5), inputs[:2])
 
 
@@ -250,6 +260,18 @@ def test_a_second_derivative_is_refused(name):
         (grad,) = torch.autograd.grad(further(function(*inputs)), inputs[0], create_graph=True)
         with pytest.raises(RuntimeError, match=f"{name} was differentiated twice"):
             grad.sum().backward()
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_forward_mode_is_refused(name):
+    import torch.autograd.forward_ad as forward_ad
+
+    make, function = GRADIENTS[name]
+    inputs = make(torch.float32)
+    with forward_ad.dual_level():
+        inputs[0] = forward_ad.make_dual(inputs[0], torch.ones_like(inputs[0]))
+        with pytest.raises(NotImplementedError, match="forward-mode"):
+            function(*inputs)
 
 
 def test_what_was_changed_in_place_is_noticed():

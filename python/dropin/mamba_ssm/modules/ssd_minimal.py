@@ -1,4 +1,4 @@
-"""SSD as in Listing 1 of "Transformers are SSMs" (Dao and Gu, 2024, arXiv:2405.21060), for any length."""
+"""Listing 1 of "Transformers are SSMs" (Dao and Gu, 2024, arXiv:2405.21060), for any length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = ["segsum", "segsum_unstable", "ssd_minimal_discrete"]
 
 
 def segsum_unstable(x: Tensor) -> Tensor:
-    """sum of x over (j, i] for all i >= j, as differences of one cumulative sum: (..., T) to (..., T, T).
+    """sum of x over (j, i] for all i >= j, as differences of one cumulative sum: (..., T) to (...,
+    T, T).
 
     -inf above the diagonal. Differences of long sums lose digits; ``segsum`` does not.
     """
@@ -30,11 +31,12 @@ def segsum(x: Tensor) -> Tensor:
 
 
 def ssd_minimal_discrete(X, A, B, C, block_len, initial_states=None):
-    """Y and the final state of S_t = exp(A_t) S_{t-1} + X_t B_t^T, Y_t = S_t C_t, by blocks; differentiable.
+    """Y and the final state of S_t = exp(A_t) S_{t-1} + X_t B_t^T, Y_t = S_t C_t, by blocks;
+    differentiable.
 
-    X (B, L, H, P), already multiplied by dt; A (B, L, H), already multiplied by dt; B, C (B, L, H, N);
-    initial_states (B, 1, H, P, N). From continuous x, A, dt: X = x * dt, A = A * dt. L need not be a
-    multiple of block_len. Returns (Y (B, L, H, P), final state (B, H, P, N)).
+    X (B, L, H, P), already multiplied by dt; A (B, L, H), already multiplied by dt; B, C (B, L, H,
+    N); initial_states (B, 1, H, P, N). From continuous x, A, dt: X = x * dt, A = A * dt. L need not
+    be a multiple of block_len. Returns (Y (B, L, H, P), final state (B, H, P, N)).
     """
     length = X.shape[1]
     # Zeros behind the last token decay nothing and add nothing.

@@ -39,12 +39,13 @@ def selective_scan_fn(
     delta_softplus=False,
     return_last_state=False,
 ):
-    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t; y_t = C_t h_t + D u_t; out = y * silu(z). Differentiable.
+    """h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t; y_t = C_t h_t + D u_t; out = y * silu(z).
+    Differentiable.
 
-    u, delta, z (B, D, L); A (D, N) float32 or complex64; B and C (D, N), (B, N, L) or (B, G, N, L), with
-    complex A of length 2 L, real and imaginary part in turns; D, delta_bias (D,). delta_bias is added to
-    delta before the softplus. Returns out (B, D, L) in u's dtype, and with return_last_state h_L
-    (B, D, N) float32 or complex64, which is differentiable too.
+    u, delta, z (B, D, L); A (D, N) float32 or complex64; B and C (D, N), (B, N, L) or (B, G, N, L),
+    with complex A of length 2 L, real and imaginary part in turns; D, delta_bias (D,). delta_bias
+    is added to delta before the softplus. Returns out (B, D, L) in u's dtype, and with
+    return_last_state h_L (B, D, N) float32 or complex64, which is differentiable too.
     """
     return krait_ops.selective_scan(
         u,
@@ -98,9 +99,10 @@ def selective_scan_ref(
     readout = _by_channel(C, channels, state_dtype).expand(-1, -1, -1, length)
     state = torch.zeros((batch, channels, A.shape[1]), dtype=state_dtype, device=u.device)
     outputs = []
-    for t in range(length):
-        state = decay[:, :, t] * state + drive[..., t]
-        out = (state * readout[..., t]).sum(dim=-1)
+    # Taken apart at once: the gradient of an indexed token would be as long as the sequence.
+    for decay_t, drive_t, readout_t in zip(decay.unbind(2), drive.unbind(3), readout.unbind(3)):
+        state = decay_t * state + drive_t
+        out = (state * readout_t).sum(dim=-1)
         outputs.append(2.0 * out.real if state_dtype.is_complex else out)
     y = torch.stack(outputs, dim=-1) if outputs else torch.zeros_like(x)
     if D is not None:
@@ -121,7 +123,7 @@ def _projected(
     B_proj_bias: Optional[Tensor],
     C_proj_bias: Optional[Tensor],
 ) -> tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
-    """Projects x (B, D, L) to delta's vector (B, L, R) and, where B or C are None, theirs (B, L, N or 2 N)."""
+    """x (B, D, L) to what gives delta (B, L, R) and, if they are None, B and C (B, L, N or 2 N)."""
     width = A.shape[-1] * (2 if A.is_complex() else 1)
     projected = F.linear(x.transpose(1, 2), x_proj_weight)
     made_B = made_C = None
@@ -144,7 +146,7 @@ def _over_time(matrix: Tensor, A: Tensor) -> Tensor:
 
 
 def _out_projected(y: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """y (B, D, L) to (B, L, E); transformers hands over a float32 bias beside weights of any dtype."""
+    """y (B, D, L) to (B, L, E); transformers passes a float32 bias to weights of any dtype."""
     return F.linear(y.transpose(1, 2), weight, None if bias is None else bias.to(weight.dtype))
 
 
@@ -170,20 +172,19 @@ def mamba_inner_fn(
     dt_rms_weight=None,
     b_c_dt_rms_eps=1e-06,
 ):
-    """A Mamba block between its input and output projections, both sides of the gate in xz; differentiable.
+    """A Mamba block between its input and output projections, both sides of the gate in xz;
+    differentiable.
 
     xz (B, 2 D, L); conv1d_weight (D, 1, K), conv1d_bias (D,); x_proj_weight (R + 2 N, D);
-    delta_proj_weight (D, R); out_proj_weight (E, D), out_proj_bias (E,); A, B, C, D, delta_bias as in
-    ``selective_scan_fn``, where B and C are projected from x unless given. b_rms_weight, c_rms_weight (N,)
-    norm B and C, and dt_rms_weight (D,) norms delta after its projection. checkpoint_lvl does not change
-    the result. Returns (B, L, E).
+    delta_proj_weight (D, R); out_proj_weight (E, D), out_proj_bias (E,); A, B, C, D, delta_bias as
+    in ``selective_scan_fn``, where B and C are projected from x unless given. b_rms_weight,
+    c_rms_weight (N,) norm B and C, and dt_rms_weight (D,) norms delta after its projection.
+    checkpoint_lvl does not change the result. Returns (B, L, E).
     """
     rank = delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
     x = krait_ops.causal_conv1d(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
-    delta, made_B, made_C = _projected(
-        x, x_proj_weight, rank, A, B, C, B_proj_bias, C_proj_bias
-    )
+    delta, made_B, made_C = _projected(x, x_proj_weight, rank, A, B, C, B_proj_bias, C_proj_bias)
     delta = F.linear(delta, delta_proj_weight)
     if dt_rms_weight is not None:
         delta = rms_norm_forward(delta, dt_rms_weight, None, eps=b_c_dt_rms_eps)
@@ -230,9 +231,7 @@ def mamba_inner_ref(
     rank = delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
     x = causal_conv1d_ref(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
-    delta, made_B, made_C = _projected(
-        x, x_proj_weight, rank, A, B, C, B_proj_bias, C_proj_bias
-    )
+    delta, made_B, made_C = _projected(x, x_proj_weight, rank, A, B, C, B_proj_bias, C_proj_bias)
     delta = F.linear(delta, delta_proj_weight).transpose(1, 2)
     y = selective_scan_ref(
         x,

@@ -1,4 +1,4 @@
-"""The switch between deterministic and faster kernels, which Krait does not need: its results always repeat."""
+"""The switch between deterministic and faster kernels. Krait's results repeat in any case."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ __all__ = ["custom_amp_decorator", "custom_bwd", "custom_fwd"]
 
 
 def custom_amp_decorator(dec: Callable, cuda_amp_deprecated: bool):
-    """``dec``, a ``custom_fwd`` or ``custom_bwd``, for CUDA, under torch.amp where that has them."""
+    """``dec``, a ``custom_fwd`` or ``custom_bwd``, for CUDA, of torch.amp where that has them."""
 
     @wraps(dec)
     def decorator(*args, **kwargs):

@@ -1,1 +1,3 @@
-"""One file an operator: its kernel, its fake kernel, its derivative, and the function that users call."""
+"""One file an operator: its kernel, its fake kernel, its derivative, and the function that users
+call.
+"""

@@ -1,8 +1,10 @@
-"""Short causal convolution over time as a differentiable PyTorch operator (Gu and Dao 2023, section 3.4)."""
+"""Short causal convolution over time as a differentiable PyTorch operator (Gu and Dao 2023, section
+3.4).
+"""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -149,7 +151,7 @@ def _gradients(
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:4])
     eager = not torch.is_grad_enabled() and examine((*inputs, dout, dfinal_states))
-    compute = _backward if eager else torch.ops.krait.causal_conv1d_backward
+    compute: Any = _backward if eager else torch.ops.krait.causal_conv1d_backward
     grads = iter(compute(wanted, dout, dfinal_states, *inputs, ctx.activation))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 4)
 
@@ -176,24 +178,26 @@ def causal_conv1d(
     seq_idx: Optional[Tensor] = None,
     cu_seqlens: Optional[Tensor] = None,
     return_final_states: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
+) -> Any:
     """Depthwise convolution over the last K tokens (Gu and Dao 2023, "Mamba", section 3.4)::
 
         out_t = act(bias + sum_k weight_k x_{t-K+1+k}),   x_{<0} from initial_states, or 0
 
-    Differentiable once in every floating input; `final_states` carry gradients too. Sums are float32, float64 where
-    x is (on the reference path).
+    Differentiable once in every floating input; `final_states` carry gradients too. Sums are
+    float32, float64 where x is (on the reference path).
 
     Args:
-        x: (B, D, L), any strides, channel-last and channel-first alike; float32, bfloat16, float16 or float64.
+        x: (B, D, L), any strides, channel-last and channel-first alike; float32, bfloat16, float16
+            or float64.
         weight: (D, K), K >= 1.
         bias: (D).
         activation: None, "silu" or "swish" (the same).
         initial_states: (B, D, K - 1), what came before x; (n, D, K - 1) with cu_seqlens.
-        seq_idx: (B, L) int32 or int64: taps of another sequence are 0; at -1 the output is 0, and later windows are
-            as if the token were not there.
+        seq_idx: (B, L) int32 or int64: taps of another sequence are 0; at -1 the output is 0, and
+            later windows are as if the token were not there.
         cu_seqlens: (n + 1) int32 or int64: bounds of sequences packed into one row (B = 1).
-        return_final_states: also return the last K - 1 of [initial_states, x], (B, D, K - 1) or (n, D, K - 1).
+        return_final_states: also return the last K - 1 of [initial_states, x], (B, D, K - 1) or (n,
+            D, K - 1).
 
     Returns:
         out (B, D, L) in x's dtype, laid out in memory like x, or (out, final_states).
@@ -254,7 +258,8 @@ def causal_conv1d_update(
     cache_seqlens: Optional[Tensor] = None,
     conv_state_indices: Optional[Tensor] = None,
 ) -> Tensor:
-    """`causal_conv1d` for the next token (or T tokens) of each sequence, on top of a state that is updated in place.
+    """`causal_conv1d` for the next token (or T tokens) of each sequence, on top of a state that is
+    updated in place.
 
     For decoding: the result carries no gradient.
 
@@ -264,9 +269,10 @@ def causal_conv1d_update(
         weight: (D, K).
         bias: (D).
         activation: None, "silu" or "swish" (the same).
-        cache_seqlens: (B) int32 or int64: the state is a ring, written at cache_seqlens % S, not shifted.
-        conv_state_indices: (B) int32 or int64, the row of conv_state of each entry; a negative one is a padding
-            slot: output 0, state untouched.
+        cache_seqlens: (B) int32 or int64: the state is a ring, written at cache_seqlens % S, not
+            shifted.
+        conv_state_indices: (B) int32 or int64, the row of conv_state of each entry; a negative one
+            is a padding slot: output 0, state untouched.
 
     Returns:
         out, of x's shape and dtype.

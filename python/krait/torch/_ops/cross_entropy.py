@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, also fused with the product that makes the logits, for PyTorch."""
+"""Cross-entropy over a vocabulary, also fused with the product that makes the logits."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ def _forward(
 
 def _empty_losses(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     if logits.dim() != 2:
-        raise ValueError(
-            f"[cross_entropy] logits has shape {shape_of(logits)}, expected (T, V)"
-        )
+        raise ValueError(f"[cross_entropy] logits has shape {shape_of(logits)}, expected (T, V)")
     sums = sum_dtype((logits,))
     return logits.new_empty(logits.shape[0], dtype=sums), logits.new_empty(
         logits.shape[0], dtype=sums
@@ -92,7 +90,7 @@ def _gradients(ctx: Any, dlosses: Optional[Tensor], _: Any) -> tuple[Optional[Te
         return (None,) * 4
     saved = ctx.saved_tensors
     eager = not torch.is_grad_enabled() and examine((*saved, dlosses))
-    compute = _backward if eager else torch.ops.krait.cross_entropy_backward
+    compute: Any = _backward if eager else torch.ops.krait.cross_entropy_backward
     return compute(dlosses, *saved, *ctx.options), None, None, None
 
 
@@ -117,20 +115,23 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Negative log likelihood of targets under softmax(logits), in nats. Differentiable once in logits.
+    """Negative log likelihood of targets under softmax(logits), in nats. Differentiable once in
+    logits.
 
     Args:
         logits: (..., V), any strides; float32, bfloat16, float16 or float64. Sums are float64.
         targets: (...) int32 or int64.
         ignore_index: the target of tokens without a loss.
-        label_smoothing: in [0, 1): that share of the target is spread evenly over V (Szegedy et al. 2016).
+        label_smoothing: in [0, 1): that share of the target is spread evenly over V (Szegedy et al.
+            2016).
         reduction: "mean" (over targets that are not ignored), "sum" or "none".
 
     Returns:
         a scalar, or (...) with reduction "none"; float32, float64 for float64 logits.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index nor below V.
+        ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index
+            nor below V.
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
@@ -138,7 +139,8 @@ def cross_entropy(
         )
     if logits.dim() == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(
-            f"[cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(logits.shape[:-1])}"
+            f"[cross_entropy] targets has shape {shape_of(targets)}, expected "
+            f"{tuple(logits.shape[:-1])}"
         )
     flat, flat_targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     args = (flat, flat_targets, ignore_index, label_smoothing)
@@ -167,9 +169,7 @@ def _linear_forward(
     """The mean loss, and its gradients to those of (x, weight, bias) that are wanted."""
     inputs = (x, weight, bias)
     if x.is_cuda and sum_dtype(inputs) is torch.float64:
-        return on_host(
-            _linear_forward, *inputs, targets, ignore_index, label_smoothing, wanted
-        )
+        return on_host(_linear_forward, *inputs, targets, ignore_index, label_smoothing, wanted)
     sums = sum_dtype((x,))
     losses = x.new_empty(x.shape[0], dtype=sums)
     if not any(wanted):
@@ -185,13 +185,13 @@ def _linear_forward(
         *inputs, targets, ignore_index, label_smoothing, 0, 1.0 / count, dx, dweight, dbias,
         losses, None,
     )  # fmt: skip
-    grads = [like(g, t) for g, t in zip((dx, dweight, dbias), inputs) if g is not None and t is not None]
+    grads = [
+        like(g, t) for g, t in zip((dx, dweight, dbias), inputs) if g is not None and t is not None
+    ]
     return [losses.sum() / count, *grads]
 
 
-def _linear_fake(
-    x: Tensor, weight: Tensor, bias: Optional[Tensor], *options: Any
-) -> list[Tensor]:
+def _linear_fake(x: Tensor, weight: Tensor, bias: Optional[Tensor], *options: Any) -> list[Tensor]:
     wanted = options[-1]
     grads = [
         torch.empty_like(t) for want, t in zip(wanted, (x, weight, bias)) if want and t is not None
@@ -219,12 +219,16 @@ define_backward(
 
 
 class _LinearCrossEntropy(Function):
-    """Gradients are made beside the loss, while a block of logits exists, and scaled in the backward pass."""
+    """Gradients are made beside the loss, while a block of logits exists, and scaled in the
+    backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         inputs, wanted = args[:3], args[-1]
-        compute = _linear_forward if examine(args[:4]) else torch.ops.krait.linear_cross_entropy
+        compute: Any = (
+            _linear_forward if examine(args[:4]) else torch.ops.krait.linear_cross_entropy
+        )
         loss, *grads = compute(*args)
         ctx.wanted = wanted
         ctx.save_for_backward(*grads, *(t for t, want in zip(inputs, wanted) if want))
@@ -248,9 +252,11 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Mean cross-entropy of logits = x weight^T + bias, which never exist for more than a block of tokens.
+    """Mean cross-entropy of logits = x weight^T + bias, which never exist for more than a block of
+    tokens.
 
-    Differentiable once in x, weight and bias; their gradients are computed in the forward pass.
+    Differentiable once in x, weight and bias; their gradients are computed in the forward pass. A
+    product, which autocast runs in its dtype.
 
     Args:
         x: (..., d).
@@ -264,12 +270,18 @@ def linear_cross_entropy(
         the mean over targets that are not ignored, in nats, float32 (float64 for float64 x).
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index nor below V.
+        ValueError: for shapes or dtypes that do not fit, or a target that is neither ignore_index
+            nor below V.
     """
     if x.dim() == 0 or targets.shape != x.shape[:-1]:
         raise ValueError(
-            f"[linear_cross_entropy] targets has shape {shape_of(targets)}, expected {tuple(x.shape[:-1])}"
+            f"[linear_cross_entropy] targets has shape {shape_of(targets)}, expected "
+            f"{tuple(x.shape[:-1])}"
         )
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     flat, flat_targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     args = (flat, weight, bias, flat_targets, ignore_index, label_smoothing)
     inputs = (flat, weight, bias)

@@ -44,7 +44,7 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Optional[Tensor], ...]:
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad)
     eager = not torch.is_grad_enabled() and examine((*inputs, dout))
-    compute = _backward if eager else torch.ops.krait.gated_silu_backward
+    compute: Any = _backward if eager else torch.ops.krait.gated_silu_backward
     grads = iter(compute(wanted, dout, *inputs))
     return tuple(next(grads) if want else None for want in wanted)
 
@@ -62,7 +62,8 @@ class _GatedSilu(Function):
 
 
 def gated_silu(x: Tensor, gate: Tensor) -> Tensor:
-    """x silu(gate), with silu(g) = g / (1 + exp(-g)) (Shazeer 2020, "GLU variants improve Transformer").
+    """x silu(gate), with silu(g) = g / (1 + exp(-g)) (Shazeer 2020, "GLU variants improve
+    Transformer").
 
     Differentiable once in both inputs.
 

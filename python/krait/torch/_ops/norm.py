@@ -1,8 +1,10 @@
-"""RMSNorm and LayerNorm, with a fused residual addition or a gate, as a differentiable PyTorch operator."""
+"""RMSNorm and LayerNorm, with a fused residual addition or a gate, as a differentiable PyTorch
+operator.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -66,7 +68,9 @@ def _backward(
     x_dtype: torch.dtype,
     residual_dtype: torch.dtype,
 ) -> list[Tensor]:
-    """Gradients of those of (x, weight, bias, residual, z) that are wanted, in this order. `summed` is x + residual."""
+    """Gradients of those of (x, weight, bias, residual, z) that are wanted, in this order. `summed`
+    is x + residual.
+    """
     inputs = (summed, weight, bias, z)
     options = (kind, eps, group_size, norm_before_gate)
     sums = sum_dtype(inputs)
@@ -173,7 +177,7 @@ def _gradients(
     if shared:
         wanted[3] = False
     eager = not torch.is_grad_enabled() and examine((*saved, dout, dsummed))
-    compute = _backward if eager else torch.ops.krait.norm_backward
+    compute: Any = _backward if eager else torch.ops.krait.norm_backward
     grads = iter(compute(wanted, dout, dsummed, *saved, *ctx.options, *ctx.dtypes))
     results = [next(grads) if want else None for want in wanted]
     if shared:
@@ -207,7 +211,7 @@ def norm(
     norm_before_gate: bool = True,
     prenorm: bool = False,
     residual_in_fp32: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
+) -> Any:
     """RMSNorm (Zhang and Sennrich 2019) or LayerNorm (Ba et al. 2016) over the last dimension::
 
         r = x + residual                                  (where residual is given)
@@ -215,8 +219,8 @@ def norm(
         layer: norm(r) = (r - mean(r)) / sqrt(var(r) + eps) * weight + bias
         with z: norm_before_gate ? norm(r) silu(z) : norm(r silu(z))
 
-    Differentiable once in every floating input; the returned residual carries gradients too. Sums are float32,
-    float64 where any input is (on the reference path).
+    Differentiable once in every floating input; the returned residual carries gradients too. Sums
+    are float32, float64 where any input is (on the reference path).
 
     Args:
         x: (..., C), any strides; float32, bfloat16, float16 or float64.
@@ -232,8 +236,8 @@ def norm(
         residual_in_fp32: return r in float32, whatever the dtype of x.
 
     Returns:
-        out (..., C) in x's dtype, or (out, r) with prenorm; r has float32 with residual_in_fp32, else residual's
-        dtype where it is given, else x's.
+        out (..., C) in x's dtype, or (out, r) with prenorm; r has float32 with residual_in_fp32,
+        else residual's dtype where it is given, else x's.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.

@@ -1,9 +1,12 @@
-"""Mamba-1's selective scan as a differentiable PyTorch operator (Gu and Dao 2023, "Mamba", algorithm 2)."""
+"""Mamba-1's selective scan as a differentiable PyTorch operator (Gu and Dao 2023, "Mamba",
+algorithm 2).
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import Any, Optional, Union
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -54,6 +57,21 @@ def _checkpoints_shape(
     return tuple(shape(rows, channels, length, d_state, is_complex, device_type))
 
 
+@functools.lru_cache(maxsize=1024)
+def _checkpoint_steps(d_state: int, is_complex: bool, on_gpu: bool) -> int:
+    """Tokens from one checkpoint to the next."""
+    tokens = 1 << 20
+    return tokens // _checkpoints_shape(1, 1, tokens + 1, d_state, is_complex, on_gpu)[0]
+
+
+def _symbolic_checkpoints_shape(
+    rows: Any, channels: Any, length: Any, d_state: Any, is_complex: bool, on_gpu: bool
+) -> tuple[Any, Any, Any]:
+    """`_checkpoints_shape` of sizes that a compiler has not put numbers to, but for d_state."""
+    steps = _checkpoint_steps(int(d_state), is_complex, on_gpu)
+    return rows * ((length - 1) // steps if length > 0 else 0), d_state, channels
+
+
 def _empty_outputs(
     u: Tensor,
     A: Tensor,
@@ -72,7 +90,12 @@ def _empty_outputs(
     checkpoints = None
     if want_checkpoints and sums is torch.float32:
         rows, D, N = _state_shape(u, A, None)
-        shape = _checkpoints_shape(rows, D, u.shape[2], N, A.is_complex(), u.is_cuda)
+        length = u.shape[2]
+        shape: tuple[Any, ...]
+        if isinstance(u.shape[0], int) and isinstance(u.shape[1], int) and isinstance(length, int):
+            shape = _checkpoints_shape(rows, D, length, int(N), A.is_complex(), u.is_cuda)
+        else:
+            shape = _symbolic_checkpoints_shape(rows, D, length, N, A.is_complex(), u.is_cuda)
         checkpoints = u.new_empty(shape, dtype=state_dtype)
     return out, last_state, checkpoints
 
@@ -121,7 +144,9 @@ def _backward(
     delta_softplus: bool,
     reverse: bool,
 ) -> list[Tensor]:
-    """Gradients of those of (u, delta, A, B, C, D, z, delta_bias, initial_state) that are wanted, in this order."""
+    """Gradients of those of (u, delta, A, B, C, D, z, delta_bias, initial_state) that are wanted,
+    in this order.
+    """
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     sums = sum_dtype(inputs)
     if sums is torch.float64 and u.is_cuda:
@@ -173,16 +198,9 @@ def _op_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, A, cu_seqlens)
     sums = sum_dtype(args[:9])
     want_last_state, want_checkpoints = args[13:]
-    # The number of checkpoints is known for sizes that are numbers.
-    symbolic = any(isinstance(n, torch.SymInt) for n in (*u.shape, A.shape[1]))
     out, last_state, checkpoints = _empty_outputs(
-        u, A, cu_seqlens, sums, want_last_state, want_checkpoints and not symbolic
+        u, A, cu_seqlens, sums, want_last_state, want_checkpoints
     )
-    if want_checkpoints and symbolic and sums is torch.float32:
-        count = torch.library.get_ctx().new_dynamic_size()
-        checkpoints = u.new_empty(
-            (count, A.shape[1], u.shape[1]), dtype=_state_dtype(A, sums)
-        )
     return (
         out,
         u.new_empty(0) if last_state is None else last_state,
@@ -196,8 +214,8 @@ def _op_backward_fake(wanted: list[bool], *args: Any) -> list[Tensor]:
 
 
 _TENSORS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
-    "Tensor? initial_state, Tensor? seq_idx, Tensor? cu_seqlens"
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, Tensor? initial_state, Tensor? seq_idx, Tensor? cu_seqlens"
 )
 define(
     f"selective_scan({_TENSORS}, bool delta_softplus, bool reverse, bool want_last_state, "
@@ -206,11 +224,15 @@ define(
     _op_fake,
 )
 define_backward(
-    "selective_scan_backward(bool[] wanted, Tensor? dout, Tensor? dlast_state, Tensor? checkpoints, "
-    f"{_TENSORS}, bool delta_softplus, bool reverse) -> Tensor[]",
+    "selective_scan_backward(bool[] wanted, Tensor? dout, Tensor? dlast_state, "
+    f"Tensor? checkpoints, {_TENSORS}, bool delta_softplus, bool reverse) -> Tensor[]",
     _backward,
     _op_backward_fake,
 )
+
+
+def _lazily_conjugated(tensors: Sequence[Optional[Tensor]]) -> bool:
+    return any(t is not None and t.is_conj() for t in tensors)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], checkpoints: Optional[Tensor]) -> None:
@@ -232,21 +254,26 @@ def _gradients(
     *inputs, checkpoints = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:9])
     args = (wanted, dout, dlast_state, checkpoints, *inputs, *ctx.flags)
-    eager = not torch.is_grad_enabled() and examine((*inputs, dout, dlast_state))
-    compute = _backward if eager else torch.ops.krait.selective_scan_backward
+    eager = (
+        not torch.is_grad_enabled()
+        and examine((*inputs, dout, dlast_state))
+        and not _lazily_conjugated((*inputs, dlast_state))
+    )
+    compute: Any = _backward if eager else torch.ops.krait.selective_scan_backward
     grads = iter(compute(*args))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 6)
 
 
-torch.library.register_autograd(
-    "krait::selective_scan", _gradients, setup_context=_setup_context
-)
+torch.library.register_autograd("krait::selective_scan", _gradients, setup_context=_setup_context)
 
 
 class _SelectiveScan(Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Optional[Tensor]]:
-        out, last_state, checkpoints = _forward(args[:11], *args[11:], True)
+        delta_softplus, reverse, want_last_state = args[11:]
+        out, last_state, checkpoints = _forward(
+            args[:11], delta_softplus, reverse, want_last_state, True
+        )
         _save(ctx, args, checkpoints)
         return out, last_state
 
@@ -269,31 +296,33 @@ def selective_scan(
     cu_seqlens: Optional[Tensor] = None,
     reverse: bool = False,
     return_last_state: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
-    """Mamba-1's recurrence (Gu and Dao 2023, "Mamba", algorithm 2), for each channel d and state n::
+) -> Any:
+    """Mamba-1's recurrence (Gu and Dao 2023, "Mamba", algorithm 2), for each channel d and state
+    n::
 
         d_t = softplus?(delta_t + delta_bias)
         h_t = exp(d_t A) h_{t-1} + d_t B_t u_t
         y_t = sum_n C_t h_t      (twice its real part where A is complex)
         out_t = (y_t + D u_t) silu(z_t)
 
-    Differentiable once in every floating input; `last_state` carries gradients too. Sums and states are float32,
-    float64 where any input is (on the reference path).
+    Differentiable once in every floating input; `last_state` carries gradients too. Sums and states
+    are float32, float64 where any input is (on the reference path).
 
     Args:
         u: (B, D, L), any strides; float32, bfloat16, float16 or float64, as are all real inputs.
         delta: (B, D, L), step sizes.
         A: (D, N), real or complex.
-        B: constant (D, N), complex where A is, or variable (B, N, L) or (B, G, N, L); where A is complex, variable
-            ones have 2L numbers, real and imaginary parts interleaved. Channel d uses group d // (D / G).
+        B: constant (D, N), complex where A is, or variable (B, N, L) or (B, G, N, L); where A is
+            complex, variable ones have 2L numbers, real and imaginary parts interleaved. Channel d
+            uses group d // (D / G).
         C: like B.
         D: (D), weight of u in the output.
         z: (B, D, L), gate.
         delta_bias: (D), added to delta.
         delta_softplus: whether softplus is applied to delta + delta_bias.
         initial_state: (B, D, N), complex where A is; (n, D, N) with cu_seqlens.
-        seq_idx: (B, L) int32 or int64: the state restarts from 0 where it changes; at -1 the output is 0 and the
-            state stays as it is.
+        seq_idx: (B, L) int32 or int64: the state restarts from 0 where it changes; at -1 the output
+            is 0 and the state stays as it is.
         cu_seqlens: (n + 1) int32 or int64: bounds of sequences packed into one row (B = 1).
         reverse: time runs from the end of each sequence to its start.
         return_last_state: also return the state after the last token, (B, D, N) or (n, D, N).
@@ -306,7 +335,7 @@ def selective_scan(
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens)
     how = examine(tensors)
-    if how and A.is_complex() and (A.is_conj() or B.is_conj() or C.is_conj()):
+    if how and A.is_complex() and _lazily_conjugated(tensors):
         how = 0
     if not how:
         results = torch.ops.krait.selective_scan(

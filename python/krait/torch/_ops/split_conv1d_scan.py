@@ -1,8 +1,10 @@
-"""A Mamba-2 block between its projections as one differentiable PyTorch operator (Dao and Gu 2024, section 7)."""
+"""A Mamba-2 block between its projections as one differentiable PyTorch operator (Dao and Gu 2024,
+section 7).
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -61,8 +63,9 @@ def _sizes(zxbcdt: Tensor, conv_weight: Tensor, A: Tensor, headdim: int, ngroups
         )
     if conv_weight.dim() != 2 or A.dim() != 1 or headdim <= 0 or ngroups <= 0:
         raise ValueError(
-            f"[split_conv1d_scan] conv_weight has shape {shape_of(conv_weight)}, A {shape_of(A)}, headdim is "
-            f"{headdim}, ngroups {ngroups}, expected (conv channels, K), (H) and positive numbers"
+            f"[split_conv1d_scan] conv_weight has shape {shape_of(conv_weight)}, A {shape_of(A)}, "
+            f"headdim is {headdim}, ngroups {ngroups}, expected (conv channels, K), (H) and "
+            "positive numbers"
         )
     nheads, conv_dim, width = A.shape[0], conv_weight.shape[0], zxbcdt.shape[2]
     d_ssm = nheads * headdim
@@ -70,8 +73,8 @@ def _sizes(zxbcdt: Tensor, conv_weight: Tensor, A: Tensor, headdim: int, ngroups
     mlp = width - d_ssm - conv_dim - nheads
     if states <= 0 or states % (2 * ngroups) != 0 or mlp < 0 or mlp % 2 != 0:
         raise ValueError(
-            f"[split_conv1d_scan] zxbcdt has {width} and conv_weight {conv_dim} channels, which do not split "
-            f"for {nheads} heads of {headdim} channels and {ngroups} groups"
+            f"[split_conv1d_scan] zxbcdt has {width} and conv_weight {conv_dim} channels, which do "
+            f"not split for {nheads} heads of {headdim} channels and {ngroups} groups"
         )
     return _Sizes(mlp // 2, d_ssm, conv_dim, nheads, headdim, ngroups, states // (2 * ngroups))
 
@@ -137,10 +140,10 @@ def _forward(
     )  # fmt: skip
     x, B, C = sizes.split_conv(convolved)
     ssm_out = out.narrow(2, sizes.d_mlp, sizes.d_ssm) if sizes.d_mlp > 0 else out
+    scanned = sizes.by_head(ssm_out if y is None else y)
     native("ssd")(
         x, dt, A, B, C, D, None if gated else sizes.by_head(z), dt_bias, initial_states, seq_idx,
-        cu_seqlens, None, True, dt_low, dt_high, False, 0, sizes.by_head(ssm_out if y is None else y),
-        final_states, None,
+        cu_seqlens, None, True, dt_low, dt_high, False, 0, scanned, final_states, None,
     )  # fmt: skip
     if y is not None:
         native("norm")(
@@ -193,9 +196,11 @@ def _backward(
     grads: list[Optional[Tensor]] = [dzxbcdt]
     for want, t in zip(wanted[1:7], inputs[1:7]):
         grads.append(torch.zeros_like(t, dtype=sums) if want and t is not None else None)
-    want_states = wanted[7] and initial_states is not None
-    grads.append(torch.empty_like(initial_states) if want_states else None)  # type: ignore[arg-type]
-    _, dconv_weight, dconv_bias, ddt_bias, dA, dD, dnorm_weight, dinitial_states = grads
+    dinitial_states = None
+    if wanted[7] and initial_states is not None:
+        dinitial_states = torch.empty_like(initial_states)
+    grads.append(dinitial_states)
+    _, dconv_weight, dconv_bias, ddt_bias, dA, dD, dnorm_weight, _ = grads
 
     z0, x0, z, xBC, dt = sizes.split(zxbcdt)
     dz0, dx0, dz, dxBC, ddt = sizes.split(dzxbcdt)
@@ -298,7 +303,7 @@ def _gradients(
     saved = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:_FLOATS])
     eager = not torch.is_grad_enabled() and examine((*saved, dout, dfinal_states))
-    compute = _backward if eager else torch.ops.krait.split_conv1d_scan_backward
+    compute: Any = _backward if eager else torch.ops.krait.split_conv1d_scan_backward
     grads = iter(compute(wanted, dout, dfinal_states, *saved, *ctx.options))
     rest = (None,) * (_INPUTS + 1 - _FLOATS)
     return (*(next(grads) if want else None for want in wanted), *rest)
@@ -336,17 +341,17 @@ def split_conv1d_scan(
     seq_idx: Optional[Tensor] = None,
     cu_seqlens: Optional[Tensor] = None,
     return_final_states: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
+) -> Any:
     """What stands between the projections of a Mamba-2 block (Dao and Gu 2024, section 7)::
 
         [z0, x0, z, xBC, dt] = zxbcdt
         [x, B, C] = activation(conv(xBC))
-        y = ssd(x, softplus(dt + dt_bias), A, B, C, D)       (gated by z inside, without norm_weight)
-        y = rms_norm(y, z)                                   (gated, over d_ssm / ngroups channels)
-        out = [x0 silu(z0), y]
+        y = ssd(x, softplus(dt + dt_bias), A, B, C, D)       (gated by z inside, without
+        norm_weight) y = rms_norm(y, z)                                   (gated, over d_ssm /
+        ngroups channels) out = [x0 silu(z0), y]
 
-    Its gradients are written where they belong in that of zxbcdt, without copies. Differentiable once in every
-    floating input; `final_states` carry gradients too.
+    Its gradients are written where they belong in that of zxbcdt, without copies. Differentiable
+    once in every floating input; `final_states` carry gradients too.
 
     Args:
         zxbcdt: (B, L, 2 d_mlp + 2 d_ssm + 2 G N + H), with d_ssm = H headdim; d_mlp may be 0.
@@ -379,9 +384,8 @@ def split_conv1d_scan(
     low, high = dt_limit
     options = (headdim, ngroups, activation_word(activation), norm_eps, norm_before_gate, low, high)
     how = examine(tensors)
-    if not how:
-        run = torch.ops.krait.split_conv1d_scan
-    else:
+    run: Any = torch.ops.krait.split_conv1d_scan
+    if how:
         run = _SplitConv1dScan.apply if how & GRAD else _forward
     results = run(*tensors, *options, return_final_states)
     return (results[0], results[-1]) if return_final_states else results[0]

@@ -1,8 +1,10 @@
-"""Mamba-2's state-space duality as a differentiable PyTorch operator (Dao and Gu 2024, "Transformers are SSMs")."""
+"""Mamba-2's state-space duality as a differentiable PyTorch operator (Dao and Gu 2024,
+"Transformers are SSMs").
+"""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -51,8 +53,9 @@ def _empty_outputs(
 def _forward(
     inputs: tuple[Any, ...], options: tuple[Any, ...], want_final_states: bool
 ) -> tuple[Tensor, Optional[Tensor]]:
-    """`inputs` are x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens; `options` dt_softplus, the
-    limits of dt, reverse and chunk_size."""
+    """`inputs` are x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens; `options`
+    dt_softplus, the limits of dt, reverse and chunk_size.
+    """
     x, B, cu_seqlens = inputs[0], inputs[3], inputs[10]
     sums = torch.float64 if x.dtype is torch.float64 else torch.float32
     if sums is torch.float64 and x.is_cuda:
@@ -85,7 +88,9 @@ def _backward(
     reverse: bool,
     chunk_size: int,
 ) -> list[Tensor]:
-    """Gradients of those of (x, dt, A, B, C, D, z, dt_bias, initial_states) that are wanted, in this order."""
+    """Gradients of those of (x, dt, A, B, C, D, z, dt_bias, initial_states) that are wanted, in
+    this order.
+    """
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_states)
     options = (dt_softplus, dt_low, dt_high, reverse, chunk_size)
     sums = sum_dtype((x,))
@@ -155,7 +160,7 @@ def _gradients(
     inputs = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[:9])
     eager = not torch.is_grad_enabled() and examine((*inputs, dout, dfinal_states))
-    compute = _backward if eager else torch.ops.krait.ssd_backward
+    compute: Any = _backward if eager else torch.ops.krait.ssd_backward
     grads = iter(compute(wanted, dout, dfinal_states, *inputs, *ctx.options))
     return (*(next(grads) if want else None for want in wanted), *(None,) * 8)
 
@@ -190,16 +195,17 @@ def ssd(
     chunk_size: int = 0,
     reverse: bool = False,
     return_final_states: bool = False,
-) -> Union[Tensor, tuple[Tensor, Tensor]]:
-    """Mamba-2's recurrence in its chunked form (Dao and Gu 2024, "Transformers are SSMs", sections 6 and 7)::
+) -> Any:
+    """Mamba-2's recurrence in its chunked form (Dao and Gu 2024, "Transformers are SSMs", sections
+    6 and 7)::
 
         d_t = clamp(softplus?(dt_t + dt_bias), dt_limit)
         S_t = exp(d_t A_h) S_{t-1} + d_t x_t B_t^T      (headdim x d_state for each head)
         y_t = S_t C_t + D x_t
         out_t = y_t silu(z_t)                           (where z is given)
 
-    Differentiable once in every floating input; `final_states` carry gradients too. Sums and states are float32,
-    float64 where x is (on the reference path).
+    Differentiable once in every floating input; `final_states` carry gradients too. Sums and states
+    are float32, float64 where x is (on the reference path).
 
     Args:
         x: (B, L, H, P), any strides; float32, bfloat16, float16 or float64, as are all inputs.
@@ -211,14 +217,16 @@ def ssd(
         z: (B, L, H, P), gate.
         dt_bias: (H), added to dt.
         initial_states: (B, H, P, N); (n, H, P, N) with cu_seqlens.
-        seq_idx: (B, L) int32 or int64: the state restarts from 0 where it changes; at -1 the output is 0 and the
-            state stays as it is.
+        seq_idx: (B, L) int32 or int64: the state restarts from 0 where it changes; at -1 the output
+            is 0 and the state stays as it is.
         cu_seqlens: (n + 1) int32 or int64: bounds of sequences packed into one row (B = 1).
         dt_softplus: whether softplus is applied to dt + dt_bias.
         dt_limit: what step sizes are clamped to, after softplus.
-        chunk_size: tokens worked on at a time, 0 for a size that suits the shape; it changes rounding only.
+        chunk_size: tokens worked on at a time, 0 for a size that suits the shape; it changes
+            rounding only.
         reverse: time runs from the end of each sequence to its start.
-        return_final_states: also return the states after the last token, (B, H, P, N) or (n, H, P, N).
+        return_final_states: also return the states after the last token, (B, H, P, N) or (n, H, P,
+            N).
 
     Returns:
         out (B, L, H, P) in x's dtype, contiguous, or (out, final_states).

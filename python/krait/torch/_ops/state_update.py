@@ -60,7 +60,8 @@ def state_update(
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     state_batch_indices: Optional[Tensor] = None,
 ) -> Tensor:
-    """One step (or T) of the recurrence of `selective_scan` and `ssd`, on top of a state that is updated in place::
+    """One step (or T) of the recurrence of `selective_scan` and `ssd`, on top of a state that is
+    updated in place::
 
         d = clamp(softplus?(dt + dt_bias), dt_limit)
         S = exp(d A) S + d B x
@@ -81,8 +82,8 @@ def state_update(
         dt_bias: (H), (H, P) or (D).
         dt_softplus: whether softplus is applied to dt + dt_bias.
         dt_limit: what step sizes are clamped to, after softplus, as in `ssd`.
-        state_batch_indices: (B) int32 or int64, all distinct: the row of state of each entry; a negative one is a
-            padding slot: output 0, state untouched.
+        state_batch_indices: (B) int32 or int64, all distinct: the row of state of each entry; a
+            negative one is a padding slot: output 0, state untouched.
 
     Returns:
         out, of x's shape and dtype.

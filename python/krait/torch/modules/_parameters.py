@@ -33,13 +33,13 @@ class Mixer(nn.Module):
         self.mark_parameters()
 
 
-def draw_dt_bias_(
-    bias: Tensor, dt_min: float, dt_max: float, floor: float
-) -> None:
+def draw_dt_bias_(bias: Tensor, dt_min: float, dt_max: float, floor: float) -> None:
     """softplus^-1 of step sizes drawn log-uniformly from [dt_min, dt_max], at least floor."""
     with torch.no_grad():
         u = torch.rand(bias.shape, device=bias.device, dtype=torch.float32)
-        dt = torch.exp(u * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=floor)
+        dt = torch.exp(u * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(
+            min=floor
+        )
         bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
 
@@ -53,7 +53,8 @@ def layer_state(
     """
     if mixer.layer_idx is None:
         raise ValueError(
-            f"[{type(mixer).__name__}] layer_idx is None, expected the layer's number with inference_params"
+            f"[{type(mixer).__name__}] layer_idx is None, expected the layer's number with "
+            "inference_params"
         )
     states = inference_params.key_value_memory_dict
     if mixer.layer_idx not in states:
@@ -66,14 +67,16 @@ def layer_state(
     conv_state, ssm_state = states[mixer.layer_idx]
     if conv_state.shape[0] < batch_size:
         raise ValueError(
-            f"[{type(mixer).__name__}] {batch_size} sequences, but the inference cache was made for "
-            f"{conv_state.shape[0]}"
+            f"[{type(mixer).__name__}] {batch_size} sequences, but the inference cache was made "
+            f"for {conv_state.shape[0]}"
         )
     return conv_state[:batch_size], ssm_state[:batch_size]
 
 
 def keep_window_(conv_state: Tensor, x: Tensor, continues: bool) -> None:
-    """Keeps in conv_state (B, D, S) the last S inputs of x (B, D, L), after those it has where x continues them."""
+    """Keeps in conv_state (B, D, S) the last S inputs of x (B, D, L), after those it has where x
+    continues them.
+    """
     S, L = conv_state.shape[-1], x.shape[-1]
     if L >= S:
         conv_state.copy_(x[..., L - S :])

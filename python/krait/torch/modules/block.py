@@ -20,7 +20,9 @@ def add_norm(
     residual_in_fp32: bool,
     prenorm: bool = True,
 ) -> Any:
-    """norm(hidden_states + residual) by an RMSNorm or LayerNorm in one operator; with prenorm also the sum."""
+    """norm(hidden_states + residual) by an RMSNorm or LayerNorm in one operator; with prenorm also
+    the sum.
+    """
     return norm(
         hidden_states,
         layer.weight,  # type: ignore[arg-type]
@@ -36,15 +38,16 @@ def add_norm(
 class Block(nn.Module):
     """Add -> Norm -> Mixer, and Add -> Norm -> MLP where there is one.
 
-    The sum comes first, so that it fuses with the normalisation: what a block returns is its last layer's output
-    beside the residual that it is yet to be added to.
+    The sum comes first, so that it fuses with the normalisation: what a block returns is its last
+    layer's output beside the residual that it is yet to be added to.
 
     Args:
         dim: channels.
         mixer_cls: makes the mixer, given dim.
         mlp_cls: makes the MLP, given dim; nn.Identity: there is none.
         norm_cls: makes a norm, given dim.
-        fused_add_norm: addition and norm in one operator; the norm is an RMSNorm or nn.LayerNorm then.
+        fused_add_norm: addition and norm in one operator; the norm is an RMSNorm or nn.LayerNorm
+            then.
         residual_in_fp32: the residual is carried in float32.
     """
 

@@ -93,7 +93,9 @@ class Mamba(Mixer):
         self.mark_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws what is the block's own: dt_proj, A_log, D. Linear and convolution layers have draws of their own."""
+        """Draws what is the block's own: dt_proj, A_log, D. Linear and convolution layers have
+        draws of their own.
+        """
         dt_min, dt_max, dt_init, dt_scale, floor = self._dt_init
         bound = self.dt_rank**-0.5 * dt_scale
         if dt_init == "constant":
@@ -102,15 +104,17 @@ class Mamba(Mixer):
             nn.init.uniform_(self.dt_proj.weight, -bound, bound)
         draw_dt_bias_(self.dt_proj.bias, dt_min, dt_max, floor)
         with torch.no_grad():
-            states = torch.arange(1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32)
+            states = torch.arange(
+                1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32
+            )
             self.A_log.copy_(torch.log(states).expand_as(self.A_log))
             self.D.fill_(1.0)
 
     def _step_sizes(self, low_rank: Tensor) -> tuple[Tensor, Optional[Tensor]]:
         """delta (..., d_inner) before softplus, and what is still to be added to it.
 
-        The bias stays apart, in its own precision, unless dt_proj has become another kind of layer (an adapter, a
-        quantised or sharded one), which is called as it is.
+        The bias stays apart, in its own precision, unless dt_proj has become another kind of layer
+        (an adapter, a quantised or sharded one), which is called as it is.
         """
         if type(self.dt_proj) is nn.Linear and not self.dt_proj._forward_hooks:
             return F.linear(low_rank, self.dt_proj.weight), self.dt_proj.bias
@@ -130,8 +134,8 @@ class Mamba(Mixer):
         """Mixes hidden_states (B, L, d_model) over time: (B, L, d_model).
 
         Args:
-            inference_params: states to start from and to leave: a new sequence where seqlen_offset is 0, else
-                tokens that continue one.
+            inference_params: states to start from and to leave: a new sequence where seqlen_offset
+                is 0, else tokens that continue one.
             seq_idx: (B, L), documents packed into rows, as in ``selective_scan``.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
@@ -216,7 +220,8 @@ class Mamba(Mixer):
         dtype: Optional[torch.dtype] = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Zeroed conv_state (B, d_inner, d_conv) in dtype (the model's, if None) and ssm_state (B, d_inner, d_state).
+        """Zeroed conv_state (B, d_inner, d_conv) in dtype (the model's, if None) and ssm_state (B,
+        d_inner, d_state).
 
         The recurrent state is float32 for models of 16 bits too.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -48,7 +47,8 @@ class Mamba2(Mixer, _HubMixin):
         conv_init: initial weights of the convolution are uniform within +-conv_init; None: torch's.
         expand: inner channels for each of d_model.
         headdim: P, channels of a head; at most d_ssm.
-        d_ssm: inner channels that go through the recurrence, the rest through a gated MLP; None: all.
+        d_ssm: inner channels that go through the recurrence, the rest through a gated MLP; None:
+            all.
         ngroups: groups of heads that share B and C.
         A_init_range: what -A is drawn from, uniformly.
         D_has_hdim: D for each channel, not for each head.
@@ -58,10 +58,12 @@ class Mamba2(Mixer, _HubMixin):
         dt_limit: what step sizes are clamped to.
         bias, conv_bias: whether the projections and the convolution have a bias.
         chunk_size: accepted for checkpoints' sake; the operator picks chunks that suit the shape.
-        use_mem_eff_path: one operator from in_proj to out_proj, which keeps less for the backward pass.
+        use_mem_eff_path: one operator from in_proj to out_proj, which keeps less for the backward
+            pass.
         layer_idx: which state of ``InferenceParams`` is this layer's.
         process_group: heads are split over its ranks (tensor parallelism).
-        sequence_parallel: with a process group, tokens are split over its ranks outside the projections.
+        sequence_parallel: with a process group, tokens are split over its ranks outside the
+            projections.
     """
 
     no_weight_decay: tuple[str, ...] = ("A_log", "D", "dt_bias")
@@ -107,7 +109,7 @@ class Mamba2(Mixer, _HubMixin):
         self.D_has_hdim = D_has_hdim
         self.rmsnorm = rmsnorm
         self.norm_before_gate = norm_before_gate
-        self.dt_limit = tuple(dt_limit)
+        self.dt_limit: tuple[float, float] = (dt_limit[0], dt_limit[1])
         self.activation = "silu"
         self.chunk_size = chunk_size
         self.use_mem_eff_path = use_mem_eff_path
@@ -118,7 +120,8 @@ class Mamba2(Mixer, _HubMixin):
         self.d_inner = self._share("expand * d_model", int(expand * d_model))
         self.d_ssm = self.d_inner if d_ssm is None else self._share("d_ssm", d_ssm)
         self.ngroups = self._share("ngroups", ngroups)
-        # A block narrower than the default head is one head: upstream's own example has 32 channels.
+        # A block narrower than the default head is one head: upstream's own example has 32
+        # channels.
         self.headdim = self.d_ssm if 0 < self.d_ssm < headdim else headdim
         self._check_sizes()
         self.nheads = self.d_ssm // self.headdim
@@ -183,11 +186,14 @@ class Mamba2(Mixer, _HubMixin):
             )
         if self.d_ssm // self.headdim % self.ngroups != 0:
             raise ValueError(
-                f"[Mamba2] {self.d_ssm // self.headdim} heads are not a multiple of ngroups {self.ngroups}"
+                f"[Mamba2] {self.d_ssm // self.headdim} heads are not a multiple of ngroups "
+                f"{self.ngroups}"
             )
 
     def reset_parameters(self) -> None:
-        """Draws what is the block's own: dt_bias, A_log, D, and the convolution's weights with conv_init."""
+        """Draws what is the block's own: dt_bias, A_log, D, and the convolution's weights with
+        conv_init.
+        """
         if self.conv_init is not None:
             nn.init.uniform_(self.conv1d.weight, -self.conv_init, self.conv_init)
         draw_dt_bias_(self.dt_bias, *self._dt_init)
@@ -237,13 +243,14 @@ class Mamba2(Mixer, _HubMixin):
         """Mixes u (B, L, d_model) over time: (B, L, d_model).
 
         Args:
-            u: with seqlen, (B * L, d_model), of which each rank holds its share with sequence_parallel.
+            u: with seqlen, (B * L, d_model), of which each rank holds its share with
+                sequence_parallel.
             seqlen: L, where u has no dimension for it.
             seq_idx: (B, L), documents packed into rows, as in ``ssd``.
-            cu_seqlens: (n + 1), bounds of documents packed into one row. Beside seq_idx it says only whose final
-                states an inference state keeps.
-            inference_params: states to start from and to leave: a new sequence where seqlen_offset is 0, else
-                tokens that continue one.
+            cu_seqlens: (n + 1), bounds of documents packed into one row. Beside seq_idx it says
+                only whose final states an inference state keeps.
+            inference_params: states to start from and to leave: a new sequence where seqlen_offset
+                is 0, else tokens that continue one.
         """
         zxbcdt = self.in_proj(u)
         if seqlen is not None:
@@ -258,9 +265,7 @@ class Mamba2(Mixer, _HubMixin):
         if conv_state is not None and ssm_state is not None:
             if continues and length == 1 and seqlen is None:
                 return self._step(zxbcdt.squeeze(1), conv_state, ssm_state).unsqueeze(1)
-            y = self._mix_with_states(
-                zxbcdt, seq_idx, cu_seqlens, conv_state, ssm_state, continues
-            )
+            y = self._mix_with_states(zxbcdt, seq_idx, cu_seqlens, conv_state, ssm_state, continues)
         elif self.use_mem_eff_path:
             y = self._mix_fused(zxbcdt, seq_idx, cu_seqlens)
         else:
@@ -299,7 +304,9 @@ class Mamba2(Mixer, _HubMixin):
         initial_states: Optional[Tensor] = None,
         ssm_state: Optional[Tensor] = None,
     ) -> Tensor:
-        """From in_proj's output to out_proj's input, (B, L, d_inner); leaves the final states in ssm_state."""
+        """From in_proj's output to out_proj's input, (B, L, d_inner); leaves the final states in
+        ssm_state.
+        """
         if seq_idx is not None:
             cu_seqlens = None
         z0, x0, z, xBC, dt = self._split(zxbcdt)
@@ -352,7 +359,8 @@ class Mamba2(Mixer, _HubMixin):
             keep_window_(conv_state, xBC.transpose(1, 2), continues)
         elif continues:
             raise ValueError(
-                "[Mamba2] cu_seqlens is given with seqlen_offset > 0, expected rows of one sequence each"
+                "[Mamba2] cu_seqlens is given with seqlen_offset > 0, expected rows of one "
+                "sequence each"
             )
         else:
             # Documents are the rows of the state that they leave.
@@ -410,7 +418,8 @@ class Mamba2(Mixer, _HubMixin):
         dtype: Optional[torch.dtype] = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Zeroed conv_state (B, conv channels, d_conv) in dtype (the model's, if None) and ssm_state (B, H, P, N).
+        """Zeroed conv_state (B, conv channels, d_conv) in dtype (the model's, if None) and
+        ssm_state (B, H, P, N).
 
         The recurrent state is float32 for models of 16 bits too.
         """

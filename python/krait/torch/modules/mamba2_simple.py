@@ -14,10 +14,12 @@ __all__ = ["Mamba2Simple"]
 
 
 class Mamba2Simple(Mamba2):
-    """`Mamba2` without d_ssm and inference, always with norm(y silu(z)), optionally with learnt initial states.
+    """`Mamba2` without d_ssm and inference, always with norm(y silu(z)), optionally with learnt
+    initial states.
 
     Args:
-        learnable_init_states: the recurrence starts from the parameter init_states (H, P, N), initially 0.
+        learnable_init_states: the recurrence starts from the parameter init_states (H, P, N),
+            initially 0.
         activation: of the convolution: "silu" or "swish" (the same).
         others: as `Mamba2`'s.
     """
@@ -80,7 +82,9 @@ class Mamba2Simple(Mamba2):
     def forward(  # type: ignore[override]
         self, u: Tensor, seq_idx: Optional[Tensor] = None
     ) -> Tensor:
-        """Mixes u (B, L, d_model) over time: (B, L, d_model). seq_idx (B, L): documents packed into rows."""
+        """Mixes u (B, L, d_model) over time: (B, L, d_model). seq_idx (B, L): documents packed into
+        rows.
+        """
         zxbcdt = self.in_proj(u)
         states = None
         if self.learnable_init_states:

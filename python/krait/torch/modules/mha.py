@@ -14,16 +14,13 @@ from ._parameters import keep_window_
 __all__ = ["MHA"]
 
 
-def _rotate(
-    x: Tensor, positions: Tensor, dim: int, base: float, interleaved: bool
-) -> Tensor:
-    """Turns the first `dim` channels of x (B, L, H, head_dim) by positions (B or 1, L) base^(-2i / dim).
+def _rotate(x: Tensor, positions: Tensor, dim: int, base: float, interleaved: bool) -> Tensor:
+    """Turns the first `dim` channels of x (B, L, H, head_dim) by positions (B or 1, L) base^(-2i /
+    dim).
 
     Su et al. 2021, "RoFormer". Angles are float64: large positions lose nothing.
     """
-    frequencies = base ** (
-        -torch.arange(0, dim, 2, device=x.device, dtype=torch.float64) / dim
-    )
+    frequencies = base ** (-torch.arange(0, dim, 2, device=x.device, dtype=torch.float64) / dim)
     angles = (positions.to(torch.float64).unsqueeze(-1) * frequencies).unsqueeze(2)
     wide = x.dtype if x.dtype is torch.float64 else torch.float32
     cos, sin = angles.cos().to(wide), angles.sin().to(wide)  # (B or 1, L, 1, dim / 2)
@@ -39,8 +36,8 @@ def _rotate(
 
 
 class MHA(nn.Module):
-    """Attention with grouped queries, an optional causal convolution over q, k and v, rotary embedding, and an
-    optional gated MLP beside the attention.
+    """Attention with grouped queries, an optional causal convolution over q, k and v, rotary
+    embedding, and an optional gated MLP beside the attention.
 
     Args:
         embed_dim: channels of input and output.
@@ -102,14 +99,13 @@ class MHA(nn.Module):
             )
         if not 0 <= rotary_emb_dim <= head_dim or rotary_emb_dim % 2 != 0:
             raise ValueError(
-                f"[MHA] rotary_emb_dim is {rotary_emb_dim}, expected an even number up to head_dim {head_dim}"
+                f"[MHA] rotary_emb_dim is {rotary_emb_dim}, expected an even number up to head_dim "
+                f"{head_dim}"
             )
 
         made = {"device": device, "dtype": dtype}
         self.qkv_dim = head_dim * (num_heads + 2 * self.num_heads_kv)
-        self.in_proj = nn.Linear(
-            embed_dim, self.qkv_dim + self.mlp_dim, bias=qkv_proj_bias, **made
-        )
+        self.in_proj = nn.Linear(embed_dim, self.qkv_dim + self.mlp_dim, bias=qkv_proj_bias, **made)
         if d_conv > 0:
             self.conv1d = nn.Conv1d(
                 self.qkv_dim,
@@ -130,8 +126,9 @@ class MHA(nn.Module):
         dtype: Optional[torch.dtype] = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """kv_cache (B, max_seqlen, 2, num_heads_kv, head_dim) and conv_state (B, conv channels, d_conv), or None
-        without a convolution; in dtype, the model's if None."""
+        """kv_cache (B, max_seqlen, 2, num_heads_kv, head_dim) and conv_state (B, conv channels,
+        d_conv), or None without a convolution; in dtype, the model's if None.
+        """
         weight = self.out_proj.weight
         dtype = dtype or weight.dtype
         kv_cache = weight.new_empty(
@@ -153,12 +150,11 @@ class MHA(nn.Module):
                 inference_params.max_batch_size, inference_params.max_seqlen
             )
         kv_cache, conv_state = states[self.layer_idx]
-        rows = slice(
-            inference_params.batch_size_offset, inference_params.batch_size_offset + batch
-        )
+        rows = slice(inference_params.batch_size_offset, inference_params.batch_size_offset + batch)
         if rows.stop > kv_cache.shape[0]:
             raise ValueError(
-                f"[MHA] {rows.stop} sequences, but the inference cache was made for {kv_cache.shape[0]}"
+                f"[MHA] {rows.stop} sequences, but the inference cache was made for "
+                f"{kv_cache.shape[0]}"
             )
         return kv_cache[rows], None if conv_state is None else conv_state[rows]
 
@@ -170,7 +166,9 @@ class MHA(nn.Module):
         seq_idx: Optional[Tensor],
         cu_seqlens: Optional[Tensor],
     ) -> Tensor:
-        """The convolution over (B, L, qkv_dim). Its state holds its inputs, so that a step equals a forward."""
+        """The convolution over (B, L, qkv_dim). Its state holds its inputs, so that a step equals a
+        forward.
+        """
         weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         window = None
         if conv_state is not None:
@@ -199,10 +197,10 @@ class MHA(nn.Module):
         """Attends over x (B, L, embed_dim): (B, L, embed_dim).
 
         Args:
-            inference_params: keys and values so far, which those of x are appended to at seqlen_offset (or at
-                lengths_per_sample, for one token of each sequence).
-            seq_idx: (B, L), documents packed into rows, which do not see one another; at -1 the output is that
-                of a token that sees nothing.
+            inference_params: keys and values so far, which those of x are appended to at
+                seqlen_offset (or at lengths_per_sample, for one token of each sequence).
+            seq_idx: (B, L), documents packed into rows, which do not see one another; at -1 the
+                output is that of a token that sees nothing.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
         batch, length, _ = x.shape
@@ -215,7 +213,8 @@ class MHA(nn.Module):
                 lengths = inference_params.lengths_per_sample
             if lengths is None and offset + length > kv_cache.shape[1]:
                 raise ValueError(
-                    f"[MHA] {offset + length} tokens, but the inference cache was made for {kv_cache.shape[1]}"
+                    f"[MHA] {offset + length} tokens, but the inference cache was made for "
+                    f"{kv_cache.shape[1]}"
                 )
         if cu_seqlens is not None and seq_idx is None:
             tokens = torch.arange(length, device=x.device)
@@ -252,11 +251,14 @@ class MHA(nn.Module):
     def _append(
         self, kv_cache: Tensor, k: Tensor, v: Tensor, offset: int, lengths: Optional[Tensor]
     ) -> tuple[Tensor, Tensor, Optional[Tensor]]:
-        """Writes k and v (B, L, Hkv, head_dim) into the cache; returns all keys and values, and who sees them."""
+        """Writes k and v (B, L, Hkv, head_dim) into the cache; returns all keys and values, and who
+        sees them.
+        """
         batch, length = k.shape[:2]
         kv = torch.stack((k, v), dim=2).to(kv_cache.dtype)
         if lengths is not None:
-            # Positions are on the device, and each sequence has its own: nothing here depends on their values.
+            # Positions are on the device, and each sequence has its own: nothing here depends on
+            # their values.
             rows = torch.arange(batch, device=k.device)
             kv_cache[rows, lengths[:batch].long()] = kv[:, 0].detach()
             seen = torch.arange(kv_cache.shape[1], device=k.device) <= lengths[:batch].unsqueeze(1)

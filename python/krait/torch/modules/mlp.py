@@ -14,11 +14,13 @@ __all__ = ["GatedMLP"]
 
 
 class GatedMLP(nn.Module):
-    """fc2(y activation(gate)) with [y, gate] = fc1(x) (Shazeer 2020, "GLU variants improve Transformer").
+    """fc2(y activation(gate)) with [y, gate] = fc1(x) (Shazeer 2020, "GLU variants improve
+    Transformer").
 
     Args:
         in_features: channels of the input.
-        hidden_features: width between the layers, rounded up to a multiple of multiple_of; None: 8/3 in_features.
+        hidden_features: width between the layers, rounded up to a multiple of multiple_of; None:
+            8/3 in_features.
         out_features: channels of the output; None: in_features.
         activation: of the gate.
     """

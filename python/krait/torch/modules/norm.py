@@ -1,4 +1,6 @@
-"""Normalisation layers: RMSNorm and LayerNorm with a fused residual addition, and the gated ones of Mamba-2."""
+"""Normalisation layers: RMSNorm and LayerNorm with a fused residual addition, and the gated ones of
+Mamba-2.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ __all__ = ["GatedLayerNorm", "GatedRMSNorm", "LayerNorm", "RMSNorm"]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019), with a learnt scale.
+    """Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019), with a
+    learnt scale.
 
     Args:
         hidden_size: channels.
@@ -47,7 +50,9 @@ class RMSNorm(nn.Module):
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Any:
-        """x (..., C), residual (..., C) to norm(x + residual) in x's dtype; with prenorm also x + residual."""
+        """x (..., C), residual (..., C) to norm(x + residual) in x's dtype; with prenorm also x +
+        residual.
+        """
         if self.dropout_p > 0.0 and self.training:
             x = F.dropout(x, self.dropout_p)
         return norm(
@@ -75,14 +80,16 @@ class LayerNorm(nn.LayerNorm):
     ) -> None:
         super().__init__(hidden_size, eps=eps, device=device, dtype=dtype)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         residual: Optional[Tensor] = None,
         prenorm: bool = False,
         residual_in_fp32: bool = False,
     ) -> Any:
-        """x (..., C), residual (..., C) to norm(x + residual) in x's dtype; with prenorm also x + residual."""
+        """x (..., C), residual (..., C) to norm(x + residual) in x's dtype; with prenorm also x +
+        residual.
+        """
         return norm(
             x,
             self.weight,
@@ -124,7 +131,9 @@ class _Gated(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, z: Optional[Tensor] = None) -> Tensor:
-        """x (..., C) and gate z (..., C) to norm(x) silu(z), or norm(x silu(z)) without norm_before_gate."""
+        """x (..., C) and gate z (..., C) to norm(x) silu(z), or norm(x silu(z)) without
+        norm_before_gate.
+        """
         return norm(
             x,
             self.weight,

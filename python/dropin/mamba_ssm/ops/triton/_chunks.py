@@ -16,7 +16,7 @@ def into_chunks(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def sequence_chunks(seq_idx: Tensor, chunk_size: int) -> Tensor:
-    """seq_idx (B, L) as (B, C, Q); what fills the last chunk belongs to the last token's sequence."""
+    """seq_idx (B, L) as (B, C, Q); what fills the last chunk is of the last token's sequence."""
     missing = -seq_idx.shape[1] % chunk_size
     if missing:
         seq_idx = torch.cat([seq_idx, seq_idx[:, -1:].expand(-1, missing)], dim=1)

@@ -1,7 +1,9 @@
-"""LayerNorm (Ba et al., 2016) and RMSNorm (Zhang and Sennrich, 2019) with what stands before them in a block.
+"""LayerNorm (Ba et al., 2016) and RMSNorm (Zhang and Sennrich, 2019) with what stands before them
+in a block.
 
-r = dropout(rowscale x) + dropout(x1) + residual; out = norm(r) with weight and bias, and a second output with
-weight1 and bias1. Shapes: x, x1, residual (..., D); weights and biases (D,); rowscale (...).
+r = dropout(rowscale x) + dropout(x1) + residual; out = norm(r) with weight and bias, and a second
+output with weight1 and bias1. Shapes: x, x1, residual (..., D); weights and biases (D,); rowscale
+(...).
 """
 
 from __future__ import annotations
@@ -107,7 +109,8 @@ def layer_norm_ref(
     dropout_mask1=None,
     upcast=False,
 ):
-    """``layer_norm_fn`` in plain PyTorch, in the dtypes of its arguments or, with upcast, in float32.
+    """``layer_norm_fn`` in plain PyTorch, in the dtypes of its arguments or, with upcast, in
+    float32.
 
     dropout_mask and dropout_mask1 (bool, True where kept) stand in for a drawn mask.
     """
@@ -170,9 +173,10 @@ def _layer_norm_fwd(
 ):
     """The forward pass of ``layer_norm_fn``, without autograd.
 
-    Returns (y, y1, mean, rstd, residual_out, seeds, dropout_mask, dropout_mask1): mean and rstd (...)
-    float32 (mean None for RMSNorm), residual_out is r in residual_dtype (that of residual, else of x),
-    seeds are what ``_layer_norm_bwd`` draws the masks from again. What was not asked for is None.
+    Returns (y, y1, mean, rstd, residual_out, seeds, dropout_mask, dropout_mask1): mean, rstd (...)
+    float32 (mean None for RMSNorm), residual_out is r in residual_dtype (that of residual, else of
+    x), seeds are what ``_layer_norm_bwd`` draws the masks from again. What was not asked for is
+    None.
     """
     _refuse_rowscale_with_x1(x1, rowscale)
     with torch.no_grad():
@@ -229,10 +233,11 @@ def _layer_norm_bwd(
     x_dtype=None,
     recompute_output=False,
 ):
-    """The gradients that belong to ``_layer_norm_fwd``; x is its residual_out, dresidual the gradient of that.
+    """The gradients that belong to ``_layer_norm_fwd``; x is its residual_out, dresidual the
+    gradient of that.
 
-    Returns (dx, dw, db, dresidual_in, dx1, dw1, db1), and with recompute_output y too. What does not exist
-    is None.
+    Returns (dx, dw, db, dresidual_in, dx1, dw1, db1), and with recompute_output y too. What does
+    not exist is None.
     """
     with torch.no_grad():
         centred = _wide(x) if mean is None else _wide(x) - mean.unsqueeze(-1)
@@ -301,10 +306,10 @@ def layer_norm_fn(
 ):
     """Scale, dropout, sum and norm in one; differentiable.
 
-    Returns out in x's dtype; then the second output where weight1 is given; then, with prenorm, r in
-    residual's dtype (without a residual: float32 with residual_in_fp32, else x's); then, with
-    return_dropout_mask, the masks of x and x1 (bool, True where kept, of x's shape, None without dropout).
-    A tuple as soon as there is more than one.
+    Returns out in x's dtype; then the second output where weight1 is given; then, with prenorm, r
+    in residual's dtype (without a residual: float32 with residual_in_fp32, else x's); then, with
+    return_dropout_mask, the masks of x and x1 (bool, True where kept, of x's shape, None without
+    dropout). A tuple as soon as there is more than one.
     """
     _refuse_rowscale_with_x1(x1, rowscale)
     kind = "rms" if is_rms_norm else "layer"
@@ -395,7 +400,7 @@ def layer_norm_linear_fn(
     residual_in_fp32=False,
     is_rms_norm=False,
 ):
-    """A linear layer (E, D) on the norm of x + residual; differentiable. With prenorm (out, x + residual)."""
+    """A linear layer (E, D) on the norm of r = x + residual: out, with prenorm (out, r)."""
     result = layer_norm_fn(
         x,
         norm_weight,

@@ -1,7 +1,7 @@
 """LayerNorm and RMSNorm with a gate and groups of channels, as Mamba-2 has it (arXiv:2405.21060).
 
-norm(x) * silu(z) with norm_before_gate, else norm(x * silu(z)); over each group of group_size channels.
-Shapes: x, z (..., D); weight, bias (D,).
+norm(x) * silu(z) with norm_before_gate, else norm(x * silu(z)); over each group of group_size
+channels. Shapes: x, z (..., D); weight, bias (D,).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def rms_norm_ref(
     x, weight, bias, z=None, eps=1e-06, group_size=None, norm_before_gate=True, upcast=True
 ):
-    """``rmsnorm_fn`` in plain PyTorch, in float32 with upcast, else in the dtypes of its arguments."""
+    """``rmsnorm_fn`` in plain PyTorch, in float32 with upcast, else in its arguments' dtypes."""
     dtype = x.dtype
     if upcast:
         x, weight = _wide(x), _wide(weight)
@@ -61,8 +61,8 @@ def _layer_norm_fwd(
 ):
     """The forward pass of ``layernorm_fn`` without autograd, into ``out`` where it is given.
 
-    Returns (out, mean, rstd); mean (None for RMSNorm) and rstd are (G * M,) float32: group by group, the M
-    rows of x.
+    Returns (out, mean, rstd); mean (None for RMSNorm) and rstd are (G * M,) float32: group by
+    group, the M rows of x.
     """
     with torch.no_grad():
         groups = _grouped(x, group_size)
@@ -100,8 +100,8 @@ def _layer_norm_bwd(
 ):
     """The gradients that belong to ``_layer_norm_fwd``, from its mean and rstd.
 
-    Returns (dx, dw, db, dz), None where there is no input, and with recompute_output the output too. dz and
-    out are written into where they are given.
+    Returns (dx, dw, db, dz), None where there is no input, and with recompute_output the output
+    too. dz and out are written into where they are given.
     """
     with torch.no_grad():
         grad, scale = _grouped(dy, group_size), _grouped(weight, group_size)

@@ -24,10 +24,10 @@ def selective_state_update(
 ):
     """state <- exp(dt A) state + dt B x; returns (C state + D x) * silu(z).
 
-    state (B, D, N) or (B, H, P, N); x, dt, z (B, D) or (B, H, P); A (D, N) or (H, P, N); B, C (B, N) or
-    (B, G, N); D, dt_bias (D,) or (H, P). dt_bias is added to dt before the softplus. state_batch_indices
-    (B,) int32 says which row of state (then any number of rows) serves which sequence; a negative one is
-    padding: the output is 0 there and no state changes.
+    state (B, D, N) or (B, H, P, N); x, dt, z (B, D) or (B, H, P); A (D, N) or (H, P, N); B, C (B,
+    N) or (B, G, N); D, dt_bias (D,) or (H, P). dt_bias is added to dt before the softplus.
+    state_batch_indices (B,) int32 says which row of state (then any number of rows) serves which
+    sequence; a negative one is padding: the output is 0 there and no state changes.
     """
     return krait_ops.state_update(
         state,

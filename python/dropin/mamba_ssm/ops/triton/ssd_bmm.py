@@ -1,4 +1,4 @@
-"""Products of the tokens of a chunk with each other, a step of SSD (Dao and Gu, 2024, arXiv:2405.21060)."""
+"""The step of SSD that multiplies the tokens of a chunk with each other (arXiv:2405.21060)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__: list[str] = []
 def _bmm_chunk_fwd(a, b, chunk_size, seq_idx=None, causal=False, output_dtype=None):
     """a_i . b_j for tokens i, j of the same chunk; differentiable.
 
-    a, b (B, L, K) or (B, L, G, K); seq_idx (B, L): 0 between tokens of different sequences; with causal 0 for
-    j > i. Returns (B, C, Q, Q), with groups (B, C, G, Q, Q), in output_dtype or a's dtype.
+    a, b (B, L, K) or (B, L, G, K); seq_idx (B, L): 0 between tokens of different sequences; with
+    causal 0 for j > i. Returns (B, C, Q, Q), with groups (B, C, G, Q, Q), in output_dtype or a's
+    dtype.
     """
     has_groups = a.dim() == 4
     wide = torch.promote_types(a.dtype, torch.float32)

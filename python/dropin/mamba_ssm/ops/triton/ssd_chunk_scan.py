@@ -1,6 +1,7 @@
 """The step of SSD that forms the output from chunks and the states before them (arXiv:2405.21060).
 
-Shapes: B sequences, L tokens in C chunks of Q, H heads of P channels, G groups, N states. A state is (P, N).
+Shapes: B sequences, L tokens in C chunks of Q, H heads of P channels, G groups, N states. A state
+is (P, N).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ __all__ = ["chunk_scan", "chunk_scan_ref"]
 def _chunk_scan_fwd(cb, x, dt, dA_cumsum, C, states, D=None, z=None, seq_idx=None):
     """The output of each token from its chunk and from the state before the chunk; differentiable.
 
-    cb (B, C, G, Q, Q): C_i . B_j; x, z (B, L, H, P); dt, dA_cumsum (B, H, C, Q); C (B, L, G, N); states
-    (B, C, H, P, N): before each chunk; D (H,) or (H, P); seq_idx (B, L). Returns (out (B, L, H, P), the same
-    before the gate or None without z) in x's dtype.
+    cb (B, C, G, Q, Q): C_i . B_j; x, z (B, L, H, P); dt, dA_cumsum (B, H, C, Q); C (B, L, G, N);
+    states (B, C, H, P, N): before each chunk; D (H,) or (H, P); seq_idx (B, L). Returns (out (B, L,
+    H, P), the same before the gate or None without z) in x's dtype.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     length, heads = x.shape[1:3]
@@ -49,7 +50,7 @@ def _chunk_scan_fwd(cb, x, dt, dA_cumsum, C, states, D=None, z=None, seq_idx=Non
 
 
 def chunk_scan(B, C, x, dt, dA_cumsum, prev_states, D=None, z=None):
-    """``_chunk_scan_fwd`` with the products of B and C formed here: out (B, L, H, P); differentiable."""
+    """``_chunk_scan_fwd`` with the products of B and C formed here: out (B, L, H, P)."""
     cb = _bmm_chunk_fwd(C, B, dt.shape[-1], output_dtype=torch.float32)
     return _chunk_scan_fwd(cb, x, dt, dA_cumsum, C, prev_states, D=D, z=z)[0]
 
@@ -59,19 +60,17 @@ def chunk_scan_ref(B, C, x, dt, dA_cumsum, prev_states, D=None, z=None):
     chunk_size = dt.shape[-1]
     wide = torch.promote_types(x.dtype, torch.float32)
     heads, length = x.shape[2], x.shape[1]
-    B_chunks, C_chunks = (
-        into_chunks(per_head(m.to(wide), heads, 2), chunk_size) for m in (B, C)
-    )
+    B_chunks, C_chunks = (into_chunks(per_head(m.to(wide), heads, 2), chunk_size) for m in (B, C))
     x_chunks = into_chunks(x.to(wide), chunk_size)
     steps = torch.diff(dA_cumsum, dim=-1, prepend=torch.zeros_like(dA_cumsum[..., :1]))
     state = prev_states.to(wide)
+    decays = torch.exp(steps).permute(3, 0, 2, 1)[..., None, None]
+    amounts = dt.permute(3, 0, 2, 1).unsqueeze(-1)
+    tokens = (x_chunks.unbind(2), B_chunks.unbind(2), C_chunks.unbind(2))
     outputs = []
-    for q in range(chunk_size):
-        decay = torch.exp(steps[..., q]).transpose(1, 2)[..., None, None]
-        amount = dt[..., q].transpose(1, 2).unsqueeze(-1)
-        outer = (amount * x_chunks[:, :, q]).unsqueeze(-1) * B_chunks[:, :, q].unsqueeze(-2)
-        state = decay * state + outer
-        outputs.append((state * C_chunks[:, :, q].unsqueeze(-2)).sum(dim=-1))
+    for decay, amount, x_q, B_q, C_q in zip(decays.unbind(), amounts.unbind(), *tokens):
+        state = decay * state + (amount * x_q).unsqueeze(-1) * B_q.unsqueeze(-2)
+        outputs.append((state * C_q.unsqueeze(-2)).sum(dim=-1))
     out = torch.stack(outputs, dim=2).flatten(1, 2)[:, :length]
     if D is not None:
         out = out + x.to(wide) * (D if D.dim() == 2 else D.unsqueeze(-1)).to(wide)

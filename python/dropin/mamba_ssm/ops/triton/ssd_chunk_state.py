@@ -1,6 +1,8 @@
-"""Steps of SSD on chunks: cumulated decays, and the state that the tokens of each chunk leave (arXiv:2405.21060).
+"""Steps of SSD on chunks: cumulated decays, and the state that the tokens of each chunk leave
+(arXiv:2405.21060).
 
-Shapes: B sequences, L tokens in C chunks of Q, H heads of P channels, G groups, N states. A state is (P, N).
+Shapes: B sequences, L tokens in C chunks of Q, H heads of P channels, G groups, N states. A state
+is (P, N).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ def _chunk_cumsum_fwd(
 ):
     """dt (B, L, H) with bias, softplus and limits applied, and the sums of dt A inside each chunk.
 
-    A, dt_bias (H,). Differentiable. Returns (dA_cumsum, dt), both (B, H, C, Q) float32; dt is 0 behind the
-    last token.
+    A, dt_bias (H,). Differentiable. Returns (dA_cumsum, dt), both (B, H, C, Q) float32; dt is 0
+    behind the last token.
     """
     dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
     if dt_bias is not None:
@@ -33,9 +35,10 @@ def _chunk_cumsum_fwd(
 def _chunk_state_fwd(B, x, dt, dA_cumsum, seq_idx=None, states=None, states_in_fp32=True):
     """The state at the end of each chunk that began with none; differentiable.
 
-    B (B, L, G, N); x (B, L, H, P); dt, dA_cumsum (B, H, C, Q) as from ``_chunk_cumsum_fwd``; seq_idx (B, L):
-    tokens of sequences before the chunk's last one do not count. Returns (B, C, H, P, N), float32 or with
-    states_in_fp32 false in B's dtype, written into ``states`` where that is given.
+    B (B, L, G, N); x (B, L, H, P); dt, dA_cumsum (B, H, C, Q) as from ``_chunk_cumsum_fwd``;
+    seq_idx (B, L): tokens of sequences before the chunk's last one do not count. Returns (B, C, H,
+    P, N), float32 or with states_in_fp32 false in B's dtype, written into ``states`` where that is
+    given.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     chunk_size = dt.shape[-1]
@@ -53,10 +56,11 @@ def _chunk_state_fwd(B, x, dt, dA_cumsum, seq_idx=None, states=None, states_in_f
 
 
 def chunk_state_varlen(B, x, dt, dA_cumsum, cu_seqlens, chunk_states):
-    """The state at the end of each of S packed sequences, which do not see each other; differentiable.
+    """The state at the end of each of S packed sequences, which do not see each other;
+    differentiable.
 
-    B (L, G, N); x (L, H, P); dt, dA_cumsum (H, C, Q); cu_seqlens (S + 1,); chunk_states (C, H, P, N): the
-    state at the start of each chunk. Returns (S, H, P, N) in chunk_states' dtype.
+    B (L, G, N); x (L, H, P); dt, dA_cumsum (H, C, Q); cu_seqlens (S + 1,); chunk_states (C, H, P,
+    N): the state at the start of each chunk. Returns (S, H, P, N) in chunk_states' dtype.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     chunk_size = dt.shape[-1]
@@ -94,10 +98,10 @@ def chunk_state_ref(B, x, dt, dA_cumsum):
     B_chunks = into_chunks(per_head(B.to(wide), x.shape[2], 2), chunk_size)
     x_chunks = into_chunks(x.to(wide), chunk_size)
     steps = torch.diff(dA_cumsum, dim=-1, prepend=torch.zeros_like(dA_cumsum[..., :1]))
+    decays = torch.exp(steps).permute(3, 0, 2, 1)[..., None, None]
+    amounts = dt.permute(3, 0, 2, 1).unsqueeze(-1)
+    tokens = (x_chunks.unbind(2), B_chunks.unbind(2))
     state = 0.0
-    for q in range(chunk_size):
-        decay = torch.exp(steps[..., q]).transpose(1, 2)[..., None, None]
-        amount = dt[..., q].transpose(1, 2).unsqueeze(-1)
-        outer = (amount * x_chunks[:, :, q]).unsqueeze(-1) * B_chunks[:, :, q].unsqueeze(-2)
-        state = decay * state + outer
+    for decay, amount, x_q, B_q in zip(decays.unbind(), amounts.unbind(), *tokens):
+        state = decay * state + (amount * x_q).unsqueeze(-1) * B_q.unsqueeze(-2)
     return state

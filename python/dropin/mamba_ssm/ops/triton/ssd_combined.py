@@ -1,7 +1,8 @@
 """SSD, the scan of Mamba-2 (Dao and Gu, 2024, arXiv:2405.21060), by upstream's interface.
 
 Shapes: B sequences, L tokens in C chunks of Q, H heads of P channels, G groups, N states, K taps.
-d_t = clamp(softplus(dt_t + dt_bias), dt_limit); S_t = exp(d_t A) S_{t-1} + d_t x_t B_t^T; out = (S_t C_t + D x_t) silu(z_t).
+d_t = clamp(softplus(dt_t + dt_bias), dt_limit); S_t = exp(d_t A) S_{t-1} + d_t x_t B_t^T; out =
+(S_t C_t + D x_t) silu(z_t).
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def _mamba_chunk_scan_combined_fwd(
 ):
     """The forward pass of ``mamba_chunk_scan_combined`` step by step, with what each step leaves.
 
-    Returns (out (B, L, H, P), out before the gate or None, dt and dA_cumsum (B, H, C, Q), states before each
-    chunk (B, C, H, P, N), final_states (B, H, P, N)) and, with cu_seqlens, varlen_states (n, H, P, N).
-    seq_idx counts from 0 here. Differentiable.
+    Returns (out (B, L, H, P), out before the gate or None, dt and dA_cumsum (B, H, C, Q), states
+    before each chunk (B, C, H, P, N), final_states (B, H, P, N)) and, with cu_seqlens,
+    varlen_states (n, H, P, N). seq_idx counts from 0 here. Differentiable.
     """
     if seq_idx is None and cu_seqlens is not None:
         seq_idx = _numbered(cu_seqlens, x.shape[1])
@@ -85,7 +86,12 @@ def _mamba_chunk_scan_combined_fwd(
     if cu_seqlens is None:
         return results
     varlen_states = chunk_state_varlen(
-        B.squeeze(0), x.squeeze(0), dt.squeeze(0), dA_cumsum.squeeze(0), cu_seqlens, states.squeeze(0)
+        B.squeeze(0),
+        x.squeeze(0),
+        dt.squeeze(0),
+        dA_cumsum.squeeze(0),
+        cu_seqlens,
+        states.squeeze(0),
     )
     return (*results, varlen_states)
 
@@ -126,11 +132,12 @@ def _mamba_chunk_scan_combined_bwd(
     recompute_output=False,
     state_dtype=None,
 ):
-    """The gradients of ``mamba_chunk_scan_combined`` for dout (B, L, H, P) and dfinal_states (B, H, P, N).
+    """The gradients of ``mamba_chunk_scan_combined`` for dout (B, L, H, P) and dfinal_states (B, H,
+    P, N).
 
-    Returns (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states), None where there is no input, and with
-    recompute_output the output too. dx, ddt, dB, dC and dz are written into where they are given. ``out`` is
-    not needed.
+    Returns (dx, ddt, dA, dB, dC, dD, dz, ddt_bias, dinitial_states), None where there is no input,
+    and with recompute_output the output too. dx, ddt, dB, dC and dz are written into where they are
+    given. ``out`` is not needed.
     """
     inputs = [_leaf(t) for t in (x, dt, A, B, C, D, z, dt_bias, initial_states)]
     with torch.enable_grad():
@@ -177,20 +184,21 @@ def mamba_chunk_scan_combined(
 ):
     """SSD over whole sequences; differentiable.
 
-    x, z (B, L, H, P); dt (B, L, H); A, dt_bias (H,); B, C (B, L, G, N); D (H,) or (H, P); initial_states
-    (B, H, P, N); seq_idx (B, L): the state restarts where it changes; cu_seqlens (n + 1,): bounds of
-    sequences packed into one row, where varlen states are taken and, without seq_idx, the state restarts.
-    chunk_size and state_dtype (states are float32) change nothing but rounding.
+    x, z (B, L, H, P); dt (B, L, H); A, dt_bias (H,); B, C (B, L, G, N); D (H,) or (H, P);
+    initial_states (B, H, P, N); seq_idx (B, L): the state restarts where it changes; cu_seqlens (n
+    + 1,): bounds of sequences packed into one row, where varlen states are taken and, without
+    seq_idx, the state restarts. chunk_size and state_dtype (states are float32) change nothing but
+    rounding.
 
-    Returns out (B, L, H, P) in x's dtype; then, as a tuple, final_states (B, H, P, N) and varlen_states
-    (n, H, P, N), where they are asked for.
+    Returns out (B, L, H, P) in x's dtype; then, as a tuple, final_states (B, H, P, N) and
+    varlen_states (n, H, P, N), where they are asked for.
     """
     arguments = (x, dt, A, B, C, D, z, dt_bias)
     options = {"dt_softplus": dt_softplus, "dt_limit": dt_limit, "chunk_size": chunk_size}
     if return_varlen_states and cu_seqlens is None:
         raise ValueError(
-            "[mamba_chunk_scan_combined] return_varlen_states was given without cu_seqlens, expected the "
-            "bounds of the sequences"
+            "[mamba_chunk_scan_combined] return_varlen_states was given without cu_seqlens, "
+            "expected the bounds of the sequences"
         )
     if cu_seqlens is not None and seq_idx is None:
         sequences = cu_seqlens.shape[0] - 1
@@ -251,10 +259,8 @@ def _varlen_states(x, dt, A, B, C, dt_bias, cu_seqlens, dt_softplus, dt_limit, c
     )[1]
 
 
-def mamba_chunk_scan(
-    x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False
-):
-    """SSD (B, L, H, P) put together from its steps; arguments as in ``mamba_chunk_scan_combined``."""
+def mamba_chunk_scan(x, dt, A, B, C, chunk_size, D=None, z=None, dt_bias=None, dt_softplus=False):
+    """SSD (B, L, H, P) from its steps; arguments as ``mamba_chunk_scan_combined``'s."""
     dA_cumsum, dt = _chunk_cumsum_fwd(dt, A, chunk_size, dt_bias, dt_softplus)
     left = chunk_state(B, x, dt, dA_cumsum)
     before, _ = state_passing(left.flatten(-2), dA_cumsum[..., -1])
@@ -331,8 +337,8 @@ def ssd_selective_scan(
 def selective_scan_bwd(dout, x, dt, A, B, C, D=None, z=None):
     """The gradients of ``ssd_selective_scan`` for dout (B, L, H, P).
 
-    dt is (B, L, H), (B, L, H, P) or cut into chunks, (B, H, C, Q) or (B, H, P, C, Q), with its bias and
-    softplus applied. Returns (dx, ddt, dA, dB, dC, dD, dz), None where there is no input.
+    dt is (B, L, H), (B, L, H, P) or cut into chunks, (B, H, C, Q) or (B, H, P, C, Q), with its bias
+    and softplus applied. Returns (dx, ddt, dA, dB, dC, dD, dz), None where there is no input.
     """
     length, heads = x.shape[1:3]
     inputs = [_leaf(t) for t in (x, dt, A, B, C, D, z)]
@@ -352,19 +358,19 @@ def _heads_and_width(D: Tensor, headdim: Optional[int]) -> tuple[int, int]:
         return D.shape[0], D.shape[1]
     if headdim is None:
         raise ValueError(
-            f"[mamba_split_conv1d_scan] D has shape {tuple(D.shape)} and headdim is None, expected headdim "
-            "or D of (nheads, headdim)"
+            f"[mamba_split_conv1d_scan] D has shape {tuple(D.shape)} and headdim is None, "
+            "expected headdim or D of (nheads, headdim)"
         )
     return D.shape[0], headdim
 
 
 def _split(zxbcdt: Tensor, heads: int, inner: int, xBC_width: int) -> list[Tensor]:
-    """[z0 x0] [z] [x B C] [dt] of zxbcdt (B, L, W); z0 and x0 have a width of 0 without an MLP part."""
+    """z0, x0, z, [x B C] and dt of zxbcdt (B, L, W); z0 and x0 are empty without an MLP part."""
     beside = zxbcdt.shape[-1] - inner - xBC_width - heads
     if beside < 0 or beside % 2:
         raise ValueError(
-            f"[mamba_split_conv1d_scan] zxbcdt is {zxbcdt.shape[-1]} wide, expected z, x B C and dt of "
-            f"{inner} + {xBC_width} + {heads} and an even rest"
+            f"[mamba_split_conv1d_scan] zxbcdt is {zxbcdt.shape[-1]} wide, expected z, "
+            f"x B C and dt of {inner} + {xBC_width} + {heads} and an even rest"
         )
     return list(zxbcdt.split([beside // 2, beside // 2, inner, xBC_width, heads], dim=-1))
 
@@ -391,19 +397,21 @@ def mamba_split_conv1d_scan_combined(
     norm_before_gate=True,
     state_dtype=None,
 ):
-    """A Mamba-2 block behind its input projection: convolution, SSD, gated norm, out projection; differentiable.
+    """A Mamba-2 block behind its input projection: convolution, SSD, gated norm, out projection;
+    differentiable.
 
-    zxbcdt (B, L, 2 M + 2 H P + 2 G N + H) holds [z0 x0] (M wide each, a gated MLP beside the scan, M may be
-    0), z, x, B, C, dt; conv1d_weight (H P + 2 G N, K); dt_bias, A (H,); D (H,) or (H, P); rmsnorm_weight
-    (H P,), norm over each of G groups, without it z gates inside SSD; outproj_weight (E, M + H P);
-    outproj_bias (E,). headdim is P, needed with D (H,).
+    zxbcdt (B, L, 2 M + 2 H P + 2 G N + H) holds [z0 x0] (M wide each, a gated MLP beside the scan,
+    M may be 0), z, x, B, C, dt; conv1d_weight (H P + 2 G N, K); dt_bias, A (H,); D (H,) or (H, P);
+    rmsnorm_weight (H P,), norm over each of G groups, without it z gates inside SSD; outproj_weight
+    (E, M + H P); outproj_bias (E,). headdim is P, needed with D (H,).
 
     Returns out (B, L, E), without outproj_weight (B, L, M + H P), and with return_final_states also
     (B, H, P, N).
     """
     if activation not in (None, "silu", "swish"):
         raise NotImplementedError(
-            f"[mamba_split_conv1d_scan] activation is {activation!r}, expected None, 'silu' or 'swish'"
+            f"[mamba_split_conv1d_scan] activation is {activation!r}, expected None, "
+            "'silu' or 'swish'"
         )
     result = krait_ops.split_conv1d_scan(
         zxbcdt,
@@ -449,7 +457,8 @@ def mamba_conv1d_scan_ref(
     headdim=None,
     ngroups=1,
 ):
-    """Convolution over [x B C] (B, L, H P + 2 G N), then SSD token by token, in plain PyTorch: (B, L, H, P).
+    """Convolution over [x B C] (B, L, H P + 2 G N), then SSD token by token, in plain PyTorch: (B,
+    L, H, P).
 
     dt (B, L, H); z (B, L, H P); H comes from dt, so headdim is checked alone.
     """
@@ -461,7 +470,8 @@ def mamba_conv1d_scan_ref(
     if headdim is None:
         if D is None or D.dim() != 2:
             raise ValueError(
-                "[mamba_conv1d_scan_ref] headdim is None, expected headdim or D of (nheads, headdim)"
+                "[mamba_conv1d_scan_ref] headdim is None, expected headdim or D of "
+                "(nheads, headdim)"
             )
         headdim = D.shape[1]
     inner = heads * headdim
@@ -497,10 +507,10 @@ def _ssd_ref(x, dt, A, B, C, D, z, dt_bias, dt_softplus, dt_limit):
     drive = step.unsqueeze(-1) * u
     state = u.new_zeros((x.shape[0], heads, x.shape[3], B.shape[-1]))
     outputs = []
-    for t in range(x.shape[1]):
-        outer = drive[:, t].unsqueeze(-1) * B_[:, t].unsqueeze(-2)
-        state = decay[:, t, :, None, None] * state + outer
-        outputs.append((state * C_[:, t].unsqueeze(-2)).sum(dim=-1))
+    for decay_t, drive_t, B_t, C_t in zip(*(t.unbind(1) for t in (decay, drive, B_, C_))):
+        outer = drive_t.unsqueeze(-1) * B_t.unsqueeze(-2)
+        state = decay_t[..., None, None] * state + outer
+        outputs.append((state * C_t.unsqueeze(-2)).sum(dim=-1))
     out = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(u)
     if D is not None:
         out = out + u * (D if D.dim() == 2 else D.unsqueeze(-1)).to(wide)

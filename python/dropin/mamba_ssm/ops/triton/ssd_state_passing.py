@@ -33,8 +33,9 @@ def _state_passing_fwd(
     """s_c = exp(dA_c) s_{c-1} + states_c, from initial_states or 0; differentiable.
 
     states (B, C, H, M): what each chunk leaves by itself; dA_chunk_cumsum (B, H, C); initial_states
-    (B, H, M); seq_idx (B, L), with chunk_size: states end with their sequence. Returns the states before
-    each chunk (B, C, H, M) in out_dtype or states' dtype, and the state after the last (B, H, M) float32.
+    (B, H, M); seq_idx (B, L), with chunk_size: states end with their sequence. Returns the states
+    before each chunk (B, C, H, M) in out_dtype or states' dtype, and the state after the last (B,
+    H, M) float32.
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     decays = _chunk_decays(dA_chunk_cumsum.to(wide), seq_idx, chunk_size)
@@ -58,10 +59,11 @@ def _state_passing_bwd(
     states_dtype=None,
     chunk_size=None,
 ):
-    """The gradients that belong to ``_state_passing_fwd``; states and dout (B, C, H, M) are of its output.
+    """The gradients that belong to ``_state_passing_fwd``; states and dout (B, C, H, M) are of its
+    output.
 
-    Returns (dstates (B, C, H, M), ddA_chunk_cumsum (B, H, C), dinitial_states (B, H, M) or None), and with
-    states_dtype the given states in it too.
+    Returns (dstates (B, C, H, M), ddA_chunk_cumsum (B, H, C), dinitial_states (B, H, M) or None),
+    and with states_dtype the given states in it too.
     """
     with torch.no_grad():
         wide = torch.promote_types(states.dtype, torch.float32)
@@ -85,7 +87,7 @@ def _state_passing_bwd(
 
 
 def state_passing(states, dA_chunk_cumsum, initial_states=None):
-    """``_state_passing_fwd`` without sequences: (states before each chunk, last state); differentiable."""
+    """``_state_passing_fwd`` without sequences: (states before each chunk, last state)."""
     return _state_passing_fwd(states, dA_chunk_cumsum, initial_states)
 
 
