@@ -52,7 +52,7 @@ double bytes_of(const std::vector<Tensor>& tensors) {
 void with_other_plans(Context& ctx, const norm_kernels::Problem& problem, double bytes) {
   for (const int vectors : {1, 2, 3, 4}) {
     const auto warps = static_cast<int>((problem.channels / 8 + 32 * vectors - 1) / (32 * vectors));
-    if (warps > norm_kernels::most_forward_warps(vectors)) continue;
+    if (warps > norm_kernels::most_warps(vectors)) continue;
     measure(ctx, concat("  ", vectors, " vectors, ", warps, " warps"), bytes, [&] {
       norm_kernels::cuda(ctx, problem, {.vectors = vectors, .warps = warps, .groups = warps == 1 ? 4 : 1});
     });

@@ -29,20 +29,25 @@ bool all_of_dtype(DType dtype, std::initializer_list<const Rows*> operands) {
   return true;
 }
 
+// With so many vectors a thread; not for groups of another size than whole vectors.
+GpuPlan plan_with(int vectors, std::int64_t group_size) {
+  const std::int64_t warps = (group_size + kVector * kLanes * vectors - 1) / (kVector * kLanes * vectors);
+  return {.vectors = vectors, .warps = static_cast<int>(warps), .groups = warps == 1 ? 4 : 1};
+}
+
 }  // namespace
 
 GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors) {
   if (group_size % kVector != 0 || group_size > kVector * kLanes * most_vectors * kMaxWarps) return {};
-  const std::int64_t needed = group_size / kVector;
   // The fewest vectors that lie idle, and then the fewest warps.
   GpuPlan best;
-  std::int64_t least = 0;
+  int least = 0;
   for (int vectors = 1; vectors <= most_vectors; ++vectors) {
-    const std::int64_t warps = (needed + kLanes * vectors - 1) / (kLanes * vectors);
-    const std::int64_t held = warps * kLanes * vectors;
-    if (warps > most_warps(vectors) || (best.vectors > 0 && held > least)) continue;
+    const GpuPlan plan = plan_with(vectors, group_size);
+    const int held = plan.warps * vectors;
+    if (plan.warps > most_warps(vectors) || (best.vectors > 0 && held > least)) continue;
     least = held;
-    best = {.vectors = vectors, .warps = static_cast<int>(warps), .groups = warps == 1 ? 4 : 1};
+    best = plan;
   }
   return best;
 }
@@ -55,11 +60,10 @@ GpuPlan choose_gpu_plan(const Problem& p) {
       !all_of_dtype(DType::f32, {&p.residual, &p.residual_out}))
     return {};
   if (p.z && (p.residual || p.residual_out)) return {};
-  // Of whole rows a thread with one vector keeps its weights in registers.
-  const std::int64_t warps = (p.group_size / kVector + kLanes - 1) / kLanes;
-  if (p.channels == p.group_size && p.group_size % kVector == 0 && warps > most_warps(3) &&
-      warps <= kMaxForwardWarps)
-    return {.vectors = 1, .warps = static_cast<int>(warps), .groups = 1};
+  // On an H200 two vectors are the fastest for all rows of models, 768 to 5120 channels.
+  constexpr std::int64_t kOneWarp = kVector * kLanes;
+  if (p.group_size % kVector == 0 && p.group_size > kOneWarp && p.group_size <= 2 * kOneWarp * kMaxWarps)
+    return plan_with(2, p.group_size);
   // Rows wait in shared memory, which holds half as many f32.
   return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
 }

@@ -92,11 +92,6 @@ struct GpuPlan {
 inline constexpr int kMaxWarps = 16;
 // Three vectors are for narrow groups (768, 1536): few warps, which leaves each more registers.
 [[nodiscard]] constexpr int most_warps(int vectors) { return vectors == 3 ? 4 : kMaxWarps; }
-// The forward takes blocks of more threads with one vector each, which keep their weights in registers.
-inline constexpr int kMaxForwardWarps = 20;
-[[nodiscard]] constexpr int most_forward_warps(int vectors) {
-  return vectors == 1 ? kMaxForwardWarps : most_warps(vectors);
-}
 [[nodiscard]] GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors);
 // Vectors need channels side by side, addresses of whole vectors, and x, z and out of one dtype; with a
 // residual (of that dtype or f32) or a gate, not both. The backward likewise, and no dbias with a gate.

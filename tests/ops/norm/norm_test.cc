@@ -320,6 +320,11 @@ TEST(Norm, GpuPlans) {
   EXPECT_GT(plan_of(x, Tensor::zeros({4, 3, 64}), x), 0);
   EXPECT_EQ(plan_of(x, Tensor::zeros({4, 3, 64}, DType::f16), x), 0);  // three dtypes
   EXPECT_EQ(plan_of(x, {}, Tensor::zeros({4, 3, 64})), 0);             // out of another dtype
+  EXPECT_EQ(plan_of(Tensor::zeros({2, 256}), {}, Tensor::zeros({2, 256})), 1);
+  EXPECT_EQ(plan_of(Tensor::zeros({2, 1536}), {}, Tensor::zeros({2, 1536})), 2);
+  EXPECT_EQ(plan_of(Tensor::zeros({2, 8192}), {}, Tensor::zeros({2, 8192})), 2);
+  const Tensor widest = Tensor::zeros({2, 8200}, DType::bf16);
+  EXPECT_EQ(plan_of(widest, {}, widest), 4);
   const Tensor wide_rows = Tensor::zeros({4, 3, 72}, DType::bf16);
   EXPECT_GT(plan_of(wide_rows.slice(2, 8, 72), {}, x), 0);
   EXPECT_EQ(plan_of(wide_rows.slice(2, 4, 68), {}, x), 0);  // off the boundary of a vector

@@ -82,12 +82,12 @@ struct FastForward {
 };
 
 // Threads that a multiprocessor has registers for.
-constexpr int threads_at_once(int vectors) { return vectors == 1 ? 1280 : vectors == 3 ? 768 : 1024; }
+constexpr int threads_at_once(int vectors) { return vectors == 3 ? 768 : 1024; }
 constexpr int kStages = 2;  // rows in shared memory: one in turn, one on its way
 
 template <typename T, typename R, int kVectors, bool kGate>
-__global__ void __launch_bounds__(32 * most_forward_warps(kVectors),
-                                  threads_at_once(kVectors) / 32 / most_forward_warps(kVectors))
+__global__ void __launch_bounds__(32 * most_warps(kVectors),
+                                  threads_at_once(kVectors) / 32 / most_warps(kVectors))
     fast_forward(const FastForward<T, R> p) {
   using Other = std::conditional_t<kGate, T, R>;  // z or residual
   constexpr int kOther = kVectors * kSlots<T>;    // its first slot
@@ -123,10 +123,6 @@ __global__ void __launch_bounds__(32 * most_forward_warps(kVectors),
   // Barriers are for blocks of one group alone: those all leave the loop at once.
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.y;
   std::int64_t unit = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  // A thread of whole rows has the same channels in all of them, and registers for one vector of weights.
-  float weight[kPack];
-  const bool keeps_weight = kVectors == 1 && p.groups == 1;
-  if (keeps_weight && holds(0)) p.weight.load(place, 1.0F, weight);
   int stage = 0;
   copy(unit, stage);
   for (; unit < p.units; unit += step, stage ^= 1) {
@@ -183,7 +179,8 @@ __global__ void __launch_bounds__(32 * most_forward_warps(kVectors),
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       if (!holds(k)) continue;
-      if (!keeps_weight) p.weight.load(channel + k * kStep, 1.0F, weight);
+      float weight[kPack];
+      p.weight.load(channel + k * kStep, 1.0F, weight);
 #pragma unroll
       for (int i = 0; i < kPack; ++i) g[k][i] *= rstd * weight[i];
       if (p.bias) {

@@ -168,7 +168,7 @@ inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t
 template <int kSums>
 class GroupSums {
  public:
-  static constexpr int kFloats = 2 * kSums * kMaxForwardWarps;
+  static constexpr int kFloats = 2 * kSums * kMaxWarps;
   __device__ explicit GroupSums(float* scratch) : scratch_(scratch) {}
 
   __device__ __forceinline__ void operator()(float (&values)[kSums]) {
@@ -176,17 +176,17 @@ class GroupSums {
     for (float& value : values) value = cuda::warp_sum(value);
     const int warps = static_cast<int>(blockDim.x) / 32;
     if (warps == 1) return;
-    float* own = scratch_ + turn_ * kSums * kMaxForwardWarps;
+    float* own = scratch_ + turn_ * kSums * kMaxWarps;
     turn_ ^= 1;
     if (threadIdx.x % 32 == 0) {
 #pragma unroll
-      for (int i = 0; i < kSums; ++i) own[i * kMaxForwardWarps + threadIdx.x / 32] = values[i];
+      for (int i = 0; i < kSums; ++i) own[i * kMaxWarps + threadIdx.x / 32] = values[i];
     }
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kSums; ++i) {
       values[i] = 0.0F;
-      for (int w = 0; w < warps; ++w) values[i] += own[i * kMaxForwardWarps + w];
+      for (int w = 0; w < warps; ++w) values[i] += own[i * kMaxWarps + w];
     }
   }
 
