@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "core/build.h"
+#include "core/cuda/backend.h"
 #include "core/thread_pool.h"
 #include "ffi/convert.h"
 
@@ -22,6 +24,7 @@ namespace {
 struct Idle {
   Device device;
   void* stream;
+  std::uint64_t recording;  // that it belongs to, or 0
   std::unique_ptr<Context> context;
 };
 
@@ -31,6 +34,7 @@ constexpr std::size_t kMostIdle = 16;
 struct Pool {
   std::mutex mutex;
   std::vector<Idle> idle;
+  std::vector<Idle> of_recordings;
   int threads = 0;  // 0: not chosen yet
 };
 
@@ -43,8 +47,10 @@ Pool& pool() {
     // idle contexts are forgotten, without an end.
     pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
                    [] {
-                     for (Idle& entry : pool().idle) (void)entry.context.release();
-                     pool().idle.clear();
+                     for (std::vector<Idle>* list : {&pool().idle, &pool().of_recordings}) {
+                       for (Idle& entry : *list) (void)entry.context.release();
+                       list->clear();
+                     }
                      pool().mutex.unlock();
                    });
     return made;
@@ -116,15 +122,18 @@ int threads() {
 bool signal_was_raised() { return std::exchange(raised_by_signal, false); }
 
 Lease::Lease(Device device) : stream_(stream_of(device)) {
+  if constexpr (kWithCuda)
+    if (device.kind != Device::Kind::cpu) recording_ = cuda::recording_of(stream_);
   Pool& contexts = pool();
   int threads = 0;
   {
     const std::lock_guard lock(contexts.mutex);
-    for (auto entry = contexts.idle.rbegin(); entry != contexts.idle.rend(); ++entry) {
-      if (entry->stream != stream_ || entry->device != device) continue;
+    std::vector<Idle>& idle = recording_ != 0 ? contexts.of_recordings : contexts.idle;
+    for (auto entry = idle.rbegin(); entry != idle.rend(); ++entry) {
+      if (entry->stream != stream_ || entry->device != device || entry->recording != recording_) continue;
       context_ = std::move(entry->context);
-      *entry = std::move(contexts.idle.back());
-      contexts.idle.pop_back();
+      *entry = std::move(idle.back());
+      idle.pop_back();
       return;
     }
     threads = chosen_threads(contexts);
@@ -135,8 +144,10 @@ Lease::Lease(Device device) : stream_(stream_of(device)) {
 Lease::~Lease() {
   Pool& contexts = pool();
   const std::lock_guard lock(contexts.mutex);
-  if (contexts.idle.size() < kMostIdle && context_->threads() == chosen_threads(contexts))
-    contexts.idle.push_back({context_->device(), stream_, std::move(context_)});
+  if (recording_ != 0)
+    contexts.of_recordings.push_back({context_->device(), stream_, recording_, std::move(context_)});
+  else if (contexts.idle.size() < kMostIdle && context_->threads() == chosen_threads(contexts))
+    contexts.idle.push_back({context_->device(), stream_, 0, std::move(context_)});
 }
 
 namespace {

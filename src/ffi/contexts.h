@@ -1,6 +1,7 @@
 // Contexts for callers that have none: one is leased for the time of a call, by device and stream.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "krait/core/context.h"
@@ -19,7 +20,9 @@ void set_threads(int threads);
 // environment then knows of. Asking forgets it.
 [[nodiscard]] bool signal_was_raised();
 
-// A context that nobody else uses until the lease ends. Thread-safe.
+// A context that nobody else uses until the lease ends. Thread-safe. While the caller records a graph, it is
+// one of that recording alone, which is kept as long as the process lives: the graph goes on to use its
+// memory.
 class Lease {
  public:
   explicit Lease(Device device);
@@ -33,6 +36,7 @@ class Lease {
  private:
   std::unique_ptr<Context> context_;
   void* stream_;
+  std::uint64_t recording_ = 0;
 };
 
 }  // namespace krait::ffi

@@ -75,8 +75,22 @@ int compute_capability_of(const cudaDeviceProp& properties) {
   }
 }
 
+// While one lives, a graph that is recorded on another stream, or on this one, forbids this thread nothing:
+// memory that is taken or given back is no part of what is recorded.
+class OutsideRecordings {
+ public:
+  OutsideRecordings() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~OutsideRecordings() { (void)cudaThreadExchangeStreamCaptureMode(&mode_); }
+  OutsideRecordings(const OutsideRecordings&) = delete;
+  OutsideRecordings& operator=(const OutsideRecordings&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 void* allocate(std::size_t bytes, int device) {
   const DeviceGuard guard(device);
+  const OutsideRecordings outside;
   void* block = nullptr;
   const cudaError_t status = cudaMalloc(&block, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -92,6 +106,7 @@ void release(void* block, int device) {
   int previous = 0;
   (void)cudaGetDevice(&previous);
   (void)cudaSetDevice(device);
+  const OutsideRecordings outside;
   (void)cudaFree(block);
   (void)cudaSetDevice(previous);
 }
@@ -319,6 +334,20 @@ bool has_warpgroup_products(const Context& ctx) {
 
 std::shared_ptr<DeviceBackend> make_backend(int index, void* stream) {
   return std::make_shared<Backend>(index, stream);
+}
+
+std::uint64_t recording_of(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+#if defined(__HIP_PLATFORM_AMD__) || CUDART_VERSION < 13000
+  const cudaError_t failed = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &id);
+#else
+  const cudaError_t failed = cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &id,
+                                                      nullptr, nullptr, nullptr, nullptr);
+#endif
+  // The default stream says so where another one is recorded.
+  if (failed != cudaSuccess) (void)cudaGetLastError();
+  return failed == cudaSuccess && status == cudaStreamCaptureStatusActive ? id : 0;
 }
 
 int device_count() {

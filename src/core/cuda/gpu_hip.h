@@ -84,7 +84,13 @@
 #define cudaGraphLaunch hipGraphLaunch
 #define cudaGraph_t hipGraph_t
 #define cudaStreamBeginCapture hipStreamBeginCapture
+#define cudaStreamCaptureMode hipStreamCaptureMode
 #define cudaStreamCaptureModeRelaxed hipStreamCaptureModeRelaxed
+#define cudaStreamCaptureStatus hipStreamCaptureStatus
+#define cudaStreamCaptureStatusActive hipStreamCaptureStatusActive
+#define cudaStreamCaptureStatusNone hipStreamCaptureStatusNone
+#define cudaStreamGetCaptureInfo hipStreamGetCaptureInfo
+#define cudaThreadExchangeStreamCaptureMode hipThreadExchangeStreamCaptureMode
 #define cudaStreamEndCapture hipStreamEndCapture
 inline hipError_t cudaGraphInstantiate(hipGraphExec_t* executable, hipGraph_t graph,
                                        unsigned long long /*flags*/) {

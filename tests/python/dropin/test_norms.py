@@ -238,7 +238,7 @@ def test_linear_after_norm(prenorm: bool, is_rms: bool) -> None:
     expected, expected_gradients = differentiated(plain, inputs)
     close(outputs, expected)
     close(gradients, expected_gradients, what="gradients")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         low = ours(*inputs)
     low = low[0] if prenorm else low
     assert low.dtype == torch.bfloat16

@@ -212,7 +212,7 @@ def test_inner_under_autocast() -> None:
         None,
         -torch.rand(channels, states),
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         low = mamba_inner_fn(*inputs)
     high = mamba_inner_ref(*inputs)
     assert low.dtype == torch.bfloat16
