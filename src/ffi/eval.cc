@@ -21,17 +21,17 @@ TokenizerRef tokenizer_of(const ModelRef& model, const OptionalTokenizer& tokeni
   return tokenizer.has_value() ? *tokenizer : model->tokenizer();
 }
 
-std::int64_t model_prefix_token(ModelRef model, OptionalTokenizer tokenizer) {
+std::int64_t model_prefix_token(const ModelRef& model, const OptionalTokenizer& tokenizer) {
   return prefix_token_of(model->files(), tokenizer_of(model, tokenizer)->tokenizer);
 }
 
-std::int64_t model_max_length(ModelRef model) { return max_length_of(model->files()); }
+std::int64_t model_max_length(const ModelRef& model) { return max_length_of(model->files()); }
 
 // Rows of ids (2n), contexts and continuations in turn; log_likelihoods (n) f64 and is_greedy (n) bool are
 // written, on the CPU.
-void model_likelihoods(ModelRef model, Given ids, Given offsets, std::int64_t max_length,
-                       std::int64_t batch_size, bool share_prefixes, Callback progress, Callback interrupt,
-                       Given log_likelihoods, Given is_greedy) {
+void model_likelihoods(const ModelRef& model, Given ids, Given offsets, std::int64_t max_length,
+                       std::int64_t batch_size, bool share_prefixes, const Callback& progress,
+                       const Callback& interrupt, Given log_likelihoods, Given is_greedy) {
   Operands of("likelihoods");
   const auto rows = rows_of(of("ids", ids), of("offsets", offsets));
   require(rows.size() % 2 == 0, "[likelihoods] ", rows.size(),
@@ -93,11 +93,11 @@ TaskTuple tuple_of(const TaskResult& result) {
 
 // max_length 0 and prefix_token -1: what the checkpoint says. `progress` is told the name of a task, and how
 // many of its requests are done.
-tvm::ffi::Array<TaskTuple> model_evaluate(ModelRef model, OptionalTokenizer tokenizer, Words paths,
-                                          std::int64_t limit, std::int64_t max_length,
+tvm::ffi::Array<TaskTuple> model_evaluate(const ModelRef& model, const OptionalTokenizer& tokenizer,
+                                          const Words& paths, std::int64_t limit, std::int64_t max_length,
                                           std::int64_t prefix_token, std::int64_t batch_size,
-                                          std::int64_t bootstrap_iterations, Callback progress,
-                                          Callback interrupt) {
+                                          std::int64_t bootstrap_iterations, const Callback& progress,
+                                          const Callback& interrupt) {
   const std::vector<std::string> names = texts_of(paths);
   const std::vector<Task> tasks = read_tasks({names.begin(), names.end()}, limit);
   const TokenizerRef words = tokenizer_of(model, tokenizer);
