@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from krait._library import library
+from krait._library import library, without_torch
 
 __all__ = ["main"]
 
@@ -12,12 +12,13 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Runs the program on ``arguments`` (those of the process where left out): its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    if arguments is None and "torch" not in sys.modules:
-        # The program needs none, and tvm_ffi would load it where it is installed, for seconds.
-        sys.modules["torch"] = None  # type: ignore[assignment]
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
+    if arguments is None:
+        # No tensor of torch comes here, whatever its version.
+        with without_torch():
+            library()
     return int(library().run_program(list(words)))
 
 

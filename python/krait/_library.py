@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.abc
 import os
+import sys
 import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from krait import _arguments
 
 _NAME = "libkrait_ffi.so"
 _lock = threading.Lock()
@@ -40,8 +47,46 @@ def library() -> Any:
     return _library
 
 
+class _NoTorch(importlib.abc.MetaPathFinder):
+    """Finds no torch for the thread that made it."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        if fullname == "torch" and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+
+@contextlib.contextmanager
+def without_torch() -> Iterator[None]:
+    """What is imported meanwhile by this thread does without torch, unless that is there already.
+
+    tvm_ffi imports torch wherever it is installed, for seconds and hundreds of megabytes.
+    """
+    finder = _NoTorch()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
+def _tensors_need_tvm_ffi() -> bool:
+    """Whether tvm_ffi has to see torch to take its tensors and their streams: before 2.11 they do
+    not all describe themselves (``__dlpack_c_exchange_api__``)."""
+    try:
+        major, minor = version("torch").split(".")[:2]
+        return (int(major), int(minor)) < (2, 11)
+    except PackageNotFoundError:
+        return False
+    except ValueError:
+        return True
+
+
 def _load() -> Any:
-    import tvm_ffi
+    with contextlib.nullcontext() if _tensors_need_tvm_ffi() else without_torch():
+        import tvm_ffi
 
     # Exceptions that tvm_ffi does not know by itself.
     for exception in (FileNotFoundError, OSError, ConnectionError, KeyboardInterrupt):
@@ -57,8 +102,9 @@ def set_num_threads(threads: int) -> None:
 
     Raises:
         ValueError: for other numbers.
+        TypeError: for what is no integer.
     """
-    library().set_num_threads(int(threads))
+    library().set_num_threads(_arguments.integer("threads", threads))
 
 
 def get_num_threads() -> int:

@@ -20,14 +20,10 @@ from krait import ops
 F32 = np.float32
 
 
-# tvm_ffi loads torch where it is installed, which takes longer than these tests.
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
-
-
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + code],
+        [sys.executable, "-c", "import sys\n" + code],
         env=variables,
         capture_output=True,
         text=True,
@@ -60,6 +56,53 @@ print([name for name in ("torch", "tvm_ffi", "numpy") if sys.modules.get(name)])
 """
     result = run_python(code, KRAIT_LIBRARY="/nowhere/libkrait_ffi.so")
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_library_without_torch_and_torch_later() -> None:
+    """Loading it does not import torch, whose tensors are operands all the same."""
+    code = """
+import numpy as np, krait
+from krait import ops
+x, weight = np.ones((1, 3, 5), np.float32), np.ones((3, 4), np.float32)
+expected = ops.causal_conv1d(x, weight)
+assert "torch" not in sys.modules
+import torch
+out = ops.causal_conv1d(torch.from_numpy(x), torch.from_numpy(weight))
+assert type(out) is torch.Tensor and (out.numpy() == expected).all()
+from krait.torch import functional
+x = torch.from_numpy(x).bfloat16().requires_grad_()
+functional.causal_conv1d(x, torch.ones(3, 4)).sum().backward()
+print(x.grad.float().sum().item())
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == "42.0", result.stderr
+
+
+def test_other_threads_import_torch_meanwhile() -> None:
+    code = """
+import threading, types
+from krait import _library
+class Found:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            found.append(name)
+found = []
+sys.meta_path.insert(0, Found())
+def look():
+    try:
+        import torch
+    except ImportError:
+        pass
+with _library.without_torch():
+    look()
+    assert found == []
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+print(found)
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == "['torch']", result.stderr
 
 
 def test_missing_library() -> None:

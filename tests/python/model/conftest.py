@@ -33,10 +33,6 @@ def bundled() -> krait.LanguageModel:
     return krait.LanguageModel.from_pretrained(device="cpu")
 
 
-# tvm_ffi loads torch where it is installed, which takes longer than these tests.
-WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n"
-
-
 def environment() -> dict[str, str]:
     """That of a process with the modules of this one."""
     return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
@@ -47,7 +43,7 @@ class Child:
 
     def __init__(self, code: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", WITHOUT_TORCH + code, *arguments],
+            [sys.executable, "-u", "-c", "import sys\n" + code, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

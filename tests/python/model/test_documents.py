@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT, WITHOUT_TORCH, environment
+from conftest import ROOT, environment
 
 
 def run(code: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + code],
+        [sys.executable, "-c", code],
         cwd=folder,
         env=environment(),
         capture_output=True,
