@@ -56,6 +56,8 @@ class _Memory:
 
 
 def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> Any:
+    if array.dtype.kind in "OSUMm" or array.dtype.fields:
+        raise TypeError(f"[{op}] {name} has dtype {array.dtype}, expected numbers")
     if not array.dtype.isnative:
         _fail(op, name, f"has byte order {array.dtype.byteorder!r}, expected the machine's own")
     size = array.dtype.itemsize

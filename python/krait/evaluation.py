@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from krait import _arguments
 from krait._ids import Ids, as_ids, pack
 from krait._interrupt import Interruptible
 from krait._library import library
@@ -90,9 +91,15 @@ def likelihoods(
     Raises ValueError where one is empty, longer than ``max_length`` or holds an id outside of the
     vocabulary; the message has its index.
     """
+    _arguments.instance("model", model, LanguageModel)
     rows = []
-    for pair in continuations:
-        context, continuation = pair
+    for index, pair in enumerate(continuations):
+        try:
+            context, continuation = pair
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"continuation {index} is {type(pair).__name__}, expected (context, continuation)"
+            ) from None
         rows += [as_ids(context, "context"), as_ids(continuation, "continuation")]
     for row in rows:
         if row.ndim != 1:
@@ -106,9 +113,9 @@ def likelihoods(
             model._handle,
             flat,
             offsets,
-            max_length,
-            batch_size,
-            share_prefixes,
+            _arguments.integer("max_length", max_length),
+            _arguments.integer("batch_size", batch_size),
+            bool(share_prefixes),
             work.guard(progress),
             work.stop,
             log_likelihoods,
@@ -149,18 +156,22 @@ def evaluate(
     Raises FileNotFoundError, OSError, and ValueError where a file is not understood; the message
     names file, line and field.
     """
+    _arguments.instance("model", model, LanguageModel)
     paths = [tasks] if isinstance(tasks, (str, os.PathLike)) else list(tasks)
+    paths = [_arguments.path("tasks", path) for path in paths]
     with Interruptible() as work:
         results = model._call(
             library().model_evaluate,
             model._handle,
-            None if tokenizer is None else tokenizer._handle,
-            [os.fspath(path) for path in paths],
-            limit,
-            0 if max_length is None else max_length,
-            -1 if prefix_token is None else prefix_token,
-            batch_size,
-            bootstrap_iterations,
+            None
+            if tokenizer is None
+            else _arguments.instance("tokenizer", tokenizer, Tokenizer)._handle,
+            paths,
+            _arguments.integer("limit", limit),
+            0 if max_length is None else _arguments.integer("max_length", max_length),
+            -1 if prefix_token is None else _arguments.integer("prefix_token", prefix_token),
+            _arguments.integer("batch_size", batch_size),
+            _arguments.integer("bootstrap_iterations", bootstrap_iterations),
             work.guard(progress),
             work.stop,
         )

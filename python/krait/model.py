@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 import numpy as np
 import numpy.typing as npt
 
+from krait import _arguments
 from krait._ids import Ids, as_ids, as_rows, is_row, pack
 from krait._library import library
 from krait.generation import Generation, TextStream, as_generations
@@ -79,10 +80,6 @@ class _GenerateOptions(TypedDict, total=False):
     state_dtype: StateDType
 
 
-def _optional_path(path: Path | None) -> str | None:
-    return None if path is None else os.fspath(path)
-
-
 class LanguageModel:
     """Embedding, backbone and head, with the device that they are on.
 
@@ -134,14 +131,14 @@ class LanguageModel:
         """
         model = cls(
             library().model_load(
-                os.fspath(name_or_dir),
-                device,
-                dtype,
-                revision,
-                _optional_path(cache_dir),
-                offline,
-                progress,
-                threads,
+                _arguments.path("name_or_dir", name_or_dir),
+                _arguments.text("device", device),
+                _arguments.optional_text("dtype", dtype),
+                _arguments.optional_text("revision", revision),
+                _arguments.optional_path("cache_dir", cache_dir),
+                None if offline is None else bool(offline),
+                bool(progress),
+                _arguments.integer("threads", threads),
             )
         )
         model._pass_on_messages()
@@ -163,11 +160,18 @@ class LanguageModel:
         if isinstance(config, dict):
             name, text = "config", json.dumps(config)
         else:
-            name = os.fspath(config)
+            name = _arguments.path("config", config)
             with open(name, encoding="utf-8") as file:
                 text = file.read()
         model = cls(
-            library().model_from_config(text, name, _signed(seed), dtype, device, threads)
+            library().model_from_config(
+                text,
+                name,
+                _signed(seed),
+                _arguments.optional_text("dtype", dtype),
+                _arguments.text("device", device),
+                _arguments.integer("threads", threads),
+            )
         )
         model._pass_on_messages()
         return model
@@ -262,7 +266,12 @@ class LanguageModel:
         Raises ValueError where the format cannot express the model, and where weights of another
         format are there already; OSError where it cannot be written.
         """
-        library().model_save(self._handle, os.fspath(directory), format, dtype)
+        library().model_save(
+            self._handle,
+            _arguments.path("directory", directory),
+            _arguments.text("format", format),
+            _arguments.optional_text("dtype", dtype),
+        )
 
     # What it does.
 
@@ -364,16 +373,16 @@ class LanguageModel:
             self._handle,
             flat,
             offsets,
-            operator.index(max_new_tokens),
-            float(temperature),
-            operator.index(top_k),
-            float(top_p),
-            float(min_p),
-            float(repetition_penalty),
+            _arguments.integer("max_new_tokens", max_new_tokens),
+            _arguments.number("temperature", temperature),
+            _arguments.integer("top_k", top_k),
+            _arguments.probability("top_p", top_p),
+            _arguments.probability("min_p", min_p),
+            _arguments.number("repetition_penalty", repetition_penalty),
             _signed(drawn),
-            [stop] if isinstance(stop, str) else list(stop),
+            _arguments.texts("stop", stop),
             bool(ignore_eos),
-            state_dtype,
+            _arguments.text("state_dtype", state_dtype),
         )
         if stream:
             return TextStream[Any](
@@ -413,7 +422,7 @@ class LanguageModel:
         flat, offsets = pack(rows)
         count = len(rows) if last else len(flat)
         out = np.empty((count, self.padded_vocab_size), np.float32)
-        handles = None if states is None else [s._handle for s in states]
+        handles = None if states is None else _handles(states)
         self._call(library().model_logits, self._handle, flat, offsets, handles, last, out)
         if single:
             return out[0] if last else out
@@ -431,7 +440,7 @@ class LanguageModel:
         held = [states] if isinstance(states, State) else list(states)
         tokens = as_ids(ids).reshape(-1)
         out = np.empty((len(tokens), self.padded_vocab_size), np.float32)
-        self._call(library().model_step, self._handle, tokens, [s._handle for s in held], out)
+        self._call(library().model_step, self._handle, tokens, _handles(held), out)
         return out[0] if single else out
 
     def score(self, text_or_ids: Any, *, block: int = 0) -> Score:
@@ -444,7 +453,12 @@ class LanguageModel:
         Raises ValueError where there are fewer than two tokens.
         """
         if isinstance(text_or_ids, str):
-            values = self._call(library().model_score_text, self._handle, text_or_ids, operator.index(block))
+            values = self._call(
+                library().model_score_text,
+                self._handle,
+                _arguments.text("text", text_or_ids),
+                _arguments.integer("block", block),
+            )
         else:
             if block != 0:
                 raise ValueError(f"block is {block} with token ids, expected a text")
@@ -464,11 +478,16 @@ class LanguageModel:
 
     def new_states(self, count: int, dtype: StateDType = "f32") -> list[State]:
         """Several at once. All states of a model and dtype may run as one batch."""
-        return [State(self, handle) for handle in library().state_new(self._handle, count, dtype)]
+        handles = library().state_new(
+            self._handle, _arguments.integer("count", count), _arguments.text("dtype", dtype)
+        )
+        return [State(self, handle) for handle in handles]
 
     def load_state(self, image: bytes, dtype: StateDType = "f32") -> State:
         """A state from what :meth:`State.to_bytes` made, of this model or one of its shape. Raises
         ValueError where the image is damaged or belongs to another model."""
+        if not isinstance(image, (bytes, bytearray, memoryview)):
+            raise TypeError(f"image is {type(image).__name__}, expected bytes")
         state = self.new_state(dtype)
         library().state_load(state._handle, bytes(image))
         return state
@@ -477,9 +496,12 @@ class LanguageModel:
         """Whether there is one, and the ids of each."""
         if isinstance(prompts, str):
             return True, [self._encode(prompts)]
-        if not isinstance(prompts, Sequence) and not hasattr(prompts, "ndim"):
+        if isinstance(prompts, bytes) or not (
+            isinstance(prompts, Sequence) or hasattr(prompts, "ndim")
+        ):
             raise TypeError(
-                f"expected a text, token ids, or a list of either, found {type(prompts).__name__}"
+                f"prompts are {type(prompts).__name__}, expected a text, token ids, or a list of "
+                "either"
             )
         if not isinstance(prompts, np.ndarray) and len(prompts) > 0 and isinstance(prompts[0], str):
             for index, text in enumerate(prompts):
@@ -519,9 +541,16 @@ class LanguageModel:
         return f"LanguageModel({self.name!r}, {architecture}, device={self.device!r})"
 
 
+def _handles(states: Sequence[State]) -> list[Any]:
+    return [_arguments.instance(f"state {i}", s, State)._handle for i, s in enumerate(states)]
+
+
 def _signed(seed: int) -> int:
     """64 bits as the library's functions take them. Raises ValueError for a seed that has more."""
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed is {seed!r}, expected an integer") from None
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
     return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from krait import _arguments
 from krait._library import library
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class State:
     def rollback(self, earlier: State) -> None:
         """Back to where ``earlier`` is, a fork of this or of another state of the model. Raises
         ValueError for a state of another model or dtype."""
-        library().state_rollback(self._handle, earlier._handle)
+        library().state_rollback(
+            self._handle, _arguments.instance("earlier", earlier, State)._handle
+        )
 
     def reset(self) -> None:
         """Back to the empty sequence."""

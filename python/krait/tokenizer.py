@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from krait import _arguments
 from krait._ids import Ids, as_ids
 from krait._interrupt import Interruptible
 from krait._library import library
@@ -55,23 +56,23 @@ class Tokenizer:
         """
         return cls(
             library().tokenizer_load(
-                os.fspath(name_or_dir),
-                revision,
-                None if cache_dir is None else os.fspath(cache_dir),
-                offline,
-                progress,
+                _arguments.path("name_or_dir", name_or_dir),
+                _arguments.optional_text("revision", revision),
+                _arguments.optional_path("cache_dir", cache_dir),
+                None if offline is None else bool(offline),
+                bool(progress),
             )
         )
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """That of a ``tokenizer.json``. Raises FileNotFoundError, OSError or ValueError."""
-        return cls(library().tokenizer_from_file(os.fspath(path)))
+        return cls(library().tokenizer_from_file(_arguments.path("path", path)))
 
     @classmethod
     def from_json(cls, json: str) -> Tokenizer:
         """The same from the content of such a file."""
-        return cls(library().tokenizer_from_json(json, "tokenizer.json"))
+        return cls(library().tokenizer_from_json(_arguments.text("json", json), "tokenizer.json"))
 
     @classmethod
     def train(
@@ -104,11 +105,11 @@ class Tokenizer:
         messages: list[str] = []
         with Interruptible() as work:
             handle = library().tokenizer_train(
-                [os.fspath(path) for path in paths],
-                vocab_size,
-                list(special_tokens),
-                min_frequency,
-                threads,
+                [_arguments.path("files", path) for path in paths],
+                _arguments.integer("vocab_size", vocab_size),
+                _arguments.texts("special_tokens", special_tokens),
+                _arguments.integer("min_frequency", min_frequency),
+                _arguments.integer("threads", threads),
                 work.guard(progress),
                 work.stop,
                 work.guard(messages.append),
@@ -123,7 +124,8 @@ class Tokenizer:
         ``add_special_tokens`` adds what the file's template adds, such as "<s>" in front; prompts
         of :meth:`krait.LanguageModel.generate` are encoded with it.
         """
-        return list(library().tokenizer_encode(self._handle, text, add_special_tokens))
+        text = _arguments.text("text", text)
+        return list(library().tokenizer_encode(self._handle, text, bool(add_special_tokens)))
 
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = False
@@ -131,7 +133,9 @@ class Tokenizer:
         """The ids of each text, on all threads."""
         if isinstance(texts, str):
             raise TypeError("texts are one str, expected a sequence of them (encode takes one)")
-        rows = library().tokenizer_encode_batch(self._handle, list(texts), add_special_tokens)
+        rows = library().tokenizer_encode_batch(
+            self._handle, _arguments.texts("texts", texts), bool(add_special_tokens)
+        )
         return [list(row) for row in rows]
 
     def decode(self, ids: Ids, skip_special_tokens: bool = False) -> str:
@@ -162,16 +166,16 @@ class Tokenizer:
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the file spells it (byte-level: "\u0120the"); None for another."""
-        found = int(library().tokenizer_token_to_id(self._handle, token))
+        found = int(library().tokenizer_token_to_id(self._handle, _arguments.text("token", token)))
         return None if found < 0 else found
 
     def id_to_token(self, id: int) -> str:
         """The token as the file spells it. Raises ValueError at an unknown id."""
-        return str(library().tokenizer_id_to_token(self._handle, id))
+        return str(library().tokenizer_id_to_token(self._handle, _arguments.integer("id", id)))
 
     def is_special(self, id: int) -> bool:
         """Whether ``id`` is a special token's, such as that of the end of a text."""
-        return bool(library().tokenizer_is_special(self._handle, id))
+        return bool(library().tokenizer_is_special(self._handle, _arguments.integer("id", id)))
 
     @property
     def special_ids(self) -> list[int]:
@@ -214,7 +218,7 @@ class StreamDecoder:
     def push(self, id: int) -> str:
         """The text that ``id`` completes, which may be empty. Raises ValueError at an unknown
         id."""
-        return str(library().decoder_push(self._handle, id))
+        return str(library().decoder_push(self._handle, _arguments.integer("id", id)))
 
     def finish(self) -> str:
         """The text still held back, with U+FFFD for an incomplete character. Ready for a new text

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from krait import _arguments
 from krait._interrupt import Interruptible
 from krait._library import library
 from krait.tokenizer import Tokenizer
@@ -128,11 +129,15 @@ def _as_json(name: str, value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if name in _LISTS and not isinstance(value, str):
-        return [os.fspath(item) for item in value]
+        if not isinstance(value, Iterable):
+            raise TypeError(f"{name} is {value!r}, expected a path or several")
+        return [_arguments.path(name, item) for item in value]
     if isinstance(value, (tuple, list)):
-        return list(value)
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return [_as_json(f"{name}[{index}]", item) for index, item in enumerate(value)]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
         return value.item()  # a scalar of NumPy
+    if not isinstance(value, (str, int, float)):
+        raise TypeError(f"{name} is {type(value).__name__}, expected a number, str or list")
     return value
 
 
@@ -259,7 +264,7 @@ def train(
                 raise ValueError(f"unknown setting {key!r}, expected one of {', '.join(names)}")
             given[name] = value
     elif settings is not None:
-        file = os.fspath(settings)
+        file = _arguments.path("settings", settings)
     given.update({name: arguments[name] for name in names if arguments[name] is not None})
     given = {name: _as_json(name, value) for name, value in given.items() if value is not None}
 
@@ -277,12 +282,12 @@ def train(
             json.dumps(given),
             list(given),
             file,
-            resume,
-            device,
-            threads,
-            None if cache_dir is None else os.fspath(cache_dir),
-            offline,
-            progress,
+            bool(resume),
+            _arguments.text("device", device),
+            _arguments.integer("threads", threads),
+            _arguments.optional_path("cache_dir", cache_dir),
+            None if offline is None else bool(offline),
+            bool(progress),
             work.guard(as_report(RunStart, on_start)),
             work.guard(as_report(StepReport, on_step)),
             work.guard(as_report(StepReport, on_log)),
@@ -305,7 +310,7 @@ def train(
 
 def run_settings(directory: Path) -> dict[str, Any] | None:
     """The settings that the run in a directory was started with; None where there is no run."""
-    text = library().train_settings_of_run(os.fspath(directory))
+    text = library().train_settings_of_run(_arguments.path("directory", directory))
     if text is None:
         return None
     settings: dict[str, Any] = json.loads(str(text))
@@ -332,11 +337,11 @@ def pack_tokens(
     paths = [texts] if isinstance(texts, (str, os.PathLike)) else list(texts)
     with Interruptible() as work:
         tokens, documents, size = library().pack_tokens(
-            [os.fspath(path) for path in paths],
-            tokenizer._handle,
-            os.fspath(out),
-            -1 if end_of_text is None else end_of_text,
-            threads,
+            [_arguments.path("texts", path) for path in paths],
+            _arguments.instance("tokenizer", tokenizer, Tokenizer)._handle,
+            _arguments.path("out", out),
+            -1 if end_of_text is None else _arguments.integer("end_of_text", end_of_text),
+            _arguments.integer("threads", threads),
             work.guard(progress),
             work.stop,
         )

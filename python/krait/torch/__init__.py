@@ -7,6 +7,17 @@ krait.torch.MambaLMHeadModel.from_pretrained(...)   language models
 
 from __future__ import annotations
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise ModuleNotFoundError(
+        "krait.torch needs PyTorch 2.4 or newer, which is not installed: "
+        "pip install krait-ssm[torch]",
+        name="torch",
+    ) from None
+
 from . import functional
 from .config import MambaConfig
 from .generation import InferenceParams

@@ -123,9 +123,9 @@ def test_refused_prompts(bundled: krait.LanguageModel, golden: Path) -> None:
         list(bundled.generate([1024], stream=True))
     with pytest.raises(TypeError, match="prompt 1 is int, expected str"):
         bundled.generate(["a", 3])
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(TypeError, match="max_new_tokens is 'b', expected an integer"):
         bundled.generate("a", "b")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(TypeError, match="max_new_tokens is 3.5, expected an integer"):
         bundled.generate("a", 3.5)  # type: ignore[call-overload]
     bare = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device="cpu")
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):

@@ -75,7 +75,7 @@ def test_refusals(bundled: krait.LanguageModel) -> None:
         model.logits([])
     with pytest.raises(TypeError, match="dtype float64, expected integers"):
         model.logits([1.5])
-    with pytest.raises(TypeError, match="found int"):
+    with pytest.raises(TypeError, match="prompts are int"):
         model.logits(3)
     with pytest.raises(ValueError, match="row of shape"):
         model.logits(np.zeros((1, 1, 1), np.int64))
