@@ -383,6 +383,10 @@ class DecodingCGCache:
     mempool: Any = None
     parameters: tuple[int, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are empty: graphs belong to one model in one process."""
+        return DecodingCGCache, ()
+
 
 def _freezes_positions(model: Any, decoding_seqlen: int) -> bool:
     """Whether a graph would freeze where in the sequence it was recorded.

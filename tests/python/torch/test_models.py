@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import math
 
@@ -222,3 +224,17 @@ def test_autocast_keeps_the_residual_stream_wide():
         got = model(ids).logits
     assert got.dtype is torch.bfloat16 and seen[0][1].dtype is torch.float32
     assert (got - want).norm() < 0.03 * want.norm()
+
+
+def test_copies_and_pickles_after_recorded_generation():
+    """What was recorded for one model is neither copied nor in the way of a copy."""
+    config = MambaConfig(d_model=32, n_layer=2, vocab_size=40, ssm_cfg={"layer": "Mamba2"})
+    model = MambaLMHeadModel(config).eval()
+    prompt = torch.randint(0, 40, (2, 5))
+    expected = model.generate(prompt, max_length=12, cg=True)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert other._decoding_cache.callables == {}
+        assert torch.equal(other.generate(prompt, max_length=12, cg=True), expected)
