@@ -57,6 +57,7 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
         or _tracing_state() is not None
         or not _PLAIN_TYPES.issuperset(map(type, tensors))
     ):
+        _require_tensors(tensors)
         return 0
     first = tensors[0]
     if first is None or not (first.is_cpu or first.is_cuda):
@@ -74,6 +75,12 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
             if t is not None and t.is_neg():
                 return 0
     return found
+
+
+def _require_tensors(tensors: Sequence[Optional[Tensor]]) -> None:
+    for t in tensors:
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"[krait.torch] found {type(t).__name__}, expected a torch.Tensor")
 
 
 def _refuse_tangents(tensors: Sequence[Optional[Tensor]]) -> None:

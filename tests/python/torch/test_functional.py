@@ -379,6 +379,8 @@ def test_errors_name_what_does_not_fit():
         K.selective_scan(u, delta[..., :8], A, B, C)
     with pytest.raises(ValueError, match="dtype"):
         K.selective_scan(u.int(), delta, A, B, C)
+    with pytest.raises(TypeError, match="found ndarray, expected a torch.Tensor"):
+        K.causal_conv1d(u.numpy(), torch.randn(6, 4))
     with pytest.raises(ValueError, match="activation is 'relu'"):
         K.causal_conv1d(u, torch.randn(6, 4), activation="relu")
     with pytest.raises(ValueError, match="weight"):

@@ -336,6 +336,14 @@ def test_names_of_parameters():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["Mamba", "Mamba2", "Mamba2Simple", "MHA"])
+def test_inputs_need_three_dimensions(name):
+    classes = {"Mamba": Mamba, "Mamba2": Mamba2, "Mamba2Simple": Mamba2Simple}
+    layer = MHA(32, 4) if name == "MHA" else classes[name](32)
+    with pytest.raises(ValueError, match=rf"\[{name}\] the input has shape \(5, 32\), expected"):
+        layer(torch.zeros(5, 32))
+
+
 def test_options_that_do_not_fit():
     with pytest.raises(ValueError, match="headdim"):
         Mamba2(D_MODEL, headdim=5)
@@ -343,6 +351,8 @@ def test_options_that_do_not_fit():
         Mamba2(D_MODEL, headdim=8, ngroups=3)
     with pytest.raises(ValueError, match="dt_init"):
         Mamba(D_MODEL, dt_init="zero")
+    with pytest.raises(ValueError, match="dt_rank is 'full', expected 'auto'"):
+        Mamba(D_MODEL, dt_rank="full")
     with pytest.raises(ValueError, match="num_heads_kv"):
         MHA(D_MODEL, 4, num_heads_kv=3)
     with pytest.raises(ValueError, match="layer_idx is None"):

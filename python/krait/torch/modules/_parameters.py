@@ -1,4 +1,4 @@
-"""What parameters of mixers have in common: how they are drawn and marked."""
+"""What mixers have in common: draws and marks of parameters, checks of inputs, states."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+
+
+def require_hidden_states(module: str, x: Tensor) -> None:
+    if x.dim() != 3:
+        raise ValueError(
+            f"[{module}] the input has shape {tuple(x.shape)}, expected (B, L, channels)"
+        )
 
 
 class Mixer(nn.Module):

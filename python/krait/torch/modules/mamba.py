@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import causal_conv1d, causal_conv1d_update, selective_scan, state_update
-from ._parameters import Mixer, draw_dt_bias_, keep_window_, layer_state, state_dtype
+from ._parameters import (
+    Mixer,
+    draw_dt_bias_,
+    keep_window_,
+    layer_state,
+    require_hidden_states,
+    state_dtype,
+)
 
 __all__ = ["Mamba"]
 
@@ -58,6 +65,8 @@ class Mamba(Mixer):
         super().__init__()
         if dt_init not in ("random", "constant"):
             raise ValueError(f"[Mamba] dt_init is {dt_init!r}, expected 'random' or 'constant'")
+        if isinstance(dt_rank, str) and dt_rank != "auto":
+            raise ValueError(f"[Mamba] dt_rank is {dt_rank!r}, expected 'auto' or a number")
         self.d_model = d_model
         self.d_state = d_state
         self.d_conv = d_conv
@@ -139,6 +148,7 @@ class Mamba(Mixer):
             seq_idx: (B, L), documents packed into rows, as in ``selective_scan``.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
+        require_hidden_states("Mamba", hidden_states)
         batch, length, _ = hidden_states.shape
         conv_state = ssm_state = None
         continues = False

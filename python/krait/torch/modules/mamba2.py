@@ -16,7 +16,14 @@ from ..functional import (
     ssd,
     state_update,
 )
-from ._parameters import Mixer, draw_dt_bias_, keep_window_, layer_state, state_dtype
+from ._parameters import (
+    Mixer,
+    draw_dt_bias_,
+    keep_window_,
+    layer_state,
+    require_hidden_states,
+    state_dtype,
+)
 from .norm import GatedRMSNorm
 
 if TYPE_CHECKING:
@@ -252,6 +259,8 @@ class Mamba2(Mixer, _HubMixin):
             inference_params: states to start from and to leave: a new sequence where seqlen_offset
                 is 0, else tokens that continue one.
         """
+        if seqlen is None:
+            require_hidden_states("Mamba2", u)
         zxbcdt = self.in_proj(u)
         if seqlen is not None:
             zxbcdt = zxbcdt.view(-1, seqlen, zxbcdt.shape[-1])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import split_conv1d_scan
+from ._parameters import require_hidden_states
 from .mamba2 import Mamba2
 
 __all__ = ["Mamba2Simple"]
@@ -85,6 +86,7 @@ class Mamba2Simple(Mamba2):
         """Mixes u (B, L, d_model) over time: (B, L, d_model). seq_idx (B, L): documents packed into
         rows.
         """
+        require_hidden_states("Mamba2Simple", u)
         zxbcdt = self.in_proj(u)
         states = None
         if self.learnable_init_states:

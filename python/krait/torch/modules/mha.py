@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import causal_conv1d, causal_conv1d_update, gated_silu
-from ._parameters import keep_window_
+from ._parameters import keep_window_, require_hidden_states
 
 __all__ = ["MHA"]
 
@@ -203,6 +203,7 @@ class MHA(nn.Module):
                 output is that of a token that sees nothing.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
+        require_hidden_states("MHA", x)
         batch, length, _ = x.shape
         kv_cache = conv_state = lengths = None
         offset = 0
