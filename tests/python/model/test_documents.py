@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, environment
 
 
@@ -32,6 +33,15 @@ def test_the_code_of_the_guide(tmp_path: Path) -> None:
     out = run("\n".join(blocks), tmp_path)
     assert "StepReport(step=10" in out
     assert os.listdir(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "python/README.md", "python/dropin/README.md"], ids=lambda file: file
+)
+def test_the_code_of_readmes(tmp_path: Path, file: str) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / file).read_text(), re.M | re.S)
+    assert blocks
+    run("\n".join(blocks), tmp_path)
 
 
 def test_the_example_of_generation(tmp_path: Path) -> None:
