@@ -18,31 +18,52 @@ _SAFETENSORS = "model.safetensors"
 _TORCH = "pytorch_model.bin"
 
 
-def _find(name: Union[str, "os.PathLike[str]"], file: str) -> Optional[Path]:
-    """`file` of the folder or hub repository `name`; None where it has no such file."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HFValidationError,
-            RepositoryNotFoundError,
-        )
-    except ImportError:
-        raise ImportError(
-            f"[from_pretrained] {str(name)!r} is no folder, and huggingface_hub, which would "
-            "download it, is not installed"
-        ) from None
-    try:
-        return Path(hf_hub_download(str(name), file))
-    except EntryNotFoundError:
-        return None
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(
-            f"[from_pretrained] {str(name)!r} is neither a folder nor a repository on the hub"
-        ) from error
+class _Source:
+    """A folder or hub repository."""
+
+    def __init__(self, name: Union[str, "os.PathLike[str]"]) -> None:
+        self.name = str(name)
+        # Whether the hub was asked in vain for something that its cache has not.
+        self._unreached = False
+
+    def find(self, file: str) -> Optional[Path]:
+        """`file` of it; None where it has no such file, or it is not known whether it has."""
+        folder = Path(self.name)
+        if folder.is_dir():
+            return folder / file if (folder / file).is_file() else None
+        return self._fetch(file)
+
+    def missing(self, what: str) -> FileNotFoundError:
+        where = f"[from_pretrained] {self.name!r} has {what}"
+        if self._unreached:
+            where += " in the cache, and the hub cannot be reached (or HF_HUB_OFFLINE forbids it)"
+        return FileNotFoundError(where)
+
+    def _fetch(self, file: str) -> Optional[Path]:
+        try:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import (
+                EntryNotFoundError,
+                HFValidationError,
+                LocalEntryNotFoundError,
+                RepositoryNotFoundError,
+            )
+        except ImportError:
+            raise ImportError(
+                f"[from_pretrained] {self.name!r} is no folder, and huggingface_hub, which would "
+                "download it, is not installed"
+            ) from None
+        try:
+            return Path(hf_hub_download(self.name, file))
+        except LocalEntryNotFoundError:
+            self._unreached = True
+            return None
+        except EntryNotFoundError:
+            return None
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise FileNotFoundError(
+                f"[from_pretrained] {self.name!r} is neither a folder nor a repository on the hub"
+            ) from error
 
 
 def load_config_hf(model_name: Union[str, "os.PathLike[str]"]) -> dict[str, Any]:
@@ -51,9 +72,10 @@ def load_config_hf(model_name: Union[str, "os.PathLike[str]"]) -> dict[str, Any]
     Raises:
         FileNotFoundError: where there is none.
     """
-    path = _find(model_name, _CONFIG)
+    source = _Source(model_name)
+    path = source.find(_CONFIG)
     if path is None:
-        raise FileNotFoundError(f"[from_pretrained] {str(model_name)!r} has no {_CONFIG}")
+        raise source.missing(f"no {_CONFIG}")
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
@@ -89,29 +111,26 @@ def load_state_dict_hf(
     Raises:
         FileNotFoundError: where there are none, or a shard is missing.
     """
+    source = _Source(model_name)
     state: dict[str, Tensor] = {}
     for file in (_SAFETENSORS, _TORCH):
-        path = _find(model_name, file)
+        path = source.find(file)
         if path is not None:
             state = _load_file(path, device)
             break
-        index = _find(model_name, file + ".index.json")
+        index = source.find(file + ".index.json")
         if index is None:
             continue
         with open(index, encoding="utf-8") as opened:
             shards = sorted(set(json.load(opened)["weight_map"].values()))
         for shard in shards:
-            path = _find(model_name, shard)
+            path = source.find(shard)
             if path is None:
-                raise FileNotFoundError(
-                    f"[from_pretrained] {str(model_name)!r} has no {shard}, which its index names"
-                )
+                raise source.missing(f"no {shard} (its index names it)")
             state.update(_load_file(path, device))
         break
     else:
-        raise FileNotFoundError(
-            f"[from_pretrained] {str(model_name)!r} has neither {_SAFETENSORS} nor {_TORCH}"
-        )
+        raise source.missing(f"neither {_SAFETENSORS} nor {_TORCH}")
     if dtype is not None:
         state = {k: t.to(dtype) if t.is_floating_point() else t for k, t in state.items()}
     return state

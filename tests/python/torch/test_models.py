@@ -168,6 +168,13 @@ def test_errors_of_checkpoints(tmp_path, monkeypatch):
         create_block(8, 0, ssm_cfg={"layer": "Mamba4"})
 
 
+def test_a_hub_that_cannot_be_reached(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="no config.json in the cache, and the hub cannot"):
+        MambaLMHeadModel.from_pretrained("some-org/some-model")
+
+
 def test_initial_weights():
     config = MambaConfig(
         d_model=64, n_layer=8, vocab_size=1001, d_intermediate=64, pad_vocab_size_multiple=16
