@@ -17,6 +17,7 @@ __all__ = [
     "probability",
     "text",
     "texts",
+    "unsigned",
 ]
 
 _T = TypeVar("_T")
@@ -45,6 +46,17 @@ def integer(name: str, value: Any) -> int:
     if not -(1 << 63) <= found < 1 << 63:
         raise ValueError(f"{name} is {found}, expected an integer of 64 bits")
     return found
+
+
+def unsigned(name: str, value: Any) -> int:
+    """An integer from 0 to 2^64 - 1, as the C ABI takes it: its bits as those of a signed one."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise _refuse(name, value, "an integer") from None
+    if not 0 <= found < 1 << 64:
+        raise ValueError(f"{name} is {found}, expected 0 to 2**64 - 1")
+    return found - (1 << 64) if found >= 1 << 63 else found
 
 
 def number(name: str, value: Any) -> float:
@@ -80,6 +92,7 @@ def text(name: str, value: Any) -> str:
 
 
 def optional_text(name: str, value: Any) -> str | None:
+    """The same, or None."""
     return None if value is None else text(name, value)
 
 
@@ -101,4 +114,5 @@ def path(name: str, value: Any) -> str:
 
 
 def optional_path(name: str, value: Any) -> str | None:
+    """The same, or None."""
     return None if value is None else path(name, value)

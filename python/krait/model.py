@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -167,7 +166,7 @@ class LanguageModel:
             library().model_from_config(
                 text,
                 name,
-                _signed(seed),
+                _arguments.unsigned("seed", seed),
                 _arguments.optional_text("dtype", dtype),
                 _arguments.text("device", device),
                 _arguments.integer("threads", threads),
@@ -379,7 +378,7 @@ class LanguageModel:
             _arguments.probability("top_p", top_p),
             _arguments.probability("min_p", min_p),
             _arguments.number("repetition_penalty", repetition_penalty),
-            _signed(drawn),
+            _arguments.unsigned("seed", drawn),
             _arguments.texts("stop", stop),
             bool(ignore_eos),
             _arguments.text("state_dtype", state_dtype),
@@ -543,14 +542,3 @@ class LanguageModel:
 
 def _handles(states: Sequence[State]) -> list[Any]:
     return [_arguments.instance(f"state {i}", s, State)._handle for i, s in enumerate(states)]
-
-
-def _signed(seed: int) -> int:
-    """64 bits as the library's functions take them. Raises ValueError for a seed that has more."""
-    try:
-        seed = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed is {seed!r}, expected an integer") from None
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed}, expected 0 to 2**64 - 1")
-    return seed - (1 << 64) if seed >= 1 << 63 else seed

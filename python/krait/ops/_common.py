@@ -43,11 +43,3 @@ def activation_name(activation: str | None) -> str:
 def device_type(array: Array) -> int:
     device = getattr(array, "__dlpack_device__", None)
     return 1 if device is None else int(device()[0])
-
-
-def signed(op: str, name: str, value: int) -> int:
-    """64 bits without a sign as the C ABI takes them."""
-    value = int(value)
-    if not 0 <= value < 2**64:
-        raise ValueError(f"[{op}] {name} is {value}, expected 0 to 2^64 - 1")
-    return value - 2**64 if value >= 2**63 else value

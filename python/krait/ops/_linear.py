@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .._arguments import unsigned
 from .._arrays import Array, Arrays, dtype_name
 from .._library import library
-from ._common import require_ndim, signed
+from ._common import require_ndim
 
 
 class LinearGradients(NamedTuple):
@@ -145,9 +146,9 @@ def dropout(
     library().dropout(
         arrays("x", x),
         float(probability),
-        signed("dropout", "seed", seed),
-        signed("dropout", "stream", stream),
-        signed("dropout", "offset", offset),
+        unsigned("[dropout] seed", seed),
+        unsigned("[dropout] stream", stream),
+        unsigned("[dropout] offset", offset),
         arrays.destination("out", out),
     )
     return arrays.result(out)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .._arguments import unsigned
 from .._arrays import Array, Arrays
 from .._library import library
-from ._common import require_ndim, several, signed
+from ._common import require_ndim, several
 
 
 def sample_rows(
@@ -60,7 +61,7 @@ def sample_rows(
         float(top_p),
         float(min_p),
         float(repetition_penalty),
-        signed(op, "seed", seed),
+        unsigned(f"[{op}] seed", seed),
         arrays("streams", streams),
         arrays.destination("positions", positions),
         arrays.destination("seen", seen),

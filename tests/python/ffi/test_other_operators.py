@@ -248,7 +248,7 @@ def test_dropout() -> None:
     np.testing.assert_array_equal(ops.dropout(x, 0.3, seed=5), out)
     assert not np.array_equal(ops.dropout(x, 0.3, seed=2**64 - 1), out)
     np.testing.assert_array_equal(ops.dropout(x[100:], 0.3, seed=5, offset=100 * 100), out[100:])
-    with pytest.raises(ValueError, match=r"seed is -1, expected 0 to 2\^64 - 1"):
+    with pytest.raises(ValueError, match=r"seed is -1, expected 0 to 2\*\*64 - 1"):
         ops.dropout(x, 0.3, seed=-1)
 
 
