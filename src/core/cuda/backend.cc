@@ -50,15 +50,16 @@ int compute_capability_of(const cudaDeviceProp& properties) {
 [[noreturn]] void fail_with(cudaError_t status, std::string_view what) {
   switch (status) {
     case cudaErrorMemoryAllocation: fail(ErrorKind::out_of_memory, what, ": out of memory on the GPU");
-    case cudaErrorNoDevice: fail(ErrorKind::not_found, what, ": this machine has no ", kPlatform, " device");
+    case cudaErrorNoDevice:
+      fail(ErrorKind::invalid_argument, what, ": this machine has no ", kPlatform, " device");
     case cudaErrorInsufficientDriver: {
       int driver = 0;
       int runtime = 0;
       (void)cudaDriverGetVersion(&driver);
       (void)cudaRuntimeGetVersion(&runtime);
       if (driver == 0)
-        fail(ErrorKind::not_found, what, ": this machine has no ", kVendor, " driver, expected one for ",
-             kPlatform, ' ', version_text(runtime));
+        fail(ErrorKind::invalid_argument, what, ": this machine has no ", kVendor,
+             " driver, expected one for ", kPlatform, ' ', version_text(runtime));
       fail(ErrorKind::invalid_argument, what, ": the ", kVendor, " driver serves ", kPlatform, ' ',
            version_text(driver), ", expected at least ", version_text(runtime));
     }
