@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.abc
+import importlib.util
 import os
 import sys
 import threading
@@ -84,8 +85,26 @@ def _tensors_need_tvm_ffi() -> bool:
         return True
 
 
+@contextlib.contextmanager
+def _without_compiler() -> Iterator[None]:
+    """What is imported meanwhile compiles nothing for tensors that do not describe themselves.
+
+    tvm_ffi would, for half a minute, where the package torch-c-dlpack-ext does not bring it. Without
+    either a call costs some microseconds more.
+    """
+    switch = "TVM_FFI_DISABLE_TORCH_C_DLPACK"
+    if switch in os.environ or importlib.util.find_spec("torch_c_dlpack_ext") is not None:
+        yield
+        return
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(switch, None)
+
+
 def _load() -> Any:
-    with contextlib.nullcontext() if _tensors_need_tvm_ffi() else without_torch():
+    with _without_compiler() if _tensors_need_tvm_ffi() else without_torch():
         import tvm_ffi
 
     # Exceptions that tvm_ffi does not know by itself.

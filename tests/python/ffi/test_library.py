@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import krait
-from krait import ops
+from krait import _library, ops
 
 F32 = np.float32
 
@@ -76,6 +76,27 @@ print(x.grad.float().sum().item())
 """
     result = run_python(code)
     assert result.stdout.strip() == "42.0", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("2.4.1+cu121", True), ("2.10.0", True), ("2.11.0", False), ("2.15.0a0+git1", False)],
+)
+def test_versions_of_torch(monkeypatch: pytest.MonkeyPatch, version: str, expected: bool) -> None:
+    monkeypatch.setattr(_library, "version", lambda name: version)
+    assert _library._tensors_need_tvm_ffi() == expected
+
+
+def test_nothing_is_compiled_for_old_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = "TVM_FFI_DISABLE_TORCH_C_DLPACK"
+    monkeypatch.delenv(switch, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with _library._without_compiler():
+        assert os.environ[switch] == "1"
+    assert switch not in os.environ
+    monkeypatch.setenv(switch, "0")
+    with _library._without_compiler():
+        assert os.environ[switch] == "0"
 
 
 def test_other_threads_import_torch_meanwhile() -> None:
