@@ -67,6 +67,14 @@ namespace krait {
          a.strides() == b.strides();
 }
 
+// Every element of the destination `to` is at a place of its own, unlike those of an expanded tensor.
+inline void require_own_elements(std::string_view op, std::string_view name, const Tensor& to) {
+  if (to.numel() == 0) return;
+  for (int i = 0; i < to.ndim(); ++i)
+    require(to.size(i) == 1 || to.stride(i) != 0, "[", op, "] ", name, " has ", to.size(i),
+            " elements at one place in dimension ", i, " (it is expanded), expected a place for each");
+}
+
 // The destination `to` overlaps `other` nowhere; with `may_be_it` it may be the very same view.
 inline void require_apart(std::string_view op, std::string_view name, const Tensor& to,
                           std::string_view other_name, const Tensor& other, bool may_be_it = false) {

@@ -79,6 +79,7 @@ Tensor causal_conv1d_update(Context& ctx, const CausalConv1dUpdateArgs& args) {
   validate_row_index("cache_seqlens", args.cache_seqlens, x.size(0));
   validate_row_index("conv_state_indices", args.conv_state_indices, x.size(0));
   validate_row_index("seq_idx", args.seq_idx, x.size(0));
+  require_own_elements(kOp, "conv_state", state);
   require(!may_overlap(state, x), "[causal_conv1d_update] conv_state overlaps x");
   if (args.out) {
     require(args.out.dtype() == x.dtype() && args.out.shape() == x.shape(),

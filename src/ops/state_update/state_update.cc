@@ -7,6 +7,7 @@
 
 #include "core/build.h"
 #include "krait/core/error.h"
+#include "ops/overlap.h"
 #include "ops/state_update/update.h"
 #include "ops/token_runs.h"
 
@@ -92,6 +93,7 @@ class Validation {
     const Tensor& state = args_.state;
     require(state.ndim() == 3 || state.ndim() == 4, "[state_update] state has shape ", state.shape(),
             ", expected (R, D, N) or (R, H, P, N)");
+    require_own_elements("state_update", "state", state);
     per_head_ = state.ndim() == 4;
     const int plain = per_head_ ? 3 : 2;
     const Tensor& x = args_.x;

@@ -36,8 +36,8 @@ def test_model(name: str, slow: Any) -> None:
     assert not any(FALLS_BACK in text for text in found["warnings"])
     parts = ["evaluation", "padded", "generation"]
     if name != "falcon_mamba":
-        # In training it hands its norm of dt to mamba_inner_fn, which applies it behind the projection
-        # of dt; its own slow path applies it before.
+        # In training it hands its norm of dt to mamba_inner_fn, which applies it behind the
+        # projection of dt; its own slow path applies it before.
         parts.append("training")
     for part in parts:
         assert found[part].keys() == expected[part].keys()

@@ -371,6 +371,17 @@ def test_any_strides():
     torch.testing.assert_close(K.norm(strided(x), strided(weight)), K.norm(x, weight))
 
 
+def test_states_that_are_written_need_memory_of_their_own():
+    """An expanded state would be updated once for each entry that it stands for."""
+    one = torch.ones(3, 4)
+    state = torch.zeros(1, 4, 2).expand(3, 4, 2)
+    with pytest.raises(ValueError, match=r"\[state_update\] state has 3 elements at one place"):
+        K.state_update(state, one, one, -torch.ones(4, 2), torch.ones(3, 2), torch.ones(3, 2))
+    state = torch.zeros(1, 4, 3).expand(3, 4, 3)
+    with pytest.raises(ValueError, match=r"conv_state has 3 elements at one place in dimension 0"):
+        K.causal_conv1d_update(one, state, torch.ones(4, 4))
+
+
 def test_errors_name_what_does_not_fit():
     u, delta, A, B, C, D, z, bias = scan_inputs(dtype=torch.float32)
     with pytest.raises(ValueError, match=r"\[selective_scan\] u has shape \(6, 9\)"):
