@@ -4,7 +4,7 @@ A model of mamba-130m's sizes with random weights: the time of a prefill and of 
 (forward, backward, AdamW). Each side runs in a process of its own; what is printed last is the
 ratio of the medians.
 
-    python bench/python_transformers.py [--tokens 512] [--layers 24] [--repeats 3] [--threads 2]
+    python bench/python_transformers.py [--tokens 512] [--layers 24] [--repeats 3] [--threads 2] [--no-training]
 
 The packages krait, mamba_ssm and causal_conv1d have to be importable (PYTHONPATH=python:python/dropin).
 """
@@ -58,10 +58,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return {
-        "prefill": median_seconds(prefill, options.repeats),
-        "training step": median_seconds(step, options.repeats),
-    }
+    seconds = {"prefill": median_seconds(prefill, options.repeats)}
+    if not options.no_training:
+        seconds["training step"] = median_seconds(step, options.repeats)
+    return seconds
 
 
 def main() -> None:
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-training", action="store_true", help="prefill alone")
     parser.add_argument("--side", choices=("with", "without"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
