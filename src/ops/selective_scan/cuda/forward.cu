@@ -220,6 +220,7 @@ __device__ __forceinline__ void move(const Operands& o, const Buffers<S>& buffer
   // registers for that, and has time.
   constexpr bool kEarly = Moves::kRounds == 1;
   constexpr bool kEarlyFactors = BAndC::kRounds == 1;
+  constexpr int kFactorsAtOnce = kEarlyFactors ? 1 : 2;
   const Inputs<float>& in = o.in;
   const int mover = static_cast<int>(threadIdx.x) - kWalkers;
   const Moves moves(mover);
@@ -291,7 +292,7 @@ __device__ __forceinline__ void move(const Operands& o, const Buffers<S>& buffer
     const auto prepare = [&](const TileCursor& at, int buffer) {
       if (at.count == 0) return;
       const Tile32 tile = tile_at(at);
-#pragma unroll(kEarlyFactors ? 1 : 2)
+#pragma unroll kFactorsAtOnce
       for (int round = 0; round < BAndC::kRounds; ++round) {
         if constexpr (!kEarlyFactors) factors.load(tile, mover, round, factor);
         factors.store(tile, mover, round, factor, buffers.factors(buffer));

@@ -113,10 +113,10 @@ struct Track {
 
   // Towards the second-level cache.
   __device__ __forceinline__ void prefetch(const Tile32& tile, int round) const {
+#if defined(__CUDA_ARCH__)
     if (view.data == nullptr) return;
     const auto* from =
         static_cast<const char*>(view.data) + place(tile, round) * (cuda::is_narrow(view.dtype) ? 2 : 4);
-#if defined(__CUDA_ARCH__)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 #endif
   }
