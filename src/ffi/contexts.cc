@@ -30,6 +30,7 @@ struct Idle {
 
 // As many calls at one time keep their contexts for the next; further ones are made and dropped.
 constexpr std::size_t kMostIdle = 16;
+constexpr int kMostThreads = 4096;
 
 struct Pool {
   std::mutex mutex;
@@ -65,7 +66,7 @@ int threads_of_environment() {
     int value = 0;
     if (text != nullptr && std::from_chars(text, text + std::strlen(text), value).ec == std::errc() &&
         value > 0)
-      return std::min(value, 4096);
+      return std::min(value, kMostThreads);
   }
   return 0;
 }
@@ -107,10 +108,16 @@ ContextOptions options_for(Device device, void* stream, int threads) {
 
 ContextOptions options_for(Device device) { return options_for(device, stream_of(device), threads()); }
 
-void set_threads(int threads) {
-  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
+int checked_threads(std::int64_t threads) {
+  require(threads >= 0 && threads <= kMostThreads, "threads is ", threads,
+          ", expected 0 (all processors) to ", kMostThreads);
+  return static_cast<int>(threads);
+}
+
+void set_threads(std::int64_t threads) {
+  const int wanted = checked_threads(threads);
   const std::lock_guard lock(pool().mutex);
-  pool().threads = threads == 0 ? available_processors() : threads;
+  pool().threads = wanted == 0 ? available_processors() : wanted;
   pool().idle.clear();
 }
 
@@ -152,13 +159,6 @@ Lease::~Lease() {
 
 namespace {
 
-void set_num_threads(std::int64_t threads) {
-  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
-  set_threads(static_cast<int>(threads));
-}
-
-std::int64_t get_num_threads() { return ffi::threads(); }
-
 // Gives scratch memory that contexts keep for their next call back to the system and to the GPUs.
 void release_memory() {
   Pool& contexts = pool();
@@ -173,6 +173,6 @@ void release_memory() {
 
 }  // namespace krait::ffi
 
-KRAIT_FFI(set_num_threads, krait::ffi::set_num_threads)
-KRAIT_FFI(get_num_threads, krait::ffi::get_num_threads)
+KRAIT_FFI(set_num_threads, krait::ffi::set_threads)
+KRAIT_FFI(get_num_threads, krait::ffi::threads)
 KRAIT_FFI(release_memory, krait::ffi::release_memory)

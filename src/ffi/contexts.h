@@ -13,7 +13,9 @@ namespace krait::ffi {
 [[nodiscard]] ContextOptions options_for(Device device);
 
 // Threads of each context that is made or leased from now on; 0: one for each processor.
-void set_threads(int threads);
+void set_threads(std::int64_t threads);
+// `threads` where it is a number that may be asked for, 0 included; throws otherwise.
+[[nodiscard]] int checked_threads(std::int64_t threads);
 [[nodiscard]] int threads();
 
 // Whether the last work on this thread that was ended has been ended by a signal, which the caller's

@@ -114,8 +114,8 @@ StateObject::StateObject(ModelRef model, std::shared_ptr<SharedStates> shared, S
 StateObject::~StateObject() { model_->retire(std::move(*state_), std::move(shared_)); }
 
 int threads_of(std::int64_t threads) {
-  require(threads >= 0 && threads <= 4096, "threads is ", threads, ", expected 0 (all processors) to 4096");
-  return threads > 0 ? static_cast<int>(threads) : ffi::threads();
+  const int wanted = checked_threads(threads);
+  return wanted > 0 ? wanted : ffi::threads();
 }
 
 std::optional<DType> dtype_of(const OptionalWord& word) {
