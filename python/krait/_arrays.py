@@ -154,6 +154,15 @@ class Arrays:
             return torch.empty_like(array, requires_grad=False)
         return self.empty(array.shape, dtype_name(array))
 
+    def like(self, array: Array | None) -> Array | None:
+        """`empty_like` of an operand that may be absent."""
+        return None if array is None else self.empty_like(array)
+
+    def sums_like(self, array: Array | None, dtype: str | None = None) -> Array | None:
+        """Zeros in the shape of an operand that may be absent, for what is added up: of the type
+        `dtype`, or `real`."""
+        return None if array is None else self.zeros(array.shape, dtype or self.real)
+
     def result(self, buffer: Array | None) -> Array | None:
         """A destination that was made by `empty`, as an array of the library of `like`."""
         if not isinstance(buffer, np.ndarray) or isinstance(self._like, np.ndarray):

@@ -198,8 +198,8 @@ def causal_conv1d_backward(
     result = CausalConv1dGradients(
         dx=arrays.empty_like(x),
         dweight=arrays.zeros(weight.shape, arrays.real),
-        dbias=None if bias is None else arrays.zeros(bias.shape, arrays.real),
-        dinitial_states=None if initial_states is None else arrays.empty_like(initial_states),
+        dbias=arrays.sums_like(bias),
+        dinitial_states=arrays.like(initial_states),
     )
     library().causal_conv1d_backward(
         *inputs,

@@ -157,7 +157,7 @@ def linear_cross_entropy_backward(
     logsumexp = arrays.empty(x.shape[:1], arrays.real)
     dx = arrays.empty(x.shape, dtype_name(x))
     dweight = arrays.zeros(weight.shape, arrays.real)
-    dbias = None if bias is None else arrays.zeros(bias.shape, arrays.real)
+    dbias = arrays.sums_like(bias)
     mean, count = library().linear_cross_entropy_backward(
         *inputs,
         arrays("targets", targets),

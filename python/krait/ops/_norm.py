@@ -134,9 +134,9 @@ def norm_backward(
     )
     result = NormGradients(
         dx=arrays.empty(x.shape, dtype_name(dout)),
-        dweight=None if weight is None else arrays.zeros(weight.shape, arrays.real),
-        dbias=None if bias is None else arrays.zeros(bias.shape, arrays.real),
-        dz=None if z is None else arrays.empty_like(z),
+        dweight=arrays.sums_like(weight),
+        dbias=arrays.sums_like(bias),
+        dz=arrays.like(z),
     )
     library().norm_backward(
         str(kind),

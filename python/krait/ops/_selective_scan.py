@@ -166,8 +166,7 @@ def selective_scan_backward(
 
     Returns:
         Gradients in the shapes of the inputs: those of u, delta, z, initial_state and of variable B
-            and C in the
-        element types of these, those of A, D, delta_bias and of constant B and C in float32
+        and C in the element types of these, those of A, D, delta_bias and of constant B and C in float32
         (complex64). A complex gradient is d/d(re) + i d/d(im).
     """
     arrays = Arrays("selective_scan", "u", u)
@@ -187,25 +186,21 @@ def selective_scan_backward(
     gradients = (arrays("dout", dout), arrays("dlast_state", dlast_state))
     state_dtype = ("complex128" if arrays.double else "complex64") if is_complex(A) else arrays.real
 
-    def like(array: Array | None) -> Array | None:
-        return None if array is None else arrays.empty_like(array)
-
-    def summed(array: Array | None, dtype: str) -> Array | None:
-        return None if array is None else arrays.zeros(array.shape, dtype)
-
     def of_factor(factor: Array) -> Array | None:
-        return summed(factor, state_dtype) if len(factor.shape) == 2 else like(factor)
+        if len(factor.shape) == 2:
+            return arrays.sums_like(factor, state_dtype)
+        return arrays.like(factor)
 
     result = SelectiveScanGradients(
-        du=like(u),
-        ddelta=like(delta),
-        dA=summed(A, state_dtype),
+        du=arrays.like(u),
+        ddelta=arrays.like(delta),
+        dA=arrays.sums_like(A, state_dtype),
         dB=of_factor(B),
         dC=of_factor(C),
-        dD=summed(D, arrays.real),
-        dz=like(z),
-        ddelta_bias=summed(delta_bias, arrays.real),
-        dinitial_state=like(initial_state),
+        dD=arrays.sums_like(D),
+        dz=arrays.like(z),
+        ddelta_bias=arrays.sums_like(delta_bias),
+        dinitial_state=arrays.like(initial_state),
     )
     library().selective_scan_backward(
         *inputs,

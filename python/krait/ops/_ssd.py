@@ -148,8 +148,8 @@ def ssd_backward(
 
     Returns:
         Gradients in the shapes of the inputs: those of x, dt, B, C, z and initial_states in the
-            element types of
-        these, those of A, D and dt_bias in float32. ddt is 0 where dt_limit clamps.
+        element types of these, those of A, D and dt_bias in float32. ddt is 0 where dt_limit
+        clamps.
     """
     arrays = Arrays("ssd", "x", x)
     inputs = (
@@ -167,22 +167,16 @@ def ssd_backward(
     )
     gradients = (arrays("dout", dout), arrays("dfinal_states", dfinal_states))
 
-    def like(array: Array | None) -> Array | None:
-        return None if array is None else arrays.empty_like(array)
-
-    def summed(array: Array | None) -> Array | None:
-        return None if array is None else arrays.zeros(array.shape, arrays.real)
-
     result = SsdGradients(
-        dx=like(x),
-        ddt=like(dt),
-        dA=summed(A),
-        dB=like(B),
-        dC=like(C),
-        dD=summed(D),
-        dz=like(z),
-        ddt_bias=summed(dt_bias),
-        dinitial_states=like(initial_states),
+        dx=arrays.like(x),
+        ddt=arrays.like(dt),
+        dA=arrays.sums_like(A),
+        dB=arrays.like(B),
+        dC=arrays.like(C),
+        dD=arrays.sums_like(D),
+        dz=arrays.like(z),
+        ddt_bias=arrays.sums_like(dt_bias),
+        dinitial_states=arrays.like(initial_states),
     )
     library().ssd_backward(
         *inputs,
