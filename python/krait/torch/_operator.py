@@ -130,6 +130,11 @@ def check_offsets(op: str, cu_seqlens: Tensor) -> None:
         raise ValueError(f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)")
 
 
+def count_sequences(rows: int, cu_seqlens: Optional[Tensor]) -> int:
+    """Of `rows` rows, or packed in the one row."""
+    return rows if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
 def shape_of(t: Tensor) -> str:
     return str(tuple(t.shape))
 

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from .._operator import (
     GRAD,
     check_offsets,
+    count_sequences,
     define,
     define_backward,
     examine,
@@ -52,7 +53,7 @@ def _empty_outputs(
     out = torch.empty_like(x)
     if not want_final_states:
         return out, None
-    rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = count_sequences(x.shape[0], cu_seqlens)
     return out, x.new_empty((rows, x.shape[1], weight.shape[1] - 1))
 
 

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from .._operator import (
     GRAD,
     check_offsets,
+    count_sequences,
     define,
     define_backward,
     examine,
@@ -34,7 +35,7 @@ def _state_dtype(A: Tensor, sums: torch.dtype) -> torch.dtype:
 
 
 def _state_shape(u: Tensor, A: Tensor, cu_seqlens: Optional[Tensor]) -> tuple[Any, Any, Any]:
-    rows = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    rows = count_sequences(u.shape[0], cu_seqlens)
     return rows, u.shape[1], A.shape[1]
 
 

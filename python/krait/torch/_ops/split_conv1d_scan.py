@@ -13,6 +13,7 @@ from torch.autograd import Function
 from .._operator import (
     GRAD,
     check_offsets,
+    count_sequences,
     define,
     define_backward,
     examine,
@@ -94,7 +95,7 @@ def _empty_outputs(
     if want_final_states:
         if cu_seqlens is not None:
             check_offsets("split_conv1d_scan", cu_seqlens)
-        rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        rows = count_sequences(batch, cu_seqlens)
         final_states = zxbcdt.new_empty(
             (rows, sizes.nheads, sizes.headdim, sizes.d_state), dtype=sum_dtype((zxbcdt,))
         )

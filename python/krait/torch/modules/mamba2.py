@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 from torch import Tensor, nn
 
+from .._operator import count_sequences
 from ..functional import (
     causal_conv1d,
     causal_conv1d_update,
@@ -268,7 +269,7 @@ class Mamba2(Mixer, _HubMixin):
         conv_state = ssm_state = None
         continues = False
         if inference_params is not None:
-            rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+            rows = count_sequences(batch, cu_seqlens)
             conv_state, ssm_state = layer_state(self, inference_params, rows)
             continues = inference_params.seqlen_offset > 0
         if conv_state is not None and ssm_state is not None:
