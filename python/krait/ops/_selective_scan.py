@@ -166,8 +166,8 @@ def selective_scan_backward(
 
     Returns:
         Gradients in the shapes of the inputs: those of u, delta, z, initial_state and of variable B
-        and C in the element types of these, those of A, D, delta_bias and of constant B and C in float32
-        (complex64). A complex gradient is d/d(re) + i d/d(im).
+        and C in the element types of these, those of A, D, delta_bias and of constant B and C in
+        float32 (complex64). A complex gradient is d/d(re) + i d/d(im).
     """
     arrays = Arrays("selective_scan", "u", u)
     inputs = (
