@@ -534,6 +534,8 @@ def capture_graph(
         logits: Tensor = step()
     inference_params.seqlen_offset = seqlen_offset_og
 
+    # In the mode in which the buffers were made: nobody differentiates through a recording.
+    @torch.inference_mode()
     def run(new_input_ids: Tensor, new_position_ids: Tensor, seqlen: int) -> Tensor:
         lengths.fill_(seqlen)
         input_ids.copy_(new_input_ids)

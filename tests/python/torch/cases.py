@@ -1,8 +1,12 @@
-"""Inputs of operators, by name."""
+"""Inputs of operators, by name, and the device that the tests run on."""
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+DEVICE = os.environ.get("KRAIT_TEST_DEVICE", "cpu")
 
 
 def scan_inputs(B=2, D=6, L=9, N=3, G=1, dtype=torch.float64, complex=False, constant=""):

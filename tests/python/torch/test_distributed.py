@@ -1,4 +1,4 @@
-"""Two processes over gloo: data, tensor and sequence parallelism, sharded parameters."""
+"""Two processes, over gloo or on two GPUs: data, tensor, sequence parallelism, sharded parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from cases import DEVICE
 
 from krait.torch import Mamba2, MambaConfig, MambaLMHeadModel
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed package")
+TOO_FEW = DEVICE == "cuda" and torch.cuda.device_count() < 2
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch has no distributed package"),
+    pytest.mark.skipif(TOO_FEW, reason="fewer than two GPUs"),
+]
 
 CONFIG = MambaConfig(
     d_model=16, n_layer=2, vocab_size=16, d_intermediate=8, attn_layer_idx=[1],
@@ -54,7 +60,7 @@ def sharded(rank):
         return
 
     want = gradients_of_one_process()
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh(DEVICE, (2,))
     for precision in (torch.float32, torch.bfloat16):
         model, ids = model_and_ids()
         policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
@@ -126,7 +132,10 @@ def copy_share(whole, part, rank):
 def run(rank, port, names):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    if DEVICE == "cuda":
+        torch.cuda.set_device(rank)
+        torch.set_default_device(f"cuda:{rank}")
+    dist.init_process_group("nccl" if DEVICE == "cuda" else "gloo", rank=rank, world_size=2)
     try:
         for name in names:
             globals()[name](rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
-from cases import scan_inputs, ssd_inputs
+from cases import DEVICE, scan_inputs, ssd_inputs
 
 from krait.torch import functional as K
 
@@ -285,7 +285,7 @@ def test_linear_cross_entropy_under_autocast():
     x, weight = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     targets = torch.randint(0, 11, (5,))
     want = K.linear_cross_entropy(x.bfloat16(), weight.bfloat16(), targets)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         got = K.linear_cross_entropy(x, weight, targets)
     assert torch.equal(got, want) and got.dtype is torch.float32
     got.backward()
@@ -391,7 +391,7 @@ def test_errors_name_what_does_not_fit():
     with pytest.raises(ValueError, match="dtype"):
         K.selective_scan(u.int(), delta, A, B, C)
     with pytest.raises(TypeError, match="found ndarray, expected a torch.Tensor"):
-        K.causal_conv1d(u.numpy(), torch.randn(6, 4))
+        K.causal_conv1d(u.cpu().numpy(), torch.randn(6, 4))
     with pytest.raises(ValueError, match="activation is 'relu'"):
         K.causal_conv1d(u, torch.randn(6, 4), activation="relu")
     with pytest.raises(ValueError, match="weight"):

@@ -192,11 +192,11 @@ GRADIENTS = {
     ),
     "cross_entropy": (
         lambda dtype: [torch.randn(6, 33).to(dtype)],
-        lambda t: K.cross_entropy(t, torch.arange(6)),
+        lambda t: K.cross_entropy(t, torch.arange(6, device=t.device)),
     ),
     "linear_cross_entropy": (
         lambda dtype: [torch.randn(6, 9).to(dtype), torch.randn(33, 9).to(dtype)],
-        lambda x, w: K.linear_cross_entropy(x, w, torch.arange(6)),
+        lambda x, w: K.linear_cross_entropy(x, w, torch.arange(6, device=x.device)),
     ),
     "split_conv1d_scan": (
         lambda dtype: [

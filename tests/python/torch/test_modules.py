@@ -9,6 +9,7 @@ import io
 
 import pytest
 import torch
+from cases import DEVICE
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -171,7 +172,7 @@ def test_autocast(name, dtype):
     layer = ALL[name]()
     x = torch.randn(2, 7, D_MODEL)
     want = layer(x)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(DEVICE, dtype=dtype):
         got = layer(x)
     assert got.dtype is dtype
     got.sum().backward()
@@ -228,7 +229,7 @@ def test_copies_and_pickles(name):
 def test_meta_device_and_reset(name):
     layer = ALL[name](device="meta")
     assert all(p.is_meta for p in layer.parameters())
-    layer = layer.to_empty(device="cpu")
+    layer = layer.to_empty(device=DEVICE)
     for module in layer.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
