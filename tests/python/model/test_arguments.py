@@ -58,6 +58,9 @@ def test_wrong_types(
         (lambda m: m.generate("a", 2, min_p=-0.5), "min_p is -0.5, expected 0 to 1"),
         (lambda m: m.generate("a", 2, top_p=float("nan")), "top_p is nan, expected 0 to 1"),
         (lambda m: m.generate("a\ud800", 2), "text has the lone surrogate U+D800 at position 1"),
+        # A variable that was not set is not the bundled model.
+        (lambda m: from_pretrained(""), "the model's name is empty, expected a directory or"),
+        (lambda m: krait.Tokenizer.from_pretrained(""), "the tokenizer's name is empty, expected"),
     ],
 )
 def test_wrong_values(
