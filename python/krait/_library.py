@@ -139,7 +139,8 @@ def set_num_threads(threads: int) -> None:
 
 def get_num_threads() -> int:
     """The number of CPU threads: that of set_num_threads, else of KRAIT_NUM_THREADS or
-    OMP_NUM_THREADS in the environment, else of processors that this process may use."""
+    OMP_NUM_THREADS in the environment, else of processors that this process may use. Where none of
+    these is given, operators beside krait.torch take PyTorch's number."""
     return int(library().get_num_threads())
 
 

@@ -29,9 +29,18 @@ _tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 
 
 @functools.cache
+def _library_beside_torch() -> Any:
+    """The compiled library, its loops on the threads that PyTorch's own run on: those spin for a
+    while when their work is done, and would keep other threads from the processors."""
+    library = _library.library()
+    library.share_openmp_threads(True)
+    return library
+
+
+@functools.cache
 def native(name: str) -> Callable[..., Any]:
     """The compiled function `name`; it writes into tensors that its caller allocated."""
-    return getattr(_library.library(), name)
+    return getattr(_library_beside_torch(), name)
 
 
 # What `examine` finds. 0: the call goes through the dispatcher.

@@ -1,0 +1,72 @@
+"""Operators beside PyTorch's own: on the same threads, in processes that were forked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BEGIN = """
+import os
+import torch
+from krait.torch import functional as K
+
+torch.manual_seed(0)
+torch.set_num_threads(3)
+x, weight = torch.randn(4, 64, 4096), torch.randn(64, 4)
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_operators_start_no_threads_of_their_own():
+    """Threads of PyTorch that wait by spinning would keep them from the processors."""
+    code = """
+(x + x).sum()
+before = threads()
+out = K.causal_conv1d(x, weight)
+K.norm(x, torch.ones(4096))
+assert threads() == before, f"{before} threads became {threads()}"
+
+# As many as PyTorch has now, with the same result.
+torch.set_num_threads(1)
+assert torch.equal(K.causal_conv1d(x, weight), out)
+assert threads() <= before
+
+# Unless somebody says otherwise.
+import krait
+
+krait.set_num_threads(2)
+assert torch.equal(K.causal_conv1d(x, weight), out)
+print("done")
+"""
+    assert run(code) == "done"
+
+
+def test_a_forked_process_computes_too():
+    """OpenMP does not survive a fork once it has run: the child works on threads of its own."""
+    code = """
+out = K.causal_conv1d(x, weight)
+child = os.fork()
+if child == 0:
+    import signal
+
+    signal.alarm(60)
+    torch.set_num_threads(1)  # as DataLoader's workers do: PyTorch's operators would wait for ever
+    os._exit(0 if torch.equal(K.causal_conv1d(x, weight), out) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(K.causal_conv1d(x, weight), out)
+print("done")
+"""
+    assert run(code) == "done"
