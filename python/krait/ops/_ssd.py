@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .._arrays import Array, Arrays, dtype_name
 from .._library import library
-from ._common import INFINITY, count_positions, count_sequences, require_ndim, several
+from ._common import INFINITY, count_positions, count_sequences, limits, require_ndim, several
 
 
 # What forward and backward read, in the order of the compiled functions.
@@ -104,8 +104,7 @@ def ssd(
         *inputs,
         arrays("state_positions", state_positions),
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("ssd", dt_limit),
         bool(reverse),
         int(chunk_size),
         arrays.destination("out", out),
@@ -167,8 +166,7 @@ def ssd_backward(
     library().ssd_backward(
         *inputs,
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("ssd", dt_limit),
         bool(reverse),
         int(chunk_size),
         *gradients,
@@ -314,8 +312,7 @@ def state_update(
     library().state_update(
         *inputs,
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("state_update", dt_limit),
         arrays.destination("out", out),
     )
     return arrays.result(out)
