@@ -28,12 +28,23 @@ _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_acti
 _tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 
 
+def openmp_libraries(maps: str) -> set[str]:
+    """The libraries of OpenMP, each with threads of its own, in the text of a process's maps."""
+    names = {line.rpartition("/")[2] for line in maps.splitlines()}
+    return {name for name in names if name.startswith(("libgomp", "libiomp", "libomp"))}
+
+
 @functools.cache
 def _library_beside_torch() -> Any:
     """The compiled library, its loops on the threads that PyTorch's own run on: those spin for a
-    while when their work is done, and would keep other threads from the processors."""
+    while when their work is done, and would keep other threads from the processors. Where PyTorch
+    brought another OpenMP than the library found, each keeps its threads."""
     library = _library.library()
-    library.share_openmp_threads(True)
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            library.share_openmp_threads(len(openmp_libraries(file.read())) == 1)
+    except OSError:
+        pass
     return library
 
 

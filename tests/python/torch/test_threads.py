@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from krait.torch._operator import openmp_libraries
+
 BEGIN = """
 import os
 import torch
@@ -70,3 +72,17 @@ assert torch.equal(K.causal_conv1d(x, weight), out)
 print("done")
 """
     assert run(code) == "done"
+
+
+def test_libraries_of_openmp_are_told_apart():
+    one = """7f00-7f01 r-xp 00000000 fe:00 12  /env/torch/lib/libgomp.so.1
+7f01-7f02 r--p 00000000 fe:00 12  /env/torch/lib/libgomp.so.1
+7f02-7f03 r--p 00000000 fe:00 13  /usr/lib/libc.so.6
+7f03-7f04 rw-p 00000000 00:00 0
+"""
+    assert openmp_libraries(one) == {"libgomp.so.1"}
+    for other in ("libgomp-a34b3233.so.1", "libiomp5.so", "libomp.so"):
+        assert openmp_libraries(f"{one}7f04-7f05 r-xp 0 fe:00 14  /env/lib/{other}\n") == {
+            "libgomp.so.1",
+            other,
+        }
