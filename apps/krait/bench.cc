@@ -223,6 +223,7 @@ void add_bench(const Command& program) {
   command
       .text("--config", options->config, "FILE",
             "Random weights for this config.json (of type f32 unless --dtype says otherwise)")
+      .not_empty()
       .excludes(model);
   command.integer("--prompt-length", b.prompt_length, 1, kMaxCount, "Tokens of each prompt");
   command.integer("--new-tokens", b.new_tokens, 0, kMaxCount, "Tokens to make, one at a time");

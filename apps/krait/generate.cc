@@ -186,10 +186,13 @@ void add_generate(const Command& program) {
   add_model(command, options->common);
 
   const Option prompt = command.text("--prompt,-p", options->prompt, "TEXT", "A text to continue");
-  const Option prompt_file = command.text("--prompt-file,-f", options->prompt_file, "FILE",
-                                          "A file with the text; - is standard input");
+  const Option prompt_file =
+      command
+          .text("--prompt-file,-f", options->prompt_file, "FILE", "A file with the text; - is standard input")
+          .not_empty();
   const Option ids =
-      command.text("--ids", options->ids, "FILE", "Token ids, (batch, length) int64 in a .npy file");
+      command.text("--ids", options->ids, "FILE", "Token ids, (batch, length) int64 in a .npy file")
+          .not_empty();
   command.require_one({prompt, prompt_file, ids});
   command.flag("--batch", options->batch, "Each line of --prompt-file is a prompt; they run as one batch")
       .needs(prompt_file);
@@ -212,8 +215,10 @@ void add_generate(const Command& program) {
 
   add_state_dtype(command, options->common);
   command.flag("--logprobs", options->logprobs, "Print each new token with its log-probability");
-  command.text("--out,-o", options->out, "FILE",
-               "Write prompt and continuation as token ids, (batch, length + new) int64, to a .npy file");
+  command
+      .text("--out,-o", options->out, "FILE",
+            "Write prompt and continuation as token ids, (batch, length + new) int64, to a .npy file")
+      .not_empty();
   command.flag("--json", options->json, "Print one JSON object instead of text");
   add_common(command, options->common);
   command.on_run([options] { run(*options); });

@@ -53,10 +53,12 @@ void add_score(const Command& program) {
   auto options = std::make_shared<Options>();
   const Command command = program.add_command("score", "Measure how well a model predicts a text");
   add_model(command, options->common);
-  const Option ids =
-      command.text("--ids", options->ids, "FILE",
-                   "Token ids, (n, length) int64 in a .npy file; each row from an empty state");
-  const Option text = command.text("--text", options->text, "FILE", "A text file; - is standard input");
+  const Option ids = command
+                         .text("--ids", options->ids, "FILE",
+                               "Token ids, (n, length) int64 in a .npy file; each row from an empty state")
+                         .not_empty();
+  const Option text =
+      command.text("--text", options->text, "FILE", "A text file; - is standard input").not_empty();
   command.require_one({ids, text});
   command
       .integer("--block", options->block, 2, kMaxCount,

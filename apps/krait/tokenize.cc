@@ -63,7 +63,8 @@ void add_tokenize(const Command& program) {
   auto options = std::make_shared<Options>();
   const Command command = program.add_command(
       "tokenize", "Turn standard input into token ids; with --jsonl line by line, in both directions");
-  const Option tokenizer = command.text("--tokenizer", options->tokenizer, "FILE", "A tokenizer.json");
+  const Option tokenizer =
+      command.text("--tokenizer", options->tokenizer, "FILE", "A tokenizer.json").not_empty();
   add_model(command, options->common).excludes(tokenizer);
   command.flag("--jsonl", options->jsonl,
                "Lines {\"text\": ...} become {\"ids\": [...]}, and {\"ids\": [...]} become {\"text\": ...}");

@@ -179,8 +179,10 @@ void add_train(const Command& program) {
   const Command command = program.add_command(
       "train", "Train a model on text or token ids: from fresh weights, or a checkpoint on");
   auto options = std::make_shared<Options>(command);
-  command.text("--settings", options->file, "FILE",
-               "Read any of the options above from a JSON or TOML file; the command line goes before it");
+  command
+      .text("--settings", options->file, "FILE",
+            "Read any of the options above from a JSON or TOML file; the command line goes before it")
+      .not_empty();
   command.flag("--resume", options->resume,
                "Go on from the newest checkpoint in --out; begin where there is none");
   command.flag("--json", options->json, "Print a JSON object for each step, evaluation and sample");

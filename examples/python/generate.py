@@ -14,7 +14,7 @@ import numpy as np
 
 import krait
 
-model = krait.LanguageModel.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else "")
+model = krait.LanguageModel.from_pretrained(*sys.argv[1:2])
 prompt = sys.argv[2] if len(sys.argv) > 2 else "ROMEO:"
 described = model.describe()
 print(f"{model.name}: {described.architecture}, {described.parameters:,} parameters")

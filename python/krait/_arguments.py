@@ -106,11 +106,14 @@ def texts(name: str, values: Any) -> list[str]:
 
 
 def path(name: str, value: Any) -> str:
-    """A path as str; TypeError for what is none."""
+    """A path as str; TypeError for what is none, ValueError for an empty one."""
     try:
-        return os.fsdecode(value)
+        found = os.fsdecode(value)
     except TypeError:
         raise _refuse(name, value, "a path") from None
+    if not found:
+        raise ValueError(f"{name} is empty, expected a path")
+    return found
 
 
 def optional_path(name: str, value: Any) -> str | None:

@@ -96,6 +96,10 @@ class Arrays:
         """`array` as an operand that is read, or None."""
         return self._operand(name, array, written=False)
 
+    def each(self, names: Sequence[str], *given: Array | None) -> tuple[Any, ...]:
+        """Several operands that are read, by their names."""
+        return tuple(self(name, array) for name, array in zip(names, given, strict=True))
+
     def destination(self, name: str, array: Array | None) -> Any:
         """`array` as an operand that is written, or None."""
         return self._operand(name, array, written=True)

@@ -103,6 +103,15 @@ def _without_compiler() -> Iterator[None]:
         os.environ.pop(switch, None)
 
 
+def _trust_certifi(library: Any) -> None:
+    """Where neither the environment nor the machine has trusted certificates, those of certifi are
+    taken, if that is installed: for downloads by this process and those that it starts."""
+    if not library.has_certificates() and importlib.util.find_spec("certifi") is not None:
+        import certifi
+
+        os.environ["SSL_CERT_FILE"] = certifi.where()
+
+
 def _load() -> Any:
     with _without_compiler() if _tensors_need_tvm_ffi() else without_torch():
         import tvm_ffi
@@ -110,7 +119,9 @@ def _load() -> Any:
     # Exceptions that tvm_ffi does not know by itself.
     for exception in (FileNotFoundError, OSError, ConnectionError, KeyboardInterrupt):
         tvm_ffi.error.register_error(exception.__name__, exception)
-    return tvm_ffi.load_module(str(library_path()))
+    loaded = tvm_ffi.load_module(str(library_path()))
+    _trust_certifi(loaded)
+    return loaded
 
 
 def set_num_threads(threads: int) -> None:
@@ -128,7 +139,8 @@ def set_num_threads(threads: int) -> None:
 
 def get_num_threads() -> int:
     """The number of CPU threads: that of set_num_threads, else of KRAIT_NUM_THREADS or
-    OMP_NUM_THREADS in the environment, else of processors that this process may use."""
+    OMP_NUM_THREADS in the environment, else of processors that this process may use. Where none of
+    these is given, operators beside krait.torch take PyTorch's number."""
     return int(library().get_num_threads())
 
 

@@ -107,7 +107,7 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str | LanguageModel = "",
+        pretrained: str | LanguageModel | None = None,
         *,
         dtype: Any = "auto",
         device: str | None = None,
@@ -128,7 +128,7 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
             self.model = pretrained
         else:
             self.model = LanguageModel.from_pretrained(
-                str(pretrained),
+                None if pretrained is None else str(pretrained),
                 device=_device(device),
                 dtype=_dtype(dtype),
                 revision=None if revision is None else str(revision),

@@ -97,7 +97,7 @@ class LanguageModel:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_dir: Path = "",
+        name_or_dir: Path | None = None,
         *,
         device: str = "auto",
         dtype: StateDType | None = None,
@@ -113,7 +113,7 @@ class LanguageModel:
 
         ``name_or_dir``  a directory, a weight file with a config beside it, a name on the Hugging
             Face hub ("state-spaces/mamba-130m", downloaded once into the cache that
-            ``huggingface_hub`` shares), or "" for the small model inside this package.
+            ``huggingface_hub`` shares); None: the small model inside this package.
         ``device``  "cpu", "cuda", "cuda:N", or "auto": a GPU where the build and the machine have
             one.
         ``dtype``  of the matrices; None keeps the file's, which are then used where they are
@@ -130,7 +130,7 @@ class LanguageModel:
         """
         model = cls(
             library().model_load(
-                _arguments.path("name_or_dir", name_or_dir),
+                _arguments.optional_path("name_or_dir", name_or_dir),
                 _arguments.text("device", device),
                 _arguments.optional_text("dtype", dtype),
                 _arguments.optional_text("revision", revision),

@@ -36,7 +36,7 @@ class Tokenizer:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_dir: str | os.PathLike[str] = "",
+        name_or_dir: str | os.PathLike[str] | None = None,
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -47,7 +47,7 @@ class Tokenizer:
 
         ``name_or_dir`` is a directory (with ``tokenizer.json``, or a checkpoint with GPT-NeoX's
         vocabulary, which needs none), a file, a name on the hub ("org/name"), "gpt-neox" for the
-        bundled one of EleutherAI/gpt-neox-20b, or "" for that of the bundled model. The other
+        bundled one of EleutherAI/gpt-neox-20b, or None for that of the bundled model. The other
         arguments are those of :meth:`krait.LanguageModel.from_pretrained`; weights are not
         downloaded.
 
@@ -56,7 +56,7 @@ class Tokenizer:
         """
         return cls(
             library().tokenizer_load(
-                _arguments.path("name_or_dir", name_or_dir),
+                _arguments.optional_path("name_or_dir", name_or_dir),
                 _arguments.optional_text("revision", revision),
                 _arguments.optional_path("cache_dir", cache_dir),
                 None if offline is None else bool(offline),

@@ -48,13 +48,20 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(std::int64_t parts, void (*job)(void*, std::int64_t), void* data) {
   if (parts <= 0) return;
-  if (workers_.empty() && threads_ > 1) start();
+  const bool own = team_ == nullptr;
+  if (own && workers_.empty() && threads_ > 1) start();
   job_ = job;
   data_ = data;
   unfinished_.store(static_cast<std::int32_t>(parts), std::memory_order_relaxed);
   const std::uint64_t number = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
   ticket_.store(number << 32 | static_cast<std::uint64_t>(parts), std::memory_order_release);
-  if (parts > 1) {
+  if (!own && parts > 1 && threads_ > 1) {
+    // All of them, however few the parts: a team that changes its size ends threads and starts others.
+    team_(
+        threads_, [](void* pool) { static_cast<ThreadPool*>(pool)->work(); }, this);
+    return;
+  }
+  if (own && parts > 1) {
     runs_.fetch_add(1, std::memory_order_release);
     runs_.notify_all();
   }

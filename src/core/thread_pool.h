@@ -5,6 +5,8 @@
 // - The caller takes parts like any worker. A worker that the system has not scheduled yet holds nothing up:
 //   its part is done by those who are there. (An OpenMP barrier waits for every thread; on a machine shared
 //   with others that made decoding ten times slower.)
+// - Beside a library with threads of its own, which spin when their work is done and keep ours from the
+//   processors, it can work on those threads (Team).
 #pragma once
 
 #include <atomic>
@@ -26,6 +28,12 @@ class ThreadPool {
   // One caller at a time. `job` must not throw.
   void run(std::int64_t parts, void (*job)(void*, std::int64_t), void* data);
 
+  // Threads that somebody else keeps: calls work(data) on at most `threads` threads, the caller among them,
+  // and returns when all calls have.
+  using Team = void (*)(int threads, void (*work)(void*), void* data);
+  // Further runs work on the threads of `team`; null: on workers of this pool.
+  void set_team(Team team) { team_ = team; }
+
   // True on a thread that is inside a job: loops within loops run where they are.
   [[nodiscard]] static bool inside_job();
 
@@ -35,6 +43,7 @@ class ThreadPool {
   void serve();
 
   int threads_;
+  Team team_ = nullptr;
   std::vector<std::thread> workers_;
 
   // Written by the caller before it publishes a ticket, read by whoever has taken a part from it.

@@ -10,6 +10,7 @@
 #include "eval/template.h"
 #include "krait/core/error.h"
 #include "krait/io/mapped_file.h"
+#include "models/json.h"
 
 namespace krait {
 namespace {
@@ -50,7 +51,8 @@ struct Description {
 
 class Reader {
  public:
-  Reader(const Json& root, fs::path path) : root_(root), path_(std::move(path)) {}
+  // `root` must outlive the reader.
+  Reader(const Json& root, const fs::path& path) : root_(root), fields_(root, path.string()), path_(path) {}
 
   Description read() {
     for (const auto& [name, value] : root_.items())
@@ -58,12 +60,12 @@ class Reader {
                 std::ranges::find(kPassedOver, name) != kPassedOver.end() || value.is_null(),
             "'", name, "' is not understood here");
     Description d;
-    d.name = text("task").value_or(path_.stem().string());
+    d.name = fields_.string("task", path_.stem().string());
     d.kind = kind();
     d.metrics = metrics(d.kind);
     d.documents = documents();
-    d.description = text("description").value_or("");
-    d.target_delimiter = text("target_delimiter").value_or(" ");
+    d.description = fields_.string("description", "");
+    d.target_delimiter = fields_.string("target_delimiter", " ");
     d.doc_to_text = field("doc_to_text");
     d.doc_to_choice = field("doc_to_choice");
     d.doc_to_target = field("doc_to_target");
@@ -86,20 +88,13 @@ class Reader {
     return root_.contains(name) ? root_[name] : Json();
   }
 
-  [[nodiscard]] std::optional<std::string> text(const std::string& name) const {
-    const Json value = field(name);
-    if (value.is_null()) return std::nullopt;
-    check(value.is_string(), "'", name, "' is ", quoted(value), ", expected a text");
-    return value.get<std::string>();
-  }
-
   [[nodiscard]] TaskKind kind() const {
-    const auto name = text("output_type");
-    check(name.has_value(), "'output_type' is missing");
+    check(fields_.has("output_type"), "'output_type' is missing");
+    const std::string name = fields_.string("output_type", "");
     for (const TaskKind kind :
          {TaskKind::multiple_choice, TaskKind::loglikelihood, TaskKind::loglikelihood_rolling})
-      if (*name == name_of(kind)) return kind;
-    check(false, "'output_type' is '", *name,
+      if (name == name_of(kind)) return kind;
+    check(false, "'output_type' is '", name,
           "', expected multiple_choice, loglikelihood or loglikelihood_rolling");
     return {};
   }
@@ -130,17 +125,16 @@ class Reader {
   // "documents", or what the harness has in its place: "dataset_kwargs": {"data_files": ...}, a file or one
   // for each split. Relative to the description.
   [[nodiscard]] fs::path documents() const {
-    if (const auto name = text("documents")) return path_.parent_path() / *name;
-    const auto dataset = text("dataset_path");
-    check(dataset.value_or("json") == "json", "'dataset_path' is '", *dataset,
+    if (fields_.has("documents")) return path_.parent_path() / fields_.string("documents", "");
+    const std::string dataset = fields_.string("dataset_path", "json");
+    check(dataset == "json", "'dataset_path' is '", dataset,
           "', expected \"json\": documents are read from local files");
     const Json kwargs = field("dataset_kwargs");
     Json files = kwargs.is_object() && kwargs.contains("data_files") ? kwargs["data_files"] : Json();
     if (files.is_object()) {
-      const auto split = text("test_split") ? text("test_split") : text("validation_split");
-      check(split && files.contains(*split),
-            "no split of 'data_files' is named by 'test_split' or 'validation_split'");
-      files = Json(files[*split]);
+      const std::string split = fields_.string("test_split", fields_.string("validation_split", ""));
+      check(files.contains(split), "no split of 'data_files' is named by 'test_split' or 'validation_split'");
+      files = Json(files[split]);
     }
     if (files.is_array() && files.size() == 1) files = Json(files[0]);
     check(files.is_string(), "names no file of documents, expected \"documents\": \"FILE.jsonl\"");
@@ -148,6 +142,7 @@ class Reader {
   }
 
   const Json& root_;
+  JsonFields fields_;
   fs::path path_;
 };
 
@@ -275,8 +270,7 @@ void for_each_line(std::string_view content, const Body& body) {
 }
 
 Json parse_object(std::string_view text, const std::string& name) {
-  Json root = Json::parse(text, nullptr, /*allow_exceptions=*/false);
-  require(!root.is_discarded(), name, ": is not JSON");
+  Json root = parse_json(text, name);
   require(root.is_object(), name, ": is not a JSON object");
   return root;
 }

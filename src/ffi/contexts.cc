@@ -2,6 +2,9 @@
 
 #include <pthread.h>
 #include <tvm/ffi/extra/c_env_api.h>
+#ifdef KRAIT_HAVE_OPENMP
+#include <omp.h>
+#endif
 
 #include <algorithm>
 #include <charconv>
@@ -36,22 +39,40 @@ struct Pool {
   std::mutex mutex;
   std::vector<Idle> idle;
   std::vector<Idle> of_recordings;
-  int threads = 0;  // 0: not chosen yet
+  int threads = 0;             // that somebody has asked for; 0: nobody has
+  int usual_threads = 1;       // otherwise
+  bool beside_openmp = false;  // operators work on OpenMP's threads
+
+  [[nodiscard]] int chosen_threads() const { return threads > 0 ? threads : usual_threads; }
 };
+
+// A number of threads that the environment gives, or 0.
+int threads_of_environment(const char* name) {
+  const char* text = std::getenv(name);
+  int value = 0;
+  if (text != nullptr && std::from_chars(text, text + std::strlen(text), value).ec == std::errc() &&
+      value > 0)
+    return std::min(value, kMostThreads);
+  return 0;
+}
 
 // Never destroyed: what contexts hold on a GPU cannot be given back once the process ends.
 Pool& pool() {
   static Pool* const the_pool = [] {
     auto* made = new Pool;
     made->idle.reserve(kMostIdle);
+    made->threads = threads_of_environment("KRAIT_NUM_THREADS");
+    const int of_openmp = threads_of_environment("OMP_NUM_THREADS");
+    made->usual_threads = of_openmp > 0 ? of_openmp : available_processors();
     // The threads of a context do not live on in a forked process, nor does what it holds on a GPU: there
-    // idle contexts are forgotten, without an end.
+    // idle contexts are forgotten, without an end. OpenMP does not survive either where it has run already.
     pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); },
                    [] {
                      for (std::vector<Idle>* list : {&pool().idle, &pool().of_recordings}) {
                        for (Idle& entry : *list) (void)entry.context.release();
                        list->clear();
                      }
+                     pool().beside_openmp = false;
                      pool().mutex.unlock();
                    });
     return made;
@@ -59,24 +80,23 @@ Pool& pool() {
   return *the_pool;
 }
 
-// A number of threads that the environment gives, or 0.
-int threads_of_environment() {
-  for (const char* name : {"KRAIT_NUM_THREADS", "OMP_NUM_THREADS"}) {
-    const char* text = std::getenv(name);
-    int value = 0;
-    if (text != nullptr && std::from_chars(text, text + std::strlen(text), value).ec == std::errc() &&
-        value > 0)
-      return std::min(value, kMostThreads);
-  }
-  return 0;
+#ifdef KRAIT_HAVE_OPENMP
+constexpr bool kHaveOpenmp = true;
+// That the calling thread would use for a parallel region, such as torch.set_num_threads has set it.
+int openmp_threads() { return omp_get_max_threads(); }
+void openmp_team(int threads, void (*work)(void*), void* data) {
+#pragma omp parallel num_threads(threads)
+  work(data);
 }
+#else
+constexpr bool kHaveOpenmp = false;
+int openmp_threads() { return 1; }
+void openmp_team(int, void (*work)(void*), void* data) { work(data); }
+#endif
 
-int chosen_threads(Pool& contexts) {
-  if (contexts.threads == 0) {
-    contexts.threads = threads_of_environment();
-    if (contexts.threads == 0) contexts.threads = available_processors();
-  }
-  return contexts.threads;
+// Of operators.
+int threads_of(const Pool& contexts) {
+  return contexts.threads == 0 && contexts.beside_openmp ? openmp_threads() : contexts.chosen_threads();
 }
 
 thread_local bool raised_by_signal = false;
@@ -123,7 +143,7 @@ void set_threads(std::int64_t threads) {
 
 int threads() {
   const std::lock_guard lock(pool().mutex);
-  return chosen_threads(pool());
+  return pool().chosen_threads();
 }
 
 bool signal_was_raised() { return std::exchange(raised_by_signal, false); }
@@ -133,19 +153,23 @@ Lease::Lease(Device device) : stream_(stream_of(device)) {
     if (device.kind != Device::Kind::cpu) recording_ = cuda::recording_of(stream_);
   Pool& contexts = pool();
   int threads = 0;
+  ThreadPool::Team team = nullptr;
   {
     const std::lock_guard lock(contexts.mutex);
+    threads = threads_of(contexts);
+    if (contexts.beside_openmp) team = openmp_team;
     std::vector<Idle>& idle = recording_ != 0 ? contexts.of_recordings : contexts.idle;
     for (auto entry = idle.rbegin(); entry != idle.rend(); ++entry) {
       if (entry->stream != stream_ || entry->device != device || entry->recording != recording_) continue;
+      if (recording_ == 0 && entry->context->threads() != threads) continue;
       context_ = std::move(entry->context);
       *entry = std::move(idle.back());
       idle.pop_back();
-      return;
+      break;
     }
-    threads = chosen_threads(contexts);
   }
-  context_ = std::make_unique<Context>(options_for(device, stream_, threads));
+  if (!context_) context_ = std::make_unique<Context>(options_for(device, stream_, threads));
+  context_->workers().set_team(team);
 }
 
 Lease::~Lease() {
@@ -153,11 +177,19 @@ Lease::~Lease() {
   const std::lock_guard lock(contexts.mutex);
   if (recording_ != 0)
     contexts.of_recordings.push_back({context_->device(), stream_, recording_, std::move(context_)});
-  else if (contexts.idle.size() < kMostIdle && context_->threads() == chosen_threads(contexts))
+  else if (contexts.idle.size() < kMostIdle && context_->threads() == threads_of(contexts))
     contexts.idle.push_back({context_->device(), stream_, 0, std::move(context_)});
 }
 
 namespace {
+
+// For callers in whose process another library computes on OpenMP's threads, as PyTorch does: loops on the
+// CPU work on the same ones, and on as many, unless set_threads says how many. Nothing where this build has
+// no OpenMP.
+void share_openmp_threads(bool on) {
+  const std::lock_guard lock(pool().mutex);
+  pool().beside_openmp = on && kHaveOpenmp;
+}
 
 // Gives scratch memory that contexts keep for their next call back to the system and to the GPUs.
 void release_memory() {
@@ -175,4 +207,5 @@ void release_memory() {
 
 KRAIT_FFI(set_num_threads, krait::ffi::set_threads)
 KRAIT_FFI(get_num_threads, krait::ffi::threads)
+KRAIT_FFI(share_openmp_threads, krait::ffi::share_openmp_threads)
 KRAIT_FFI(release_memory, krait::ffi::release_memory)

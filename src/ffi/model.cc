@@ -11,20 +11,21 @@
 namespace krait::ffi {
 namespace {
 
-ModelRef model_load(const Word& name, const Word& device, const OptionalWord& dtype,
+// The bundled model where no name is given.
+ModelRef model_load(const OptionalWord& name, const Word& device, const OptionalWord& dtype,
                     const OptionalWord& revision, const OptionalWord& cache_dir,
                     const tvm::ffi::Optional<bool>& offline, bool progress, std::int64_t threads) {
   const Device where = parse_device(text_of(device));
   const LoadOptions load_options{.dtype = dtype_of(dtype)};
   std::vector<std::pair<LogLevel, std::string>> messages;
-  const ModelFiles files = open_source(
-      text_of(name),
-      {.revision = revision,
-       .cache_dir = cache_dir,
-       .offline = offline.has_value() ? std::optional<bool>(*offline) : std::nullopt,
-       .progress = progress,
-       .cancelled = by_signals(),
-       .log = [&](LogLevel level, std::string_view text) { messages.emplace_back(level, text); }});
+  const SourceOptions source{
+      .revision = revision,
+      .cache_dir = cache_dir,
+      .offline = offline.has_value() ? std::optional<bool>(*offline) : std::nullopt,
+      .progress = progress,
+      .cancelled = by_signals(),
+      .log = [&](LogLevel level, std::string_view text) { messages.emplace_back(level, text); }};
+  const ModelFiles files = name.has_value() ? open_source(text_of(*name), source) : open_bundled_model();
   ModelFiles texts = files;
   texts.tensors.clear();
   const ModelRef model(tvm::ffi::make_object<ModelObject>(

@@ -28,4 +28,15 @@ ModelFiles open_source(const std::string& name, const SourceOptions& options) {
   return open_model(with_revision(name, options.revision), hub_options(options));
 }
 
+namespace {
+
+// Whether downloads have anything to check a server by.
+bool has_certificates() {
+  return !hub::options_from_environment().ca_bundle.empty() || !hub::system_ca_bundle().empty();
+}
+
+}  // namespace
+
 }  // namespace krait::ffi
+
+KRAIT_FFI(has_certificates, krait::ffi::has_certificates)

@@ -31,12 +31,15 @@ TokenizerRef tokenizer_from_json(const Word& json, const Word& name) {
   return make_tokenizer(text_of(json), text_of(name));
 }
 
-// That of the bundled model (""), "gpt-neox", a file, a directory with tokenizer.json (or a checkpoint that
-// has GPT-NeoX's vocabulary), or a name on the hub.
-TokenizerRef tokenizer_load(const Word& name, const OptionalWord& revision, const OptionalWord& cache_dir,
-                            const tvm::ffi::Optional<bool>& offline, bool progress) {
-  const std::string wanted = text_of(name);
-  if (wanted.empty()) return make_tokenizer(tokenizer_json_of(open_bundled_model()), "bundled model");
+// That of the bundled model (no name), "gpt-neox", a file, a directory with tokenizer.json (or a checkpoint
+// that has GPT-NeoX's vocabulary), or a name on the hub.
+TokenizerRef tokenizer_load(const OptionalWord& name, const OptionalWord& revision,
+                            const OptionalWord& cache_dir, const tvm::ffi::Optional<bool>& offline,
+                            bool progress) {
+  if (!name.has_value()) return make_tokenizer(tokenizer_json_of(open_bundled_model()), "bundled model");
+  const std::string wanted = text_of(*name);
+  require(!wanted.empty(),
+          "the tokenizer's name is empty, expected a file, a directory or organisation/name");
   std::error_code ignored;
   const bool exists = fs::exists(wanted, ignored);
   if (!exists && wanted == "gpt-neox")

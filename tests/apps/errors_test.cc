@@ -43,6 +43,23 @@ TEST(Usage, ErrorsExitWithTwoAndName) {
   expect_refusal({"tokenize", "--tokenizer", "t", "--model", "m"}, 2, {"--tokenizer", "--model"});
 }
 
+// A variable of the shell that is not set must not turn into the bundled model, or no file at all.
+TEST(Usage, EmptyNamesAreRefused) {
+  for (const Words& words : std::vector<Words>{{"generate", "--prompt", "a", "--model"},
+                                               {"generate", "--prompt-file"},
+                                               {"generate", "--ids"},
+                                               {"generate", "--prompt", "a", "--out"},
+                                               {"score", "--text"},
+                                               {"score", "--ids"},
+                                               {"tokenize", "--tokenizer"},
+                                               {"bench", "--config"},
+                                               {"train", "--settings"}}) {
+    Words all = words;
+    all.emplace_back("");
+    expect_refusal(all, 2, {words.back(), "is empty, expected a value"});
+  }
+}
+
 class BadInput : public testing::Test {
  protected:
   // A .npy file with these ids.

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <numeric>
+#include <thread>
 
 #include "core/parallel.h"
 #include "krait/core/error.h"
@@ -92,6 +93,38 @@ TEST(ThreadPool, ContextsComeAndGo) {
     EXPECT_EQ(calls, 8);
     const Context unused(ContextOptions{.threads = 4});
   }
+}
+
+// A team of three: its first member is the caller, and the last comes when nothing may be left to do.
+std::atomic<int> members{0};
+void team_of_three(int threads, void (*work)(void*), void* data) {
+  EXPECT_EQ(threads, 3);
+  std::thread second([&] { work(data); });
+  work(data);
+  std::thread third([&] { work(data); });
+  second.join();
+  third.join();
+  members += threads;
+}
+
+TEST(ThreadPool, WorksOnTheThreadsOfATeam) {
+  const Context ctx(ContextOptions{.threads = 3});
+  ctx.workers().set_team(team_of_three);
+  members = 0;
+  for (int run = 0; run < 200; ++run) {
+    std::array<std::atomic<int>, 3> seen{};
+    parallel_for(ctx, 3, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) ++seen[static_cast<std::size_t>(i)];
+      parallel_for(ctx, 5, 1, [](std::int64_t, std::int64_t) {});
+    });
+    for (const auto& n : seen) EXPECT_EQ(n, 1);
+  }
+  EXPECT_EQ(members, 600) << "one team for each loop, none for loops within loops";
+  parallel_for(ctx, 3, 3, [](std::int64_t, std::int64_t) {});
+  EXPECT_EQ(members, 600) << "none for a single part";
+  ctx.workers().set_team(nullptr);
+  parallel_for(ctx, 3, 1, [](std::int64_t, std::int64_t) {});
+  EXPECT_EQ(members, 600);
 }
 
 }  // namespace

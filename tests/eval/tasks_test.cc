@@ -109,11 +109,11 @@ TEST_F(TasksTest, RefusesDescriptions) {
   for (
       const auto& [description, part] : std::vector<std::pair<std::string, const char*>>{
           {"[]", "task.json: is not a JSON object"},
-          {"task: x", "task.json: is not JSON"},
+          {"task: x", "task.json: not JSON: parse error"},
           {"{}", "'output_type' is missing"},
           {R"({"output_type": "generate_until"})",
            "'output_type' is 'generate_until', expected multiple_choice"},
-          {R"({"output_type": 3})", "'output_type' is 3, expected a text"},
+          {R"({"output_type": 3})", "task.json: output_type is 3, expected a string"},
           {R"({"output_type": "loglikelihood", "process_docs": "x"})",
            "'process_docs' is not understood here"},
           {R"({"output_type": "loglikelihood"})", "names no file of documents"},
@@ -138,8 +138,9 @@ TEST_F(TasksTest, RefusesDocuments) {
   const std::string description = R"({"output_type": "multiple_choice", "documents": "docs.jsonl"})";
   for (const auto& [document, part] : std::vector<std::pair<std::string, const char*>>{
            {"", "docs.jsonl: holds no documents"},
-           {std::string(kChoice) + "{", "docs.jsonl:2: is not JSON"},
+           {std::string(kChoice) + "{", "docs.jsonl:2: not JSON: parse error"},
            {"\n3", "docs.jsonl:2: is not a JSON object"},
+           {std::string(100'000, '['), "docs.jsonl:1: nested deeper than"},
            {R"({"context": "c", "gold": 0})", "docs.jsonl:1: has no field 'choices'"},
            {R"({"context": "c", "choices": "yes", "gold": 0})", "'choices' is \"yes\", expected a list"},
            {R"({"context": "c", "choices": ["yes", ""], "gold": 0})", "a choice is \"\", expected a text"},

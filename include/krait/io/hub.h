@@ -58,8 +58,8 @@ struct Options {
   std::string endpoint = "https://huggingface.co";
   std::string token;            // sent to the endpoint only, never to where it redirects; empty: none
   std::filesystem::path cache;  // must be given
-  std::filesystem::path
-      ca_bundle;         // trusted certificates (PEM), a file or a folder of them; empty: the system's
+  // Trusted certificates (PEM): a file, or folders separated by ":"; empty: system_ca_bundle().
+  std::filesystem::path ca_bundle;
   bool offline = false;  // never touch the network
   Parts parts = Parts::model;
 
@@ -80,9 +80,13 @@ struct Options {
 //   endpoint  HF_ENDPOINT
 //   token     HF_TOKEN, else the file HF_TOKEN_PATH, else the file $HF_HOME/token (or its default place)
 //   offline   HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is 1, on, yes or true
-//   ca_bundle REQUESTS_CA_BUNDLE, else CURL_CA_BUNDLE, else SSL_CERT_FILE
+//   ca_bundle REQUESTS_CA_BUNDLE, else CURL_CA_BUNDLE, else SSL_CERT_FILE, else SSL_CERT_DIR
 // Proxies are libcurl's matter: http_proxy, https_proxy, all_proxy and no_proxy.
 [[nodiscard]] Options options_from_environment();
+
+// The certificates that this machine trusts: the file that libcurl was built to use, else the first bundle
+// or folder that is there of those where distributions keep them; empty if none is.
+[[nodiscard]] std::filesystem::path system_ca_bundle();
 
 // The directory of a snapshot of `id`, with everything in it that Options::parts asks for; fetches
 // what the cache lacks. The weights are model.safetensors, else the shards that

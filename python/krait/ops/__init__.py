@@ -28,6 +28,8 @@ from ._activation import (
     gated_silu_backward,
     gelu,
     gelu_backward,
+    negative_exp,
+    negative_exp_backward,
 )
 from ._attention import (
     AttentionGradients,
@@ -70,7 +72,13 @@ from ._optimizer import (
     global_norm,
     update_average,
 )
+from ._projection import (
+    Projection,
+    projection,
+)
 from ._sampling import (
+    Sample,
+    sample,
     sample_rows,
     sampling_distribution,
 )
@@ -97,6 +105,8 @@ __all__ = [
     "LinearCrossEntropyGradients",
     "LinearGradients",
     "NormGradients",
+    "Projection",
+    "Sample",
     "SelectiveScanGradients",
     "SsdGradients",
     "adamw",
@@ -121,10 +131,14 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_cross_entropy_backward",
+    "negative_exp",
+    "negative_exp_backward",
     "norm",
     "norm_backward",
+    "projection",
     "rms_norm",
     "rotary_embedding",
+    "sample",
     "sample_rows",
     "sampling_distribution",
     "selective_scan",

@@ -1,4 +1,4 @@
-"""Activations between the two products of an MLP."""
+"""Activations between the two products of an MLP, and that of Mamba's decay."""
 
 from __future__ import annotations
 
@@ -64,3 +64,33 @@ def gelu_backward(x: Array, dout: Array, *, kind: str = "exact") -> Array:
         arrays("x", x), arrays("dout", dout), arrays.destination("dx", dx), str(kind)
     )
     return arrays.result(dx)
+
+
+def negative_exp(A_log: Array) -> Array:
+    """A = -exp(A_log), as Mamba parameterises its decay.
+
+    Args:
+        A_log: any shape, float32, bfloat16 or float16.
+
+    Returns:
+        A in float32.
+    """
+    arrays = Arrays("negative_exp", "A_log", A_log)
+    out = arrays.empty(A_log.shape, "float32")
+    library().negative_exp(arrays("A_log", A_log), arrays.destination("out", out))
+    return arrays.result(out)
+
+
+def negative_exp_backward(A: Array, dA: Array) -> Array:
+    """The gradient dA A of A_log.
+
+    Args:
+        A: as negative_exp returned it, float32, contiguous.
+        dA: the gradient of A, float32, contiguous.
+    """
+    arrays = Arrays("negative_exp_backward", "A", A)
+    dA_log = arrays.zeros(A.shape, "float32")
+    library().negative_exp_backward(
+        arrays("A", A), arrays("dA", dA), arrays.destination("dA_log", dA_log)
+    )
+    return arrays.result(dA_log)

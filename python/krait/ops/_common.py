@@ -25,6 +25,15 @@ def is_complex(array: Array) -> bool:
     return dtype_name(array).startswith("complex")
 
 
+def limits(op: str, dt_limit: tuple[float, float]) -> tuple[float, float]:
+    """The two numbers that steps are clamped to."""
+    try:
+        low, high = dt_limit
+        return float(low), float(high)
+    except (TypeError, ValueError):
+        raise TypeError(f"[{op}] dt_limit is {dt_limit!r}, expected two numbers") from None
+
+
 def require_ndim(op: str, name: str, array: Array, ndim: int, shape: str) -> None:
     if len(array.shape) != ndim:
         raise ValueError(f"[{op}] {name} has shape {tuple(array.shape)}, expected {shape}")

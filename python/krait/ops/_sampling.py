@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .._arguments import unsigned
 from .._arrays import Array, Arrays
 from .._library import library
 from ._common import require_ndim, several
+
+
+class Sample(NamedTuple):
+    """What was drawn."""
+
+    id: int
+    logprob: float
+    """The log softmax of the raw logits at the id."""
+    position: int
+    """Where the generator stands now; an argmax leaves it where it was."""
 
 
 def sample_rows(
@@ -69,6 +81,49 @@ def sample_rows(
         arrays.destination("logprobs", logprobs),
     )
     return several(*map(arrays.result, (ids, logprobs)))
+
+
+def sample(
+    logits: Array,
+    *,
+    vocab_size: int | None = None,
+    previous: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    stream: int = 0,
+    position: int = 0,
+) -> Sample:
+    """Draws one id from one row of logits.
+
+    Args:
+        logits: (V,), float32, on the CPU. NaN, infinity and a row without a finite logit raise
+            ValueError.
+        previous: (n,), int64, optional: ids that the repetition penalty counts.
+        vocab_size, temperature .. repetition_penalty: as in sample_rows.
+        seed, stream, position: of Philox4x32-10 and where it stands, 0 to 2^64 - 1. The position
+            that comes back is that of the next draw.
+    """
+    op = "sample"
+    arrays = Arrays(op, "logits", logits)
+    require_ndim(op, "logits", logits, 1, "(V,)")
+    id, logprob, after = library().sample(
+        arrays("logits", logits),
+        int(logits.shape[0] if vocab_size is None else vocab_size),
+        arrays("previous", previous),
+        float(temperature),
+        int(top_k),
+        float(top_p),
+        float(min_p),
+        float(repetition_penalty),
+        unsigned(f"[{op}] seed", seed),
+        unsigned(f"[{op}] stream", stream),
+        unsigned(f"[{op}] position", position),
+    )
+    return Sample(int(id), float(logprob), int(after) % (1 << 64))
 
 
 def sampling_distribution(

@@ -16,6 +16,13 @@ from ._common import (
 )
 
 
+# What forward and backward read, in the order of the compiled functions.
+_OPERANDS = (
+    "u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "seq_idx",
+    "cu_seqlens",
+)  # fmt: skip
+
+
 class SelectiveScanGradients(NamedTuple):
     """Gradients of selective_scan's inputs; None for those that were not given."""
 
@@ -87,20 +94,10 @@ def selective_scan(
     require_ndim(op, "A", A, 2, "(D, N)")
     batch, channels, length = u.shape
     d_state = A.shape[1]
-    inputs = (
-        arrays("u", u),
-        arrays("delta", delta),
-        arrays("A", A),
-        arrays("B", B),
-        arrays("C", C),
-        arrays("D", D),
-        arrays("z", z),
-        arrays("delta_bias", delta_bias),
-        arrays("initial_state", initial_state),
-        arrays("seq_idx", seq_idx),
-        arrays("cu_seqlens", cu_seqlens),
-        arrays("state_positions", state_positions),
-    )
+    inputs = arrays.each(
+        _OPERANDS, u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx,
+        cu_seqlens,
+    )  # fmt: skip
     complex_ = is_complex(A)
     state_dtype = ("complex128" if arrays.double else "complex64") if complex_ else arrays.real
     if out is None:
@@ -126,6 +123,7 @@ def selective_scan(
         checkpoints = arrays.empty(shape, state_dtype)
     library().selective_scan(
         *inputs,
+        arrays("state_positions", state_positions),
         bool(delta_softplus),
         bool(reverse),
         arrays.destination("out", out),
@@ -170,19 +168,10 @@ def selective_scan_backward(
         float32 (complex64). A complex gradient is d/d(re) + i d/d(im).
     """
     arrays = Arrays("selective_scan", "u", u)
-    inputs = (
-        arrays("u", u),
-        arrays("delta", delta),
-        arrays("A", A),
-        arrays("B", B),
-        arrays("C", C),
-        arrays("D", D),
-        arrays("z", z),
-        arrays("delta_bias", delta_bias),
-        arrays("initial_state", initial_state),
-        arrays("seq_idx", seq_idx),
-        arrays("cu_seqlens", cu_seqlens),
-    )
+    inputs = arrays.each(
+        _OPERANDS, u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx,
+        cu_seqlens,
+    )  # fmt: skip
     gradients = (arrays("dout", dout), arrays("dlast_state", dlast_state))
     state_dtype = ("complex128" if arrays.double else "complex64") if is_complex(A) else arrays.real
 

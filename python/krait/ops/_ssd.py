@@ -6,7 +6,13 @@ from typing import NamedTuple
 
 from .._arrays import Array, Arrays, dtype_name
 from .._library import library
-from ._common import INFINITY, count_positions, count_sequences, require_ndim, several
+from ._common import INFINITY, count_positions, count_sequences, limits, require_ndim, several
+
+
+# What forward and backward read, in the order of the compiled functions.
+_OPERANDS = (
+    "x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states", "seq_idx", "cu_seqlens",
+)  # fmt: skip
 
 
 class SsdGradients(NamedTuple):
@@ -82,20 +88,9 @@ def ssd(
     require_ndim(op, "B", B, 4, "(B, L, G, N)")
     batch, _, heads, headdim = x.shape
     d_state = B.shape[3]
-    inputs = (
-        arrays("x", x),
-        arrays("dt", dt),
-        arrays("A", A),
-        arrays("B", B),
-        arrays("C", C),
-        arrays("D", D),
-        arrays("z", z),
-        arrays("dt_bias", dt_bias),
-        arrays("initial_states", initial_states),
-        arrays("seq_idx", seq_idx),
-        arrays("cu_seqlens", cu_seqlens),
-        arrays("state_positions", state_positions),
-    )
+    inputs = arrays.each(
+        _OPERANDS, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens,
+    )  # fmt: skip
     if out is None:
         out = arrays.empty(x.shape, dtype_name(x))
     if final_states is None and return_final_states:
@@ -107,9 +102,9 @@ def ssd(
         states = arrays.empty((batch, count, heads, headdim, d_state), arrays.real)
     library().ssd(
         *inputs,
+        arrays("state_positions", state_positions),
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("ssd", dt_limit),
         bool(reverse),
         int(chunk_size),
         arrays.destination("out", out),
@@ -152,19 +147,9 @@ def ssd_backward(
         clamps.
     """
     arrays = Arrays("ssd", "x", x)
-    inputs = (
-        arrays("x", x),
-        arrays("dt", dt),
-        arrays("A", A),
-        arrays("B", B),
-        arrays("C", C),
-        arrays("D", D),
-        arrays("z", z),
-        arrays("dt_bias", dt_bias),
-        arrays("initial_states", initial_states),
-        arrays("seq_idx", seq_idx),
-        arrays("cu_seqlens", cu_seqlens),
-    )
+    inputs = arrays.each(
+        _OPERANDS, x, dt, A, B, C, D, z, dt_bias, initial_states, seq_idx, cu_seqlens,
+    )  # fmt: skip
     gradients = (arrays("dout", dout), arrays("dfinal_states", dfinal_states))
 
     result = SsdGradients(
@@ -181,8 +166,7 @@ def ssd_backward(
     library().ssd_backward(
         *inputs,
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("ssd", dt_limit),
         bool(reverse),
         int(chunk_size),
         *gradients,
@@ -328,8 +312,7 @@ def state_update(
     library().state_update(
         *inputs,
         bool(dt_softplus),
-        float(dt_limit[0]),
-        float(dt_limit[1]),
+        *limits("state_update", dt_limit),
         arrays.destination("out", out),
     )
     return arrays.result(out)

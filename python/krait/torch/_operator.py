@@ -28,10 +28,30 @@ _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_acti
 _tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 
 
+def openmp_libraries(maps: str) -> set[str]:
+    """The libraries of OpenMP, each with threads of its own, in the text of a process's maps."""
+    names = {line.rpartition("/")[2] for line in maps.splitlines()}
+    return {name for name in names if name.startswith(("libgomp", "libiomp", "libomp"))}
+
+
+@functools.cache
+def _library_beside_torch() -> Any:
+    """The compiled library, its loops on the threads that PyTorch's own run on: those spin for a
+    while when their work is done, and would keep other threads from the processors. Where PyTorch
+    brought another OpenMP than the library found, each keeps its threads."""
+    library = _library.library()
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            library.share_openmp_threads(len(openmp_libraries(file.read())) == 1)
+    except OSError:
+        pass
+    return library
+
+
 @functools.cache
 def native(name: str) -> Callable[..., Any]:
     """The compiled function `name`; it writes into tensors that its caller allocated."""
-    return getattr(_library.library(), name)
+    return getattr(_library_beside_torch(), name)
 
 
 # What `examine` finds. 0: the call goes through the dispatcher.

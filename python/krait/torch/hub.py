@@ -22,7 +22,11 @@ class _Source:
     """A folder or hub repository."""
 
     def __init__(self, name: Union[str, "os.PathLike[str]"]) -> None:
-        self.name = str(name)
+        self.name = os.fsdecode(name)
+        if not self.name:  # which would be the current folder
+            raise ValueError(
+                "[from_pretrained] the model's name is empty, expected a folder or ORG/NAME"
+            )
         # Whether the hub was asked in vain for something that its cache has not.
         self._unreached = False
 

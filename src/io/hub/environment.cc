@@ -82,7 +82,8 @@ Options options_from_environment() {
     }
   }
   options.offline = is_true(variable({"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"}));
-  options.ca_bundle = expanded(variable({"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"}));
+  options.ca_bundle =
+      expanded(variable({"REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}));
   return options;
 }
 

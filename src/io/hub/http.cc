@@ -135,6 +135,7 @@ struct Http::Handles {
   CURL* easy = new_handle();
   List anonymous;   // headers for everybody
   List authorized;  // for the endpoint
+  bool has_certificates = false;
   std::array<char, CURL_ERROR_SIZE> message{};
 
   Handles() = default;
@@ -194,9 +195,15 @@ Http::Http(const Options& options)
   set(easy, CURLOPT_ERRORBUFFER, handles_->message.data());
   set(easy, CURLOPT_SSL_VERIFYPEER, 1L);
   set(easy, CURLOPT_SSL_VERIFYHOST, 2L);
-  if (!options.ca_bundle.empty()) {
-    const bool folder = std::filesystem::is_directory(options.ca_bundle);
-    set(easy, folder ? CURLOPT_CAPATH : CURLOPT_CAINFO, options.ca_bundle.c_str());
+  const std::string bundle =
+      options.ca_bundle.empty() ? system_ca_bundle().string() : options.ca_bundle.string();
+  handles_->has_certificates = !bundle.empty();
+  if (std::filesystem::is_directory(bundle.substr(0, bundle.find(':')))) {
+    // The file that libcurl was built to use, which may not be here, would be read before any folder.
+    set(easy, CURLOPT_CAINFO, nullptr);
+    set(easy, CURLOPT_CAPATH, bundle.c_str());
+  } else if (!bundle.empty()) {
+    set(easy, CURLOPT_CAINFO, bundle.c_str());
   }
 }
 
@@ -238,6 +245,10 @@ Response Http::follow(Method method, std::string url, std::uint64_t offset, cons
 Response Http::perform(Method method, const std::string& url, std::uint64_t offset, const Receive& receive,
                        std::string& redirect) {
   check_cancelled(options_);
+  if (!handles_->has_certificates && url.starts_with("https://"))
+    fail(ErrorKind::network, origin_of(url),
+         ": this machine has no certificates to check it by, at none of the usual places below /etc/ssl and "
+         "/etc/pki: install ca-certificates, or name a file of them in SSL_CERT_FILE");
   CURL* easy = handles_->easy;
   Transfer transfer{.options = options_, .easy = easy, .receive = receive};
   transfer.response.url = url;

@@ -17,7 +17,7 @@ class Environment {
     for (const char* name :
          {"HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME", "HF_ENDPOINT",
           "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
-          "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"}) {
+          "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"}) {
       const char* value = ::getenv(name);
       before_[name] = value == nullptr ? std::nullopt : std::optional<std::string>(value);
       ::unsetenv(name);
@@ -65,7 +65,12 @@ TEST(HubEnvironment, EndpointAndOffline) {
   for (const char* value : {"0", "", "no", "off"})
     EXPECT_FALSE(with({{"HF_HUB_OFFLINE", value}}).offline) << value;
   EXPECT_TRUE(with({{"TRANSFORMERS_OFFLINE", "1"}}).offline);
+  EXPECT_EQ(with({}).ca_bundle, "");
   EXPECT_EQ(with({{"SSL_CERT_FILE", "/s"}, {"REQUESTS_CA_BUNDLE", "/r"}}).ca_bundle, "/r");
+  EXPECT_EQ(with({{"SSL_CERT_DIR", "/d:/e"}, {"CURL_CA_BUNDLE", "/c"}, {"SSL_CERT_FILE", "/s"}}).ca_bundle,
+            "/c");
+  EXPECT_EQ(with({{"SSL_CERT_DIR", "/d:/e"}, {"SSL_CERT_FILE", "/s"}}).ca_bundle, "/s");
+  EXPECT_EQ(with({{"SSL_CERT_DIR", "/d:/e"}}).ca_bundle, "/d:/e");
 }
 
 TEST(HubEnvironment, Token) {

@@ -282,6 +282,43 @@ print("done")
     assert result.stdout.strip() == "done", result.stderr
 
 
+class Machine:
+    """A library on a machine that has certificates or none."""
+
+    def __init__(self, certificates: bool) -> None:
+        self._certificates = certificates
+
+    def has_certificates(self) -> bool:
+        return self._certificates
+
+
+def test_certificates_of_certifi(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are taken where the machine has none of its own, for whoever reads the environment."""
+    certifi = pytest.importorskip("certifi")
+    monkeypatch.setenv("SSL_CERT_FILE", "before")
+    _library._trust_certifi(Machine(certificates=True))
+    assert os.environ["SSL_CERT_FILE"] == "before"
+    _library._trust_certifi(Machine(certificates=False))
+    assert os.environ["SSL_CERT_FILE"] == certifi.where()
+    monkeypatch.setitem(sys.modules, "certifi", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv("SSL_CERT_FILE", "before")
+    _library._trust_certifi(Machine(certificates=False))
+    assert os.environ["SSL_CERT_FILE"] == "before"
+
+
+def test_certificates_that_the_environment_names(tmp_path: Path) -> None:
+    """The compiled library reads them, also those that this process has set for itself."""
+    code = """
+import os
+from krait import _library
+os.environ["SSL_CERT_DIR"] = sys.argv[0]
+print(_library.library().has_certificates())
+"""
+    result = run_python(code)
+    assert result.stdout.strip() == "True", result.stderr
+
+
 def test_release_memory() -> None:
     """Scratch memory of a large call goes back to the system."""
 

@@ -174,6 +174,56 @@ def test_activations(rng: np.random.Generator) -> None:
         ops.gelu(x, kind="fast")
 
 
+def test_negative_exp(rng: np.random.Generator) -> None:
+    A_log, dA = numbers(rng, (3, 4)).astype(F32), numbers(rng, (3, 4)).astype(F32)
+    A = ops.negative_exp(A_log)
+    close(A, -np.exp(A_log.astype(float)), 1e-6)
+    close(ops.negative_exp_backward(A, dA), dA * A, 1e-6)
+    half = A_log.astype(np.float16)
+    close(ops.negative_exp(half), -np.exp(half.astype(float)), 1e-6)
+    assert ops.negative_exp(half).dtype == F32
+    with pytest.raises(ValueError, match=r"^\[negative_exp\] A_log has dtype f64, expected f32"):
+        ops.negative_exp(A_log.astype(float))
+
+
+def test_projection(rng: np.random.Generator) -> None:
+    """It is norm, linear and causal_conv1d_update one after the other."""
+    x, residual = (numbers(rng, (2, 8)).astype(F32) for _ in range(2))
+    weight, bias = numbers(rng, (10, 8)).astype(F32), numbers(rng, (10,)).astype(F32)
+    scale = numbers(rng, (8,)).astype(F32)
+    plain = ops.projection(x, weight, bias)
+    close(plain.out, ops.linear(x, weight, bias), 1e-6)
+    assert plain.residual is None
+    assert plain.convolved is None
+
+    state, taps = numbers(rng, (3, 4, 3)).astype(F32), numbers(rng, (4, 4)).astype(F32)
+    indices = np.array([2, 0], np.int32)
+    expected_state = state.copy()
+    normed, summed = ops.norm(x, scale, residual=residual, kind="rms", eps=1e-3, prenorm=True)
+    out = ops.linear(normed, weight, bias)
+    convolved = ops.causal_conv1d_update(
+        np.ascontiguousarray(out[:, 5:9]), expected_state, taps, activation="silu",
+        conv_state_indices=indices,
+    )  # fmt: skip
+    found = ops.projection(
+        x, weight, bias, norm="rms", norm_weight=scale, residual=residual, eps=1e-3,
+        return_residual=True, conv_state=state, conv_weight=taps, conv_state_indices=indices,
+        conv_first=5,
+    )  # fmt: skip
+    close(found.residual, summed, 1e-6)
+    close(found.out, out, 1e-6)
+    close(found.convolved, convolved, 1e-6)
+    close(state, expected_state, 1e-6)
+    with pytest.raises(
+        ValueError, match=r"^\[projection\] norm is 'batch', expected one of 'none'"
+    ):
+        ops.projection(x, weight, norm="batch")
+    with pytest.raises(ValueError, match=r"residual or gate is given, but no norm"):
+        ops.projection(x, weight, residual=residual)
+    with pytest.raises(ValueError, match=r"conv_state is given without conv_weight"):
+        ops.projection(x, weight, conv_state=state)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention(rng: np.random.Generator, causal: bool) -> None:
     arrays = {
@@ -326,6 +376,37 @@ def test_sampling(rng: np.random.Generator) -> None:
         logits[0], previous=np.array([best[-1]]), repetition_penalty=1.5
     )
     assert penalised[best[-1]] < ops.sampling_distribution(logits[0])[best[-1]]
+
+
+def test_sample_draws_as_sample_rows(rng: np.random.Generator) -> None:
+    logits = (numbers(rng, (1, 50)) * 3).astype(F32)
+    options: dict[str, Any] = {"top_p": 0.9, "temperature": 0.8, "seed": 2**64 - 1}
+    positions = np.zeros(1, np.int64)
+    at = 0
+    for _ in range(20):
+        ids, logprobs = ops.sample_rows(
+            logits, **options, streams=np.array([3]), positions=positions, return_logprobs=True
+        )
+        one = ops.sample(logits[0], **options, stream=3, position=at)
+        assert one.id == ids[0]
+        assert one.logprob == pytest.approx(logprobs[0])
+        assert one.position == positions[0] > at
+        at = one.position
+    best = int(logits[0].argmax())
+    assert ops.sample(logits[0], top_k=1) == (best, pytest.approx(logprobs_of(logits[0])[best]), 0)
+    previous = np.array([best])
+    assert ops.sample(logits[0], top_k=1, previous=previous, repetition_penalty=1e6).id != best
+    with pytest.raises(
+        ValueError, match=r"^\[sample\] logits has shape \(1, 50\), expected \(V,\)"
+    ):
+        ops.sample(logits)
+    with pytest.raises(ValueError, match=r"^\[sample\] logits has .* dtype f64"):
+        ops.sample(logits[0].astype(float))
+
+
+def logprobs_of(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(float)
+    return wide - np.logaddexp.reduce(wide)
 
 
 def test_optimizer(rng: np.random.Generator) -> None:

@@ -169,6 +169,9 @@ def test_messages(rng: np.random.Generator) -> None:
         ops.ssd(**{**inputs, "dt": inputs["dt"][:, :, :3]})
     with pytest.raises(ValueError, match=r"^\[ssd\] dt_limit is \(1, 0\), expected low <= high$"):
         ops.ssd(**inputs, dt_limit=(1.0, 0.0))
+    for wrong in (1.0, (1.0,), (0.0, "x")):
+        with pytest.raises(TypeError, match=r"^\[ssd\] dt_limit is .*, expected two numbers$"):
+            ops.ssd(**inputs, dt_limit=wrong)
     with pytest.raises(ValueError, match=r"^\[ssd\] out overlaps x$"):
         ops.ssd(**inputs, out=inputs["x"])
     with pytest.raises(

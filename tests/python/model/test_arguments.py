@@ -58,6 +58,13 @@ def test_wrong_types(
         (lambda m: m.generate("a", 2, min_p=-0.5), "min_p is -0.5, expected 0 to 1"),
         (lambda m: m.generate("a", 2, top_p=float("nan")), "top_p is nan, expected 0 to 1"),
         (lambda m: m.generate("a\ud800", 2), "text has the lone surrogate U+D800 at position 1"),
+        # A variable that was not set is not the bundled model.
+        (lambda m: from_pretrained(""), "name_or_dir is empty, expected a path"),
+        (lambda m: krait.Tokenizer.from_pretrained(""), "name_or_dir is empty, expected a path"),
+        (lambda m: krait.Tokenizer.from_file(""), "path is empty, expected a path"),
+        (lambda m: m.save_pretrained(""), "directory is empty, expected a path"),
+        (lambda m: krait.evaluate(m, ["a.json", ""]), "tasks is empty, expected a path"),
+        (lambda m: krait.train(config="c", data=["a.txt", ""]), "data is empty, expected a path"),
     ],
 )
 def test_wrong_values(

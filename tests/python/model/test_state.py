@@ -15,7 +15,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: name or "bundled")
 def model(request: pytest.FixtureRequest, golden: Path) -> krait.LanguageModel:
-    name = golden / request.param if request.param else ""
+    name = golden / request.param if request.param else None
     return krait.LanguageModel.from_pretrained(name, device="cpu")
 
 
@@ -73,7 +73,7 @@ def test_images(model: krait.LanguageModel, golden: Path) -> None:
     assert copy.position == 6
     np.testing.assert_array_equal(copy.step(2), state.fork().step(2))
     # On the same model, loaded anew.
-    name = "" if model.name == "bundled model" else model.name
+    name = None if model.name == "bundled model" else model.name
     other = krait.LanguageModel.from_pretrained(name, device="cpu")
     np.testing.assert_allclose(other.load_state(image).step(2), state.step(2), atol=1e-5)
 

@@ -169,6 +169,15 @@ def test_errors_of_checkpoints(tmp_path, monkeypatch):
         create_block(8, 0, ssm_cfg={"layer": "Mamba4"})
 
 
+def test_a_name_that_is_none(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="the model's name is empty, expected a folder"):
+        MambaLMHeadModel.from_pretrained("")
+    with pytest.raises(TypeError):
+        MambaLMHeadModel.from_pretrained(None)
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
