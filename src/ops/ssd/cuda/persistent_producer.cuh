@@ -67,17 +67,6 @@ __device__ __forceinline__ void compute_factors(const float2 (&step)[2], int lan
   }
 }
 
-// An element as it lies in memory, and its value: a load that is not waited for where it is begun.
-__device__ __forceinline__ unsigned load_bits(const AnyView<3>& view, std::int64_t at) {
-  return view.dtype == DType::f32 ? static_cast<const unsigned*>(view.data)[at]
-                                  : static_cast<const unsigned short*>(view.data)[at];
-}
-__device__ __forceinline__ float value_of(unsigned bits, DType dtype) {
-  if (dtype == DType::f32) return __uint_as_float(bits);
-  if (dtype == DType::bf16) return __uint_as_float(bits << 16);
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-}
-
 // kMaps: tiles are copied by one thread, and each stage's barrier `loaded` says when they are there; else by
 // all of the warpgroup, which each waits for its own.
 template <typename T, int kN, bool kMaps>
