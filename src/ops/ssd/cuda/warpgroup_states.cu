@@ -301,6 +301,8 @@ std::optional<Maps> describe_inputs(const Segments& segments, const BackwardProb
 
 }  // namespace
 
+int warpgroup_states_shared_memory() { return Layout<128>::total; }
+
 void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
                       const BackwardProblem& b, const StateTiles& at) {
   const std::int64_t pairs = in.groups * ((in.heads_per_group * (in.headdim / kChannels) + 1) / 2);
