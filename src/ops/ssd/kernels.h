@@ -55,7 +55,7 @@ struct BackwardMemory {
                                                 bool warpgroup_products, int shared_memory,
                                                 const BackwardMemory& needed);
 // As choose_chunked and choose_parts for the kernels on products of warpgroups, of which a multiprocessor
-// holds two blocks that walk states, both ways at once, and one that works on chunks.
+// holds one block: of two tiles whose states are walked, both ways at once, or of a chunk.
 [[nodiscard]] std::int64_t choose_warpgroup_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                                                  std::int64_t headdim);
 [[nodiscard]] std::int64_t choose_warpgroup_parts(std::int64_t independent, std::int64_t heads_per_group);

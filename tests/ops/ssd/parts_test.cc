@@ -90,6 +90,25 @@ TEST(SsdParts, EachChunkOnceAndStatesFromBlocksBefore) {
   }
 }
 
+// Of a unit longer than a range: the state alone first, without what it has forgotten, then all outputs.
+TEST(SsdParts, LeavesOutWhatIsForgottenOfAPartForTheStateAlone) {
+  const Division division{.total = 100, .pairs = 1, .runs = 1, .blocks = 2};
+  const auto of = [](int run) { return run * 100; };
+  ssd_detail::Parts parts(division, of, 0);
+  parts.skip(7);
+  Part part;
+  ASSERT_TRUE(parts.next(part));
+  EXPECT_FALSE(part.outputs);
+  EXPECT_TRUE(part.publishes);
+  EXPECT_EQ(part.begin, 7);
+  EXPECT_EQ(part.count, 43);
+  ASSERT_TRUE(parts.next(part));
+  EXPECT_TRUE(part.outputs);
+  EXPECT_EQ(part.begin, 0);
+  EXPECT_EQ(part.count, 50);
+  EXPECT_FALSE(parts.next(part));
+}
+
 TEST(ChooseBlocks, FillsAGpuWhereCuttingPays) {
   using ssd_detail::choose_blocks;
   EXPECT_EQ(choose_blocks(8 * 64, 64, 8, 40, 132), 132);

@@ -471,7 +471,8 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   const BackwardPath path = choose_backward_path(
       suits_tensor_cores(b), limits.compute_capability, cuda::has_warpgroup_products(ctx),
       limits.shared_memory_per_block,
-      {.chunks = chunked_backward_shared_memory(), .warpgroups = warpgroup_backward_shared_memory()});
+      {.chunks = chunked_backward_shared_memory(),
+       .warpgroups = std::max(warpgroup_backward_shared_memory(), warpgroup_states_shared_memory())});
   const bool chunked = path != BackwardPath::plain;
   const bool warpgroups = path == BackwardPath::warpgroups;
   Tensor memory;

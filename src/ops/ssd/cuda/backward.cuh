@@ -38,7 +38,7 @@ void chunk_gradients(Context& ctx, const Inputs& in, const Segments& segments, c
 // All gradients, chunk by chunk. D is by head.
 void chunked_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
                       const Tensor& states, const Tensor& gradients, const Gradients& to, const Sums& sums);
-// What a block of it takes.
+// What blocks of the two take, in bytes of shared memory.
 [[nodiscard]] int chunked_backward_shared_memory();
 
 // The same on products of warpgroups (compute capability 9.0a). Of each chunk, head and 64 channels the state
@@ -55,7 +55,8 @@ void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, 
                       const BackwardProblem& b, const StateTiles& tiles);
 void warpgroup_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
                         const StateTiles& tiles, const Gradients& to, const Sums& sums);
-// What a block of it takes.
+// What blocks of the two take, in bytes of shared memory.
 [[nodiscard]] int warpgroup_backward_shared_memory();
+[[nodiscard]] int warpgroup_states_shared_memory();
 
 }  // namespace krait::ssd_detail

@@ -76,6 +76,17 @@ __device__ __forceinline__ void load_rows(unsigned tile, const T* from, std::int
   }
 }
 
+// An element as it lies in memory, and its value: a load that is not waited for where it is begun.
+__device__ __forceinline__ unsigned load_bits(const AnyView<3>& view, std::int64_t at) {
+  return view.dtype == DType::f32 ? static_cast<const unsigned*>(view.data)[at]
+                                  : static_cast<const unsigned short*>(view.data)[at];
+}
+__device__ __forceinline__ float value_of(unsigned bits, DType dtype) {
+  if (dtype == DType::f32) return __uint_as_float(bits);
+  if (dtype == DType::bf16) return __uint_as_float(bits << 16);
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
 // The dt of the chunk's tokens `lane` and `lane` + 32.
 __device__ __forceinline__ void load_dt(const Inputs& in, const Segments& segments, const Segment& segment,
                                         std::int64_t head, std::int64_t begin, int lane, float (&dt)[2]) {

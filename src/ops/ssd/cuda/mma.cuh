@@ -22,6 +22,14 @@ __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
 
+// The same number, of which the compiler no longer knows where it is from: what is computed from it stays in
+// the loop that it is in. With almost all of an SM's memory given to shared memory, addresses that are kept
+// from pass to pass beyond what registers hold come back from the second-level cache each time.
+__device__ __forceinline__ int afresh(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // Two elements in a register; `low` comes first in memory.
 template <typename T>
 __device__ __forceinline__ unsigned pack(float low, float high) {

@@ -78,8 +78,7 @@ __device__ __forceinline__ void store_matrices(unsigned address, unsigned a, uns
 
 // The warp's 16 rows of a warpgroup's sums, from `row` on, into a tile.
 template <typename T, int kTiles>
-__device__ __forceinline__ void store_sums(unsigned tile, int row, const float (&d)[kTiles][4]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+__device__ __forceinline__ void store_sums(unsigned tile, int row, const float (&d)[kTiles][4], int lane) {
 #pragma unroll
   for (int n = 0; n < kTiles; n += 2)
     store_matrices(tile + Panels::offset(row + lane % 16, n + lane / 16), pack<T>(d[n][0], d[n][1]),

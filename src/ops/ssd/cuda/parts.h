@@ -57,6 +57,10 @@ class Parts {
         end_(division.begin_of(block + 1)),
         stop_(end_) {}
 
+  // Of a part for the state alone, before it is asked for: so many chunks at its beginning, fewer than it
+  // has, leave nothing in the state at its end and are left out.
+  KRAIT_HOST_DEVICE void skip(int chunks) { skipped_ = chunks; }
+
   KRAIT_HOST_DEVICE bool next(Part& part) {
     if (begin_ == end_) return false;
     if (step_ == 0) {
@@ -68,7 +72,12 @@ class Parts {
         part = of(last, last.begin > begin_ ? last.begin : begin_, end_);
         part.publishes = true;
         part.outputs = last.end - last.begin <= division_.total / division_.blocks;
-        if (part.outputs) stop_ = last.begin;
+        if (part.outputs) {
+          stop_ = last.begin;
+        } else {
+          part.begin += skipped_;
+          part.count -= skipped_;
+        }
         return true;
       }
     }
@@ -124,6 +133,7 @@ class Parts {
   int end_;
   int stop_;
   int step_ = 0;
+  int skipped_ = 0;
 };
 
 }  // namespace krait::ssd_detail

@@ -5,9 +5,13 @@
 // makes C B^T, once for both tiles.
 //
 // Outputs are formed transposed, channels by tokens, so that left operands come from registers:
-//   y^T = (S C^T) exp(a_i) + x^T M^T,   M_ij = (C_i . B_j) exp(a_i - a_j) d_j for j <= i
+//   y^T = (S C^T + x'^T K^T) exp(a_i),   x'_j = d_j exp(-a_j) x_j,   K_ij = C_i . B_j for j <= i, else 0
+//   S  <- exp(a_63) (S + x'^T B)
+// where exp(-a_63) is not too large for x', and
+//   y^T = (S C^T) exp(a_i) + x^T M^T,    M_ij = (C_i . B_j) exp(a_i - a_j) d_j for j <= i
 //   S  <- exp(a_63) S + (d x exp(a_63 - a))^T B
-// Rounded to 16 bits are: the state as operand, C B^T, M, and d x with its factor.
+// where it is. Rounded to 16 bits are: the state as operand, C B^T, d x with its factor, and M.
+#include <optional>
 #include <type_traits>
 
 #include "ops/ssd/cuda/persistent_consumer.cuh"
@@ -16,10 +20,45 @@
 namespace krait::ssd_detail {
 namespace {
 
-template <typename T, int kN>
+#ifdef KRAIT_WGMMA
+// Chunks at the beginning of a part for the state alone that leave nothing at its end: the factors of what
+// comes after them are 0 together. By all threads; `sums` has a float for each warp.
+__device__ int forgotten_chunks(const Inputs& in, const Segments& chunks, const Part& part, float* sums) {
+  constexpr float kNothing = -150.0F;  // in powers of two
+  constexpr int kAtOnce = kThreads / 64;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const TileOf tile(in, part.pair, warp % 2);
+  const std::int64_t first = chunks.first(part.run) + part.begin;
+  float total[2] = {};
+  for (int end = part.count; end > 0; end -= kAtOnce) {
+    const int own = end - 1 - warp / 2;
+    float sum = 0.0F;
+    if (own >= 0) {
+      const Segment chunk = chunks.at(first + own);
+      for (std::int64_t t = lane; t < chunk.count; t += 32) {
+        const float exponent = step_of(in, chunk.row, chunks.position(chunk, t), tile.head).exponent;
+        sum += exponent < kLeastExponent ? kLeastExponent : exponent;
+      }
+    }
+    sum = cuda::warp_sum(sum);
+    if (lane == 0) sums[warp] = sum * kLog2e;
+    __syncthreads();
+    for (int i = 0; i < kAtOnce; ++i) {
+      total[0] += sums[2 * i];
+      total[1] += sums[2 * i + 1];
+      if (total[0] < kNothing && total[1] < kNothing) return max(end - 1 - i, 0);
+    }
+    __syncthreads();
+  }
+  return 0;
+}
+#endif
+
+template <typename T, int kN, bool kMaps>
 __global__ void __launch_bounds__(kThreads, 1)
     persistent_kernel(Inputs in, Segments chunks, Division division, Exchange exchange, AnyView<4> out,
-                      AnyView<4> final_states) {
+                      AnyView<4> final_states, const __grid_constant__ Maps maps) {
 #ifdef KRAIT_WGMMA
   using At = Layout<kN>;
   extern __shared__ __align__(1024) float4 shared_memory[];
@@ -30,28 +69,47 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       cuda::begin_barrier(barriers.full(stage), kWarpgroup);
-      cuda::begin_barrier(barriers.empty(stage), 8);  // warps
+      cuda::begin_barrier(barriers.empty(stage), 2 * kWarpgroup);
+      cuda::begin_barrier(barriers.loaded(stage), 1);
     }
-    cuda::begin_barrier(barriers.pairs_free(), 8);
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.
     *number = atomicAdd(exchange.ticket, 1U);
   }
+  for (int i = static_cast<int>(threadIdx.x) * 16; i < 2 * kTile; i += kThreads * 16)
+    *reinterpret_cast<uint4*>(memory + At::pairs + i) = make_uint4(0, 0, 0, 0);
+  cuda::fence_shared();
   __syncthreads();
   const auto block = __shfl_sync(0xffffffffU, static_cast<int>(*number), 0);
-  const Parts<FirstChunk> parts(division, FirstChunk{chunks.first_of_run, static_cast<int>(chunks.per_run)},
-                                block);
+  Parts<FirstChunk> parts(division, FirstChunk{chunks.first_of_run, static_cast<int>(chunks.per_run)}, block);
+  // Of fewer chunks it is not worth to find out.
+  constexpr int kShort = 16;
+  Part part;
+  Parts<FirstChunk> ahead = parts;
+  if (ahead.next(part) && !part.outputs && part.count > kShort) {
+    parts.skip(forgotten_chunks(in, chunks, part, reinterpret_cast<float*>(memory + At::factors)));
+    __syncthreads();
+  }
   // A block begins with 168 registers a thread, and a warpgroup waits for ever for more than others give
-  // back: 88 + 2 * 208 = 3 * 168.
+  // back: 104 + 2 * 200 = 3 * 168.
   if (__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0) == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 88;\n");
-    produce<T, kN>(in, chunks, parts, memory, shared, barriers);
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;\n");
+    produce<T, kN, kMaps>(in, chunks, parts, maps, memory, shared, barriers);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 208;\n");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 200;\n");
     Consumer<T, kN> consumer;
     consumer.run(in, chunks, parts, block, exchange, out, final_states, memory, shared, barriers);
   }
 #endif
+}
+
+std::optional<Maps> describe_inputs(const Segments& chunks, const Problem& p) {
+  if (chunks.listed != nullptr || chunks.reverse) return std::nullopt;
+  const auto x = cuda::describe_tiles(p.x, kTokens);
+  const auto B = cuda::describe_tiles(p.B, kTokens);
+  const auto C = cuda::describe_tiles(p.C, kTokens);
+  if (!x || !B || !C) return std::nullopt;
+  return Maps{*x, *B, *C};
 }
 
 }  // namespace
@@ -74,18 +132,23 @@ void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, 
                           .decays = decays.data<float>(),
                           .flags = words,
                           .ticket = words + blocks * 2};
+  const std::optional<Maps> maps = describe_inputs(chunks, p);
   cuda::dispatch_element(in.x.dtype, "[ssd] x", [&](auto element) {
     using T = decltype(element);
     if constexpr (!std::is_same_v<T, float>) {
       const auto with = [&](auto kernel, int shared) {
         cuda::launch(ctx, "ssd chunks", kernel, static_cast<unsigned>(blocks), kThreads,
                      static_cast<std::size_t>(shared), in, chunks, division, exchange, AnyView<4>(p.out),
-                     AnyView<4>(p.final_states));
+                     AnyView<4>(p.final_states), maps.value_or(Maps{}));
       };
-      if (columns == 64)
-        with(persistent_kernel<T, 64>, Layout<64>::total);
+      if (columns == 64 && maps)
+        with(persistent_kernel<T, 64, true>, Layout<64>::total);
+      else if (columns == 64)
+        with(persistent_kernel<T, 64, false>, Layout<64>::total);
+      else if (maps)
+        with(persistent_kernel<T, 128, true>, Layout<128>::total);
       else
-        with(persistent_kernel<T, 128>, Layout<128>::total);
+        with(persistent_kernel<T, 128, false>, Layout<128>::total);
     }
   });
 }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/mbarrier.cuh"
+#include "core/cuda/tensor_map.cuh"
 #include "core/cuda/wgmma.cuh"
 #include "ops/ssd/cuda/chunks.cuh"
 #include "ops/ssd/cuda/parts.h"
@@ -18,8 +20,10 @@ inline constexpr int kThreads = 3 * kWarpgroup;
 inline constexpr int kStages = 4;
 inline constexpr int kAhead = kStages - 2;  // chunks whose copies run while one is worked on
 inline constexpr int kTile = Panel::bytes(kChannels);
+inline constexpr int kStagedColumns = 16;  // of a state on its way from or to memory
+inline constexpr int kStagingBytes = kChannels * kStagedColumns * static_cast<int>(sizeof(float));
 
-// One value for each token of a chunk, as Steps.
+// One value for each token of a chunk, as Steps; but `left` is d exp(-a) where the factors separate.
 struct Factors {
   float a[kTokens], d[kTokens], start[kTokens], left[kTokens];
 };
@@ -34,12 +38,17 @@ struct Layout {
   static constexpr int C = B + kRowsOfN;
   static constexpr int stage = C + kRowsOfN;
 
-  static constexpr int pairs = kStages * stage;  // C B^T
-  static constexpr int M = pairs + kTile;        // of each tile
-  static constexpr int factors = M + 2 * kTile;  // two, of each tile
+  static constexpr int pairs = kStages * stage;                // two: C B^T, 0 above the diagonal
+  static constexpr int staging = pairs + 2 * kTile;            // of each tile
+  static constexpr int factors = staging + 2 * kStagingBytes;  // two, of each tile
   static constexpr int steps = factors + 4 * static_cast<int>(sizeof(Factors));
   static constexpr int barriers = steps + kStages * 2 * kTokens * static_cast<int>(sizeof(float2));
   static constexpr int total = barriers + 128;
+};
+
+// Of x, B and C, where they are copied by tiles: whole rows that are walked from their first token on.
+struct Maps {
+  CUtensorMap x, B, C;
 };
 
 // What blocks hand on: memory that is not read before it was written in the same launch, but for `flags` and
@@ -59,6 +68,15 @@ struct FirstChunk {
     return first_of_run != nullptr ? static_cast<int>(first_of_run[run]) : run * per_run;
   }
 };
+
+// Whether exp(a_i - a_j) may be formed as exp(a_i) exp(-a_j) in a chunk, whose sum of exponents is `last` in
+// powers of two: the second factor, which multiplies d x before it is rounded, and the sums of products with
+// it have to be far from the largest number. Those of f16 are too few for that.
+template <typename T>
+__device__ __forceinline__ bool factors_separate(float last) {
+  constexpr float kLeast = -80.0F;
+  return !std::is_same_v<T, __half> && last >= kLeast;  // not where it is NaN
+}
 
 #ifdef KRAIT_WGMMA
 
@@ -105,12 +123,15 @@ struct TileOf {
   }
 };
 
-// Barriers, by address: `full` and `empty` of each stage, and `pairs_free` where C B^T has been read.
+// Barriers, by address, of each stage: `loaded` by copies, `full`, and `empty` again. With its stage go a
+// chunk's factors and C B^T, of which there are two.
 struct Barriers {
   unsigned at;
   __device__ unsigned full(int stage) const { return at + static_cast<unsigned>(stage * 8); }
   __device__ unsigned empty(int stage) const { return at + static_cast<unsigned>((kStages + stage) * 8); }
-  __device__ unsigned pairs_free() const { return at + 2 * kStages * 8; }
+  __device__ unsigned loaded(int stage) const {
+    return at + static_cast<unsigned>((2 * kStages + stage) * 8);
+  }
 };
 
 #endif  // KRAIT_WGMMA

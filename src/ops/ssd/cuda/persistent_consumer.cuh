@@ -7,7 +7,8 @@
 
 namespace krait::ssd_detail {
 
-// The masked matrix of a chunk from C B^T: of strips of 8 rows a warp has one and its mirror image.
+// The masked matrix of a chunk with the tile's factors, from C B^T: of strips of 8 rows a warp has one and
+// its mirror image.
 template <typename T>
 __device__ __forceinline__ void mask_pairs(unsigned pairs, unsigned M, const Factors& factors, int warp,
                                            int lane) {
@@ -20,23 +21,23 @@ __device__ __forceinline__ void mask_pairs(unsigned pairs, unsigned M, const Fac
     const int strip = half == 0 ? warp : 7 - warp;
     const float a = factors.a[strip * 8 + row];
 #pragma unroll
-    for (int j0 = 0; j0 < (half + 1) * 4; j0 += 4) {
+    for (int j0 = 0; j0 < 8; j0 += 4) {
       const unsigned at = Panel::offset(strip * 8 + lane % 8, j0 + lane / 8);
-      unsigned v[4];
-      load_matrices<false>(v, pairs + at);
+      unsigned v[4] = {};
+      if (j0 <= half * 4) {
+        load_matrices<false>(v, pairs + at);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int j = j0 + k;
-        if (j > strip) {
-          v[k] = 0;
-          continue;
+        for (int k = 0; k < 4; ++k) {
+          const int j = j0 + k;
+          const float2 a_other = *reinterpret_cast<const float2*>(&factors.a[j * 8 + column]);
+          const float2 d_other = *reinterpret_cast<const float2*>(&factors.d[j * 8 + column]);
+          const float2 product = unpack<T>(v[k]);
+          v[k] = pack<T>(product.x * (exp2_fast(a - a_other.x) * d_other.x),
+                         product.y * (exp2_fast(a - a_other.y) * d_other.y)) &
+                 (j < strip    ? 0xffffffffU
+                  : j == strip ? kept
+                               : 0U);
         }
-        const float2 a_other = *reinterpret_cast<const float2*>(&factors.a[j * 8 + column]);
-        const float2 d_other = *reinterpret_cast<const float2*>(&factors.d[j * 8 + column]);
-        const float2 product = unpack<T>(v[k]);
-        v[k] = pack<T>(product.x * (exp2_fast(a - a_other.x) * d_other.x),
-                       product.y * (exp2_fast(a - a_other.y) * d_other.y)) &
-               (j == strip ? kept : 0xffffffffU);
       }
       store_matrices<false>(M + at, v);
     }
@@ -58,20 +59,20 @@ struct Consumer {
     }
   }
 
-  // Calls f(channel, column, value) for all elements of the state, through `tile` of 64 x 32 floats.
+  // Calls f(channel, column, value) for all elements of the state, through `tile` of 64 x 16 floats.
   template <bool kRead, typename F>
   __device__ __forceinline__ void each(float* tile, int warpgroup, std::int64_t d_state, const F& f) {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    float* const own = tile + (thread / 32 * 16 + thread % 32 / 4) * 32 + thread % 4 * 2;
+    float* const own = tile + (thread / 32 * 16 + thread % 32 / 4) * kStagedColumns + thread % 4 * 2;
 #pragma unroll
-    for (int quarter = 0; quarter < kN / 32; ++quarter) {
+    for (int slice = 0; slice < kN / kStagedColumns; ++slice) {
       sync_warpgroup(warpgroup);
       const auto exchange = [&] {
 #pragma unroll 4
-        for (int i = thread; i < kChannels * 32; i += kWarpgroup) {
-          const int n = quarter * 32 + i % 32;
+        for (int i = thread; i < kChannels * kStagedColumns; i += kWarpgroup) {
+          const int n = slice * kStagedColumns + i % kStagedColumns;
           if (n < d_state)
-            f(i / 32, n, tile[i]);
+            f(i / kStagedColumns, n, tile[i]);
           else if (kRead)
             tile[i] = 0.0F;
         }
@@ -81,11 +82,11 @@ struct Consumer {
         sync_warpgroup(warpgroup);
       }
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
+      for (int n = 0; n < kStagedColumns / 8; ++n) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          float2& at = *reinterpret_cast<float2*>(own + k * 4 * 32 + n * 8);
-          float(&s)[4] = S[quarter * 4 + n];
+          float2& at = *reinterpret_cast<float2*>(own + k * 4 * kStagedColumns + n * 8);
+          float(&s)[4] = S[slice * (kStagedColumns / 8) + n];
           if (kRead) {
             s[k] = at.x;
             s[k + 1] = at.y;
@@ -172,109 +173,199 @@ struct Consumer {
     }
   };
 
-  // Chunk k of the block; returns the sum of its exponents.
-  template <bool kOutputs>
-  __device__ __forceinline__ float chunk(Rows& rows, const float (&skip)[2], int k, int warpgroup,
-                                         char* memory, unsigned shared, const Barriers& barriers) {
-    const int which = warpgroup - 1;
-    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    const int warp = __shfl_sync(0xffffffffU, thread / 32, 0);
-    const int lane = thread % 32;
-    const int column = lane % 4 * 2;
-    const int stage = k % kStages;
-    const unsigned at = shared + static_cast<unsigned>(stage * At::stage);
-    const unsigned x_tile = at + static_cast<unsigned>(At::x + which * kTile);
-    const unsigned M = shared + static_cast<unsigned>(At::M + which * kTile);
-    const Factors& factors = reinterpret_cast<const Factors*>(memory + At::factors)[k % 2 * 2 + which];
-    cuda::wait_for_phase(barriers.full(stage), k / kStages % 2);
+  // Where a chunk's tiles lie, and what it has of each token.
+  struct Place {
+    unsigned x, B, C, pairs;
+    char* x_tile;
+    const Factors& factors;
+    int warpgroup, warp, lane;
+  };
 
-    // While products run, nothing else may write what a later one adds to: S is scaled before all.
-    const float exponent = factors.a[kTokens - 1];
-    const float decay = exp2_fast(exponent);
+  __device__ __forceinline__ void scale_state(float factor) {
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) S[n][i] *= decay;
+      for (int i = 0; i < 4; ++i) S[n][i] *= factor;
     }
-    float y[kTokens / 8][4];  // S C^T
-    if constexpr (kOutputs) {
-      cuda::fence_sums();
-#pragma unroll
-      for (int n = 0; n < kN; n += 16)
-        cuda::multiply_add_async<T, Operand::along_depth>(
-            y, operand[n / 16], cuda::describe<kTokens, Operand::along_depth>(at + At::C, 0, n), n > 0);
-      cuda::commit_products();
-    }
-
-    unsigned x[kTokens / 16][4];     // its transpose, as left operand
-    unsigned left[kTokens / 16][4];  // with what the end has of each token
-#pragma unroll
-    for (int j = 0; j < kTokens / 16; ++j) {
-      load_a_transposed<kChannels>(x[j], x_tile, j * 16, warp * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float2 factor = *reinterpret_cast<const float2*>(&factors.left[j * 16 + i / 2 * 8 + column]);
-        const float2 v = unpack<T>(x[j][i]);
-        left[j][i] = pack<T>(v.x * factor.x, v.y * factor.y);
-      }
-    }
+  }
+  // y = S C^T, begun.
+  __device__ __forceinline__ void begin_outputs(float (&y)[kTokens / 8][4], unsigned C) {
     cuda::fence_sums();
+#pragma unroll
+    for (int n = 0; n < kN; n += 16)
+      cuda::multiply_add_async<T, Operand::along_depth>(
+          y, operand[n / 16], cuda::describe<kTokens, Operand::along_depth>(C, 0, n), n > 0);
+  }
+  // y += x^T M^T, S += x^T B, begun.
+  __device__ __forceinline__ void add_inside(float (&y)[kTokens / 8][4], const unsigned (&x)[kTokens / 16][4],
+                                             unsigned M) {
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j)
+      cuda::multiply_add_async<T, Operand::along_depth>(
+          y, x[j], cuda::describe<kTokens, Operand::along_depth>(M, 0, j * 16), 1);
+  }
+  __device__ __forceinline__ void add_to_state(const unsigned (&x)[kTokens / 16][4], unsigned B) {
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j)
       cuda::multiply_add_async<T, Operand::across_depth>(
-          S, left[j], cuda::describe<kTokens, Operand::across_depth>(at + At::B, j * 16, 0), 1);
-    cuda::commit_products();
-
-    if constexpr (kOutputs) {
-      mask_pairs<T>(shared + At::pairs, M, factors, warp, lane);
-      cuda::fence_shared();
+          S, x[j], cuda::describe<kTokens, Operand::across_depth>(B, j * 16, 0), 1);
+  }
+  // x^T as left operand, and the same with a factor of each token.
+  static __device__ __forceinline__ void load_x(unsigned (&x)[kTokens / 16][4], const Place& at) {
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j) load_a_transposed<kChannels>(x[j], at.x, j * 16, at.warp * 2);
+  }
+  static __device__ __forceinline__ void weigh(unsigned (&to)[kTokens / 16][4],
+                                               const unsigned (&x)[kTokens / 16][4], const float* factors,
+                                               int lane) {
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 factor = *reinterpret_cast<const float2*>(&factors[j * 16 + i / 2 * 8 + lane % 4 * 2]);
+        const float2 v = unpack<T>(x[j][i]);
+        to[j][i] = pack<T>(v.x * factor.x, v.y * factor.y);
+      }
     }
-    sync_warpgroup(warpgroup);
-    cuda::arrive_if(lane == 0, barriers.pairs_free());
-    float inside[kTokens / 8][4];  // what y has of the chunk's own tokens
+  }
+  // Outputs of the warp's channels, to the tile of x.
+  static __device__ __forceinline__ void store_outputs(const float (&y)[kTokens / 8][4], const Place& at) {
+#pragma unroll
+    for (int n = 0; n < kTokens / 8; n += 2) {
+      const unsigned v[4] = {pack<T>(y[n][0], y[n][1]), pack<T>(y[n][2], y[n][3]),
+                             pack<T>(y[n + 1][0], y[n + 1][1]), pack<T>(y[n + 1][2], y[n + 1][3])};
+      store_matrices<true>(
+          at.x + Panel::offset((n + at.lane / 16) * 8 + at.lane % 8, at.warp * 2 + at.lane / 8 % 2), v);
+    }
+  }
+
+  // A chunk whose factors are products, exp(a_i) exp(-a_j): C B^T serves as it is, both products take d x
+  // exp(-a), and exp(a) multiplies their sums.
+  template <bool kOutputs>
+  __device__ __forceinline__ void separate_chunk(const Place& at, const float (&skip)[2], float decay) {
+    float y[kTokens / 8][4];
+    if constexpr (kOutputs) begin_outputs(y, at.C);
+    unsigned x[kTokens / 16][4];
+    load_x(x, at);
+    weigh(x, x, at.factors.left, at.lane);
+    cuda::fence_sums();
+    if constexpr (kOutputs) {
+      add_inside(y, x, at.pairs);
+      cuda::commit_products();
+    }
+    add_to_state(x, at.B);
+    cuda::commit_products();
     if constexpr (kOutputs) {
       cuda::wait_for_products<1>();
       cuda::keep_registers(y);
       cuda::keep_registers(operand);
-      cuda::fence_sums();
 #pragma unroll
-      for (int j = 0; j < kTokens / 16; ++j)
-        cuda::multiply_add_async<T, Operand::along_depth>(
-            inside, x[j], cuda::describe<kTokens, Operand::along_depth>(M, 0, j * 16), j > 0);
+      for (int n = 0; n < kTokens / 8; n += 2) {
+        // Again from its tile, where nobody has written to these columns but the warp itself.
+        unsigned again[4];
+        load_a_transposed<kChannels>(again, at.x, n * 8, at.warp * 2);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const float2 start =
+              *reinterpret_cast<const float2*>(&at.factors.start[(n + m) * 8 + at.lane % 4 * 2]);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float2 v = unpack<T>(again[m * 2 + i]);
+            y[n + m][2 * i] = fmaf(y[n + m][2 * i], start.x, skip[i] * v.x);
+            y[n + m][2 * i + 1] = fmaf(y[n + m][2 * i + 1], start.y, skip[i] * v.y);
+          }
+        }
+      }
+      store_outputs(y, at);
+    }
+    cuda::wait_for_products<0>();
+    cuda::keep_registers(S);
+    cuda::keep_registers(x);
+    scale_state(decay);
+  }
+
+  // Any chunk: the factors exp(a_i - a_j) multiply C B^T by elements.
+  template <bool kOutputs>
+  __device__ __forceinline__ void masked_chunk(const Place& at, const float (&skip)[2], float decay) {
+    // While products run, nothing else may write what a later one adds to: S is scaled before all.
+    scale_state(decay);
+    float y[kTokens / 8][4];
+    if constexpr (kOutputs) {
+      begin_outputs(y, at.C);
+      cuda::commit_products();
+    }
+    unsigned x[kTokens / 16][4];
+    unsigned left[kTokens / 16][4];
+    load_x(x, at);
+    weigh(left, x, at.factors.left, at.lane);
+    cuda::fence_sums();
+    add_to_state(left, at.B);
+    cuda::commit_products();
+    if constexpr (kOutputs) {
+      // Not later: M takes registers, too.
+      cuda::wait_for_products<1>();
+      cuda::keep_registers(y);
+      cuda::keep_registers(operand);
+#pragma unroll
+      for (int n = 0; n < kTokens / 8; ++n) {
+        const float2 start = *reinterpret_cast<const float2*>(&at.factors.start[n * 8 + at.lane % 4 * 2]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float2 v = unpack<T>(x[n / 2][n % 2 * 2 + i]);
+          y[n][2 * i] = fmaf(y[n][2 * i], start.x, skip[i] * v.x);
+          y[n][2 * i + 1] = fmaf(y[n][2 * i + 1], start.y, skip[i] * v.y);
+        }
+      }
+      sync_warpgroup(at.warpgroup);  // x is in registers, and M takes its tile
+      mask_pairs<T>(at.pairs, at.x, at.factors, at.warp, afresh(at.lane));
+      cuda::fence_shared();
+      sync_warpgroup(at.warpgroup);
+      cuda::fence_sums();
+      add_inside(y, x, at.x);
       cuda::commit_products();
     }
     cuda::wait_for_products<0>();
     cuda::keep_registers(S);
     cuda::keep_registers(left);
     if constexpr (kOutputs) {
+      cuda::keep_registers(y);
       cuda::keep_registers(x);
-      cuda::keep_registers(inside);
-#pragma unroll
-      for (int n = 0; n < kTokens / 8; ++n) {
-        const float2 factor = *reinterpret_cast<const float2*>(&factors.start[n * 8 + column]);
-        // Again from its tile: unpacked values would take more registers than there are. Nobody has written
-        // to these columns but the warp itself.
-        if (n % 2 == 0) load_a_transposed<kChannels>(x[n / 2], x_tile, n * 8, warp * 2);
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) {
-          const float2 v = unpack<T>(x[n / 2][n % 2 * 2 + i / 2]);
-          y[n][i] = fmaf(skip[i / 2], v.x, fmaf(y[n][i], factor.x, inside[n][i]));
-          y[n][i + 1] = fmaf(skip[i / 2], v.y, fmaf(y[n][i + 1], factor.y, inside[n][i + 1]));
-        }
-      }
-      round_state();
-#pragma unroll
-      for (int n = 0; n < kTokens / 8; n += 2) {
-        const unsigned v[4] = {pack<T>(y[n][0], y[n][1]), pack<T>(y[n][2], y[n][3]),
-                               pack<T>(y[n + 1][0], y[n + 1][1]), pack<T>(y[n + 1][2], y[n + 1][3])};
-        store_matrices<true>(x_tile + Panel::offset((n + lane / 16) * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-                             v);
-      }
-      sync_warpgroup(warpgroup);
-      rows.write(memory + stage * At::stage + At::x + which * kTile, thread);
+      sync_warpgroup(at.warpgroup);  // all have read M
+      store_outputs(y, at);
     }
-    __syncwarp();
-    cuda::arrive_if(lane == 0, barriers.empty(stage));
+  }
+
+  // Chunk k of the block; returns the sum of its exponents.
+  template <bool kOutputs>
+  __device__ __forceinline__ float chunk(Rows& rows, const float (&skip)[2], int k, int warpgroup,
+                                         char* memory, unsigned shared, const Barriers& barriers) {
+    const int which = warpgroup - 1;
+    const int thread = afresh(static_cast<int>(threadIdx.x) % kWarpgroup);
+    const int stage = k % kStages;
+    const unsigned at = shared + static_cast<unsigned>(stage * At::stage);
+    const Place place{.x = at + static_cast<unsigned>(At::x + which * kTile),
+                      .B = at + At::B,
+                      .C = at + At::C,
+                      .pairs = shared + static_cast<unsigned>(At::pairs + k % 2 * kTile),
+                      .x_tile = memory + stage * At::stage + At::x + which * kTile,
+                      .factors = reinterpret_cast<const Factors*>(memory + At::factors)[k % 2 * 2 + which],
+                      .warpgroup = warpgroup,
+                      .warp = __shfl_sync(0xffffffffU, thread / 32, 0),
+                      .lane = thread % 32};
+    cuda::wait_for_phase(barriers.full(stage), k / kStages % 2);
+    const float exponent = place.factors.a[kTokens - 1];
+    const float decay = exp2_fast(exponent);
+    if (__shfl_sync(0xffffffffU, factors_separate<T>(exponent) ? 1 : 0, 0) != 0)
+      separate_chunk<kOutputs>(place, skip, decay);
+    else
+      masked_chunk<kOutputs>(place, skip, decay);
+    if constexpr (kOutputs) {
+      round_state();
+      sync_warpgroup(warpgroup);
+      rows.write(place.x_tile, thread);
+    }
+    cuda::fence_shared();  // outputs have been written where copies come next
+    cuda::arrive(barriers.empty(stage));
     return exponent;
   }
 
@@ -285,7 +376,7 @@ struct Consumer {
     const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
     const int which = warpgroup - 1;
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    float* const staging = reinterpret_cast<float*>(memory + At::M + which * kTile);
+    float* const staging = reinterpret_cast<float*>(memory + At::staging + which * kStagingBytes);
 
     int k = 0;
     Part part;
@@ -305,9 +396,6 @@ struct Consumer {
       float exponents = 0.0F;
       if (part.outputs) {
         round_state();
-        // What no strip of M reaches is 0 all along.
-        *reinterpret_cast<uint4*>(memory + At::M + which * kTile +
-                                  Panel::offset(thread / 4, 4 + thread % 4)) = make_uint4(0, 0, 0, 0);
         const int first = thread / 8;
         Rows rows{.at = static_cast<T*>(out.data) + out.offset(segment.row, 0, tile.head, tile.channel0) +
                         thread % 8 * 8,

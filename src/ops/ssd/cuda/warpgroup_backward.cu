@@ -67,14 +67,21 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int lane = thread % 32;
   const Role role = static_cast<Role>(__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kGroup, 0));
   const int warp = __shfl_sync(0xffffffffU, thread / 32, 0);  // of the warpgroup
-  const int row = warp * 16 + lane / 4;                       // of the lane's sums, and 8 more
-  const int column = lane % 4 * 2;                            // of a fragment, and the next
-  // Two neighbours of row `row`, or 8 below it, of a tile.
-  const unsigned lane_offset = static_cast<unsigned>(row * 128 + row % 8 * 16 + column * 2);
-  const auto pair_at = [&](unsigned tile_begin, int vector, int below) -> unsigned {
-    return *reinterpret_cast<const unsigned*>(shared + tile_begin +
-                                              (lane_offset ^ static_cast<unsigned>(vector % 8 * 16)) +
-                                              vector / 8 * Panels::kPanel + below * 128);
+  // Of a lane: a row of its sums, 8 above another, and a column of a fragment, before another; and two
+  // neighbours of these rows of a tile.
+  struct Place {
+    int lane, row, column;
+    unsigned offset;
+    __device__ Place(int at, int warp)
+        : lane(at),
+          row(warp * 16 + at / 4),
+          column(at % 4 * 2),
+          offset(static_cast<unsigned>(row * 128 + row % 8 * 16 + column * 2)) {}
+    __device__ unsigned pair_at(const char* tile_begin, int vector, int below) const {
+      return *reinterpret_cast<const unsigned*>(tile_begin +
+                                                (offset ^ static_cast<unsigned>(vector % 8 * 16)) +
+                                                vector / 8 * Panels::kPanel + below * 128);
+    }
   };
 
   Work work;
@@ -82,19 +89,20 @@ __global__ void __launch_bounds__(kThreads, 1)
   work.group = blockIdx.x / sums.parts % in.groups;
   work.part = blockIdx.x % sums.parts;
   const std::int64_t heads_of_part = (in.heads_per_group + sums.parts - 1) / sums.parts;
-  work.first_head = work.group * in.heads_per_group + work.part * heads_of_part;
-  work.last_head = min(work.first_head + heads_of_part, (work.group + 1) * in.heads_per_group);
-  work.tiles = in.headdim / kChannels;
-  work.items = max((work.last_head - work.first_head) * work.tiles, std::int64_t{0});
+  work.first_head = static_cast<int>(work.group * in.heads_per_group + work.part * heads_of_part);
+  work.last_head =
+      static_cast<int>(min(work.first_head + heads_of_part, (work.group + 1) * in.heads_per_group));
+  work.tiles = static_cast<int>(in.headdim / kChannels);
+  work.items = max((work.last_head - work.first_head) * work.tiles, 0);
   const Segment chunk = chunks.at(work.s);
   const int count = static_cast<int>(chunk.count);
 
   // Copies of an item: dy and S by the second warpgroup, x and G by the third.
-  const auto load_item = [&](std::int64_t item) {
+  const auto load_item = [&](int item) {
     if (item < work.items) {
       const unsigned at = tile + static_cast<unsigned>(At::stages + item % kStages * At::stage);
-      const std::int64_t head = work.first_head + item / work.tiles;
-      const std::int64_t channel0 = item % work.tiles * kChannels;
+      const int head = work.first_head + item / work.tiles;
+      const int channel0 = item % work.tiles * kChannels;
       const std::int64_t image = ((work.s * in.heads + work.first_head) * work.tiles + item) * At::kOfN;
       if (role == Role::C) {
         const T* dy = static_cast<const T*>(dout.data) + dout.offset(chunk.row, 0, head, channel0);
@@ -110,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   // By one warp, a head ahead.
   float dt[2] = {};
-  const auto begin_head = [&](std::int64_t head) {
+  const auto begin_head = [&](int head) {
     Values& values = values_of[(head - work.first_head) % 3];
     compute_steps(in, dt, bias_of(in, head), rate_of(in, head), count, lane, values.steps);
     if (lane == 0) values.D = in.D ? in.D.load(head, 0) : 0.0F;
@@ -139,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   cuda::meet<kThreads>();  // B and C are there
 
   // At the top of each item: it and the head's steps are there, and what belongs to the one before is free.
-  const auto next_item = [&](std::int64_t item) {
+  const auto next_item = [&](int item) {
     if (role != Role::pairs) {
       cuda::wait_for_copies<1>();
       cuda::fence_shared();
@@ -147,10 +155,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     cuda::meet<kThreads>();
     if (role != Role::pairs) load_item(item + 2);
   };
-  const auto stage_of = [&](std::int64_t item) {
+  const auto stage_of = [&](int item) {
     return static_cast<unsigned>(At::stages + item % kStages * At::stage);
   };
-  const auto values_at = [&](std::int64_t item) -> Values& { return values_of[item / work.tiles % 3]; };
+  const auto values_at = [&](int item) -> Values& { return values_of[item / work.tiles % 3]; };
 
   if (role == Role::pairs) {
     take_registers<kPairsRegisters>();
@@ -174,10 +182,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     float W[8][4] = {};  // W^T, summed over heads
     float skip_sum = 0.0F;
-    for (std::int64_t item = 0; item < work.items; ++item) {
+    for (int item = 0; item < work.items; ++item) {
       next_item(item);
-      const std::int64_t head = work.first_head + item / work.tiles;
-      const std::int64_t channel0 = item % work.tiles * kChannels;
+      const Place at_lane(afresh(lane), warp);
+      const int head = work.first_head + item / work.tiles;
+      const int channel0 = item % work.tiles * kChannels;
       const bool first_tile = channel0 == 0;
       Values& values = values_at(item);
       const Steps& steps = values.steps;
@@ -203,8 +212,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         cuda::multiply_add_async<T, kAlong, kAlong>(v, describe<kTokens, kAlong>(tile + At::B, 0, k),
                                                     describe<kTokens, kAlong>(G_at, 0, k), k > 0);
       cuda::commit_products();
-      const float a[2] = {steps.a[row], steps.a[row + 8]};
-      const float d[2] = {steps.d[row], steps.d[row + 8]};
+      const float a[2] = {steps.a[at_lane.row], steps.a[at_lane.row + 8]};
+      const float d[2] = {steps.d[at_lane.row], steps.d[at_lane.row + 8]};
       cuda::wait_for_products<1>();
       cuda::keep_registers(dM);
 
@@ -218,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         unsigned& lower = M[n / 2][n % 2 * 2 + 1];
         upper = lower = 0;
         if (n / 2 < warp) continue;  // no i behind a j
-        const float2 a_other = *reinterpret_cast<const float2*>(&steps.a[n * 8 + column]);
+        const float2 a_other = *reinterpret_cast<const float2*>(&steps.a[n * 8 + at_lane.column]);
         const float2 c_upper = unpack<T>(bc[n][0]);
         const float2 c_lower = unpack<T>(bc[n][1]);
         const float c[4] = {c_upper.x, c_upper.y, c_lower.x, c_lower.y};
@@ -227,8 +236,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int k = 0; k < 4; ++k) {
           float weight = exp2_fast((k % 2 == 0 ? a_other.x : a_other.y) - a[k / 2]);
           if (n / 2 == warp) {
-            const int i = n * 8 + column + k % 2;
-            const int j = row + k / 2 * 8;
+            const int i = n * 8 + at_lane.column + k % 2;
+            const int j = at_lane.row + k / 2 * 8;
             if (i < j) weight = 0.0F;
             if (i == j) skip_sum += dM[n][k];
           }
@@ -243,8 +252,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       {
         const float2 sum = sum_of_columns(column_sum);
-        const int n = lane / 16 * 4 + lane / 8 % 2 * 2 + lane / 4 % 2;
-        float2& at = *reinterpret_cast<float2*>(&values.sums[kRows + warp][n * 8 + column]);
+        const int n = at_lane.lane / 16 * 4 + at_lane.lane / 8 % 2 * 2 + at_lane.lane / 4 % 2;
+        float2& at = *reinterpret_cast<float2*>(&values.sums[kRows + warp][n * 8 + at_lane.column]);
         at = first_tile ? sum : make_float2(at.x + sum.x, at.y + sum.y);
       }
 
@@ -258,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int p = 0; p < 8; ++p) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_x = unpack<T>(pair_at(stage + At::x, p, k * 4));
+          const float2 of_x = unpack<T>(at_lane.pair_at(shared + stage + At::x, p, k * 4));
           v[p][k] *= to_end[k / 2];
           v[p][k + 1] *= to_end[k / 2];
           ends[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, ends[k / 2]));
@@ -275,9 +284,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int k = 0; k < 2; ++k) {
         row_sum[k] = sum_of_row(row_sum[k]);
         ends[k] = sum_of_row(ends[k]);
-        if (lane % 4 == 0) {
-          put(kColumns, row + k * 8, row_sum[k]);
-          put(kEnds, row + k * 8, ends[k]);
+        if (at_lane.lane % 4 == 0) {
+          put(kColumns, at_lane.row + k * 8, row_sum[k]);
+          put(kEnds, at_lane.row + k * 8, ends[k]);
         }
       }
       const float skip = values.D;
@@ -288,8 +297,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int p = 0; p < 8; ++p) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_x = unpack<T>(pair_at(stage + At::x, p, k * 4));
-          const float2 of_dy = unpack<T>(pair_at(stage + At::dy, p, k * 4));
+          const float2 of_x = unpack<T>(at_lane.pair_at(shared + stage + At::x, p, k * 4));
+          const float2 of_dy = unpack<T>(at_lane.pair_at(shared + stage + At::dy, p, k * 4));
           dd[k / 2] = fmaf(v[p][k], of_x.x, fmaf(v[p][k + 1], of_x.y, dd[k / 2]));
           v[p][k] = fmaf(d[k / 2], v[p][k], skip * of_dy.x);
           v[p][k + 1] = fmaf(d[k / 2], v[p][k + 1], skip * of_dy.y);
@@ -298,30 +307,31 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         dd[k] = sum_of_row(dd[k]);
-        if (lane % 4 == 0) put(kSteps, row + k * 8, dd[k]);
+        if (at_lane.lane % 4 == 0) put(kSteps, at_lane.row + k * 8, dd[k]);
       }
       if (channel0 + kChannels == in.headdim) {
         skip_sum = cuda::warp_sum(skip_sum);
-        if (lane == 0) values.skip[warp] = skip_sum;
+        if (at_lane.lane == 0) values.skip[warp] = skip_sum;
         skip_sum = 0.0F;
       }
       if (to.dx) {
         // Through shared memory, rows of the warp's own, to stores of 16 bytes.
-        store_sums<T>(tile + At::dx, warp * 16, v);
+        store_sums<T>(tile + At::dx, warp * 16, v, at_lane.lane);
         __syncwarp();
         T* const out = static_cast<T*>(to.dx.data) + to.dx.offset(chunk.row, 0, head, channel0);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int t = warp * 16 + i * 4 + lane / 8;
+          const int t = warp * 16 + i * 4 + at_lane.lane / 8;
           if (t >= count) continue;
-          *reinterpret_cast<uint4*>(out + chunks.position(chunk, t) * to.dx.stride[1] + lane % 8 * 8) =
-              *reinterpret_cast<const uint4*>(shared + At::dx + Panels::offset(t, lane % 8));
+          *reinterpret_cast<uint4*>(out + chunks.position(chunk, t) * to.dx.stride[1] +
+                                    at_lane.lane % 8 * 8) =
+              *reinterpret_cast<const uint4*>(shared + At::dx + Panels::offset(t, at_lane.lane % 8));
         }
         __syncwarp();
       }
     }
     __syncwarp();
-    store_sums<T>(tile + At::dx, warp * 16, W);
+    store_sums<T>(tile + At::dx, warp * 16, W, lane);
     cuda::fence_shared();
     cuda::meet<kThreads>();  // the sum of W^T and the sums of the last head are there
     return;
@@ -330,13 +340,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   // Both others: their products, scaled by rows.
   give_registers<kOthersRegisters>();
   float d[kN / 8][4] = {};
-  for (std::int64_t item = 0; item < work.items; ++item) {
+  for (int item = 0; item < work.items; ++item) {
     next_item(item);
-    const std::int64_t head = work.first_head + item / work.tiles;
+    const int head = work.first_head + item / work.tiles;
     const bool first_tile = item % work.tiles == 0;
     Values& values = values_at(item);
     const Steps& steps = values.steps;
     const unsigned stage = stage_of(item);
+    const Place at_lane(afresh(lane), warp);
     const unsigned left = tile + stage + (role == Role::C ? At::dy : At::x);
     const unsigned right = tile + stage + (role == Role::C ? At::S : At::G);
     if (role == Role::C && first_tile) {
@@ -355,13 +366,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (role == Role::C) {
       cuda::wait_for_products<0>();
       cuda::keep_registers(c);
-      const float factor[2] = {steps.start[row], steps.start[row + 8]};
+      const float factor[2] = {steps.start[at_lane.row], steps.start[at_lane.row + 8]};
       float off[2] = {};
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-          const float2 of_C = unpack<T>(pair_at(At::C, n, k * 4));
+          const float2 of_C = unpack<T>(at_lane.pair_at(shared + At::C, n, k * 4));
           off[k / 2] = fmaf(c[n][k], of_C.x, fmaf(c[n][k + 1], of_C.y, off[k / 2]));
           d[n][k] = fmaf(factor[k / 2], c[n][k], d[n][k]);
           d[n][k + 1] = fmaf(factor[k / 2], c[n][k + 1], d[n][k + 1]);
@@ -370,8 +381,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         off[k] = sum_of_row(off[k]) * factor[k];
-        float& at = values.sums[kStart][row + k * 8];
-        if (lane % 4 == 0) at = first_tile ? off[k] : at + off[k];
+        float& at = values.sums[kStart][at_lane.row + k * 8];
+        if (at_lane.lane % 4 == 0) at = first_tile ? off[k] : at + off[k];
       }
     } else {
       // <G, S>: the tiles lie alike.
@@ -390,10 +401,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       through = cuda::warp_sum(through);
-      if (lane == 0) values.through[warp] = first_tile ? through : values.through[warp] + through;
+      if (at_lane.lane == 0) values.through[warp] = first_tile ? through : values.through[warp] + through;
       cuda::wait_for_products<0>();
       cuda::keep_registers(c);
-      const float factor[2] = {steps.left[row], steps.left[row + 8]};
+      const float factor[2] = {steps.left[at_lane.row], steps.left[at_lane.row + 8]};
 #pragma unroll
       for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
@@ -419,7 +430,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   cuda::commit_products();
   cuda::wait_for_products<0>();
   cuda::keep_registers(d);
-  store_part<kN>(role == Role::C ? sums.dC : sums.dB, in, chunks, chunk, work, sums.stride, row, d);
+  store_part<kN>(role == Role::C ? sums.dC : sums.dB, in, chunks, chunk, work, sums.stride,
+                 warp * 16 + lane / 4, d);
 #endif
 }
 

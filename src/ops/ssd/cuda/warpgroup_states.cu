@@ -6,19 +6,30 @@
 // Both ways are walked by one launch. What is written, in 16 bits, are images of tiles (channels, N): as they
 // lie in shared memory when the chunks are worked on. Of the operands d x and dy are rounded to 16 bits with
 // their factor.
+#include <optional>
 #include <type_traits>
 
 #include "core/cuda/async_copy.cuh"
-#include "core/cuda/meeting.cuh"
+#include "core/cuda/mbarrier.cuh"
+#include "core/cuda/tensor_map.cuh"
 #include "ops/ssd/cuda/backward.cuh"
 #include "ops/ssd/cuda/panels.cuh"
 
 namespace krait::ssd_detail {
 namespace {
 
-// A warpgroup for the state, and one that copies what comes and has the steps ready.
-constexpr int kThreads = 256;
-constexpr int kStages = 3;
+// Two warpgroups for the states of two tiles of a group of heads, which share B or C, and one that copies
+// what comes and has the steps ready. Chunks are handed on by barriers, a full and an empty one for each
+// stage, so that copies are ahead by as many as there are.
+constexpr int kSums = 256;
+constexpr int kThreads = kSums + 128;
+constexpr int kStages = 5;
+constexpr int kAhead = kStages - 2;
+
+// Of x, dout, B and C, where they are copied by tiles: whole rows that are walked from their first token on.
+struct Maps {
+  CUtensorMap x, dout, B, C;
+};
 
 struct Walk {
   Segments segments;    // whole chunks
@@ -34,17 +45,19 @@ struct Walk {
 template <int kN>
 struct Layout {
   static constexpr int kTile = kTokens * kN * 2;
-  static constexpr int u = 0;                            // x or dy
-  static constexpr int v = u + kTokens * kChannels * 2;  // B or C
+  static constexpr int kOfP = kTokens * kChannels * 2;
+  static constexpr int u = 0;             // x or dy, two
+  static constexpr int v = u + 2 * kOfP;  // B or C
   static constexpr int stage = v + kTile;
-  static constexpr int S = kStages * stage;
-  static constexpr int steps = S + kTile;
-  static constexpr int total = steps + 2 * static_cast<int>(sizeof(Steps));
+  static constexpr int S = kStages * stage;    // two
+  static constexpr int steps = S + 2 * kTile;  // two of each stage
+  static constexpr int barriers = steps + 2 * kStages * static_cast<int>(sizeof(Steps));
+  static constexpr int total = barriers + 3 * kStages * 8;
 };
 
-template <typename T, int kN>
-__global__ void __launch_bounds__(kThreads, 2)
-    warpgroup_states_kernel(Inputs in, AnyView<4> dout, Walk walk) {
+template <typename T, int kN, bool kMaps>
+__global__ void __launch_bounds__(kThreads, 1)
+    warpgroup_states_kernel(Inputs in, AnyView<4> dout, Walk walk, const __grid_constant__ Maps maps) {
 #ifdef KRAIT_WGMMA
   using At = Layout<kN>;
   using cuda::Operand;
@@ -55,46 +68,122 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffU, thread / 32 % 4, 0);  // of the warpgroup
-  const bool sums = __shfl_sync(0xffffffffU, thread / 128, 0) == 0;
+  const int warpgroup = __shfl_sync(0xffffffffU, thread / 128, 0);
+  const auto full = [&](std::int64_t i) {
+    return tiles_at + static_cast<unsigned>(At::barriers + i % kStages * 24);
+  };
+  const auto empty = [&](std::int64_t i) { return full(i) + 8; };
+  const auto loaded = [&](std::int64_t i) { return full(i) + 16; };
+  const auto parity_of = [&](std::int64_t i) { return static_cast<unsigned>(i / kStages % 2); };
+  if (thread == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      cuda::begin_barrier(full(stage), 128);
+      cuda::begin_barrier(empty(stage), kSums);
+      cuda::begin_barrier(loaded(stage), 1);
+    }
+    cuda::fence_barriers();
+  }
+  __syncthreads();
 
   const bool backward = blockIdx.x % 2 != 0;
   const std::int64_t tiles = in.headdim / kChannels;
-  const std::int64_t index = blockIdx.x / 2;
-  const std::int64_t s = index / (in.heads * tiles);
-  const std::int64_t head = index / tiles % in.heads;
-  const std::int64_t channel0 = index % tiles * kChannels;
+  const std::int64_t of_group = in.heads_per_group * tiles;
+  const std::int64_t pairs = in.groups * ((of_group + 1) / 2);
+  const std::int64_t s = blockIdx.x / 2 / pairs;
+  const std::int64_t group = blockIdx.x / 2 % pairs / ((of_group + 1) / 2);
+  const std::int64_t first_tile = blockIdx.x / 2 % ((of_group + 1) / 2) * 2;
   const Segment segment = walk.segments.at(s);
-  const std::int64_t group = head / in.heads_per_group;
+  // Where their number is odd the last pair of a group has one tile twice.
+  const auto tile_of = [&](int which) {
+    return group * of_group + (first_tile + which < of_group ? first_tile + which : first_tile);
+  };
 
   const std::int64_t count = (segment.count + kTokens - 1) / kTokens;  // of chunks
   const auto begin_of = [&](std::int64_t i) { return (backward ? count - 1 - i : i) * kTokens; };
   const AnyView<4>& rows = backward ? dout : in.x;
   const AnyView<4>& columns = backward ? in.C : in.B;
-  const T* u = static_cast<const T*>(rows.data) + rows.offset(segment.row, 0, head, channel0);
   const T* v = static_cast<const T*>(columns.data) + columns.offset(segment.row, 0, group, 0);
-  const auto load = [&](std::int64_t i) {  // by the second warpgroup
-    if (i < count) {
-      const unsigned at = tiles_at + static_cast<unsigned>(i % kStages * At::stage);
-      load_panels<kChannels, 128>(at + At::u, u, rows.stride[1], kChannels, walk.segments, segment,
-                                  begin_of(i), thread - 128);
-      load_panels<kN, 128>(at + At::v, v, columns.stride[1], in.d_state, walk.segments, segment, begin_of(i),
-                           thread - 128);
+  if (warpgroup == 2) {
+    const int own = thread - kSums;
+    const T* u[2];
+    for (int which = 0; which < 2; ++which)
+      u[which] = static_cast<const T*>(rows.data) +
+                 rows.offset(segment.row, 0, tile_of(which) / tiles, tile_of(which) % tiles * kChannels);
+    const auto load = [&](std::int64_t i) {
+      if (i < count) {
+        const unsigned at = tiles_at + static_cast<unsigned>(i % kStages * At::stage);
+        if constexpr (kMaps) {
+          if (own == 0) {
+            const int l = static_cast<int>(segment.start + begin_of(i));
+            const int b = static_cast<int>(segment.row);
+            cuda::arrive_expecting(loaded(i), At::stage);
+#pragma unroll
+            for (int which = 0; which < 2; ++which)
+              cuda::copy_tile_async(at + static_cast<unsigned>(At::u + which * At::kOfP),
+                                    backward ? maps.dout : maps.x,
+                                    static_cast<int>(tile_of(which) % tiles * kChannels),
+                                    static_cast<int>(tile_of(which) / tiles), l, b, loaded(i));
+#pragma unroll
+            for (int panel = 0; panel < kN / 64; ++panel)
+              cuda::copy_tile_async(at + static_cast<unsigned>(At::v + panel * Panels::kPanel),
+                                    backward ? maps.C : maps.B, panel * 64, static_cast<int>(group), l, b,
+                                    loaded(i));
+          }
+          __syncwarp();
+        } else {
+#pragma unroll
+          for (int which = 0; which < 2; ++which)
+            load_panels<kChannels, 128>(at + static_cast<unsigned>(At::u + which * At::kOfP), u[which],
+                                        rows.stride[1], kChannels, walk.segments, segment, begin_of(i), own);
+          load_panels<kN, 128>(at + At::v, v, columns.stride[1], in.d_state, walk.segments, segment,
+                               begin_of(i), own);
+        }
+      }
+      if constexpr (!kMaps) cuda::commit_copies();
+    };
+    // Two chunks ahead, each warp those of one tile in every second chunk.
+    const std::int64_t head = tile_of(warp % 2) / tiles;
+    const float bias = bias_of(in, head);
+    const float rate = rate_of(in, head);
+    unsigned dt[2] = {};
+    const auto begin_dt = [&](std::int64_t i) {
+      for (int k = 0; k < 2; ++k) {
+        const std::int64_t t = begin_of(i) + lane + k * 32;
+        if (i < count && t < segment.count)
+          dt[k] = load_bits(in.dt, in.dt.offset(segment.row, walk.segments.position(segment, t), head));
+      }
+    };
+    const auto prepare_steps = [&](std::int64_t i) {
+      if (i % 2 != warp / 2 || i >= count) return;
+      const float values[2] = {value_of(dt[0], in.dt.dtype), value_of(dt[1], in.dt.dtype)};
+      compute_steps(in, values, bias, rate, segment.count - begin_of(i), lane,
+                    steps_of[i % kStages * 2 + warp % 2]);
+      begin_dt(i + 2);
+    };
+    begin_dt(warp / 2);
+    for (int i = 0; i < kAhead; ++i) load(i);
+    prepare_steps(0);
+    prepare_steps(1);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if constexpr (kMaps) {
+        cuda::wait_for_phase(loaded(i), parity_of(i));
+      } else {
+        cuda::wait_for_copies<kAhead - 1>();
+        cuda::fence_shared();
+      }
+      cuda::arrive(full(i));
+      // The stage of two chunks before, which the next copies and, after it, steps are for.
+      if (i > 1 && i + kAhead < count) cuda::wait_for_phase(empty(i - 2), parity_of(i - 2));
+      load(i + kAhead);
+      prepare_steps(i + 2);
     }
-    cuda::commit_copies();
-  };
-  const float bias = bias_of(in, head);
-  const float rate = rate_of(in, head);
-  float dt[2] = {};
-  if (!sums) {
-    load(0);
-    load(1);
-    if (warp == 0 && count > 0) {
-      load_dt(in, walk.segments, segment, head, begin_of(0), lane, dt);
-      compute_steps(in, dt, bias, rate, segment.count - begin_of(0), lane, steps_of[0]);
-      if (count > 1) load_dt(in, walk.segments, segment, head, begin_of(1), lane, dt);
-    }
+    return;
   }
 
+  const std::int64_t tile = tile_of(warpgroup);
+  const std::int64_t head = tile / tiles;
+  const std::int64_t channel0 = tile % tiles * kChannels;
+  const bool written = warpgroup == 0 || tile != tile_of(0);
   float S[kN / 8][4] = {};
   // f(channel, column, element of S) for what the thread has.
   const auto for_elements = [&](const auto& f) {
@@ -107,90 +196,91 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   };
-  if (sums) {
-    const float* from = backward ? walk.ends : walk.starts;
-    if (from != nullptr) {
-      from += (s * in.heads + head) * in.headdim * in.d_state;
-      for_elements([&](std::int64_t p, int n, float& value) { value = from[p * in.d_state + n]; });
-    } else if (backward ? segment.final && walk.dfinal : segment.initial && in.initial) {
-      const AnyView<4>& given = backward ? walk.dfinal : in.initial;
-      for_elements(
-          [&](std::int64_t p, int n, float& value) { value = given.load(segment.sequence, head, p, n); });
-    }
+  const float* from = backward ? walk.ends : walk.starts;
+  if (from != nullptr) {
+    from += (s * in.heads + head) * in.headdim * in.d_state;
+    for_elements([&](std::int64_t p, int n, float& value) { value = from[p * in.d_state + n]; });
+  } else if (backward ? segment.final && walk.dfinal : segment.initial && in.initial) {
+    const AnyView<4>& given = backward ? walk.dfinal : in.initial;
+    for_elements(
+        [&](std::int64_t p, int n, float& value) { value = given.load(segment.sequence, head, p, n); });
   }
   const bool wants_end = backward && walk.ends == nullptr && segment.initial && walk.dinitial;
   // Of the warp's rows in the first panel of the tile of chunk 0.
   char* const images =
       static_cast<char*>(backward ? walk.gradients : walk.states) +
-      (((walk.chunks.first(segment.run) + segment.begin / kTokens) * in.heads + head) * tiles +
-       index % tiles) *
-          At::kTile +
+      ((walk.chunks.first(segment.run) + segment.begin / kTokens) * in.heads * tiles + tile) * At::kTile +
       warp * 2048;
+  const unsigned S_at = tiles_at + static_cast<unsigned>(At::S + warpgroup * At::kTile);
 
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (!sums) {
-      cuda::wait_for_copies<1>();
-      cuda::fence_shared();
-    }
-    cuda::meet<kThreads>();  // chunk i and its steps are there; what belongs to the one before is free
-    if (!sums) {
-      load(i + 2);
-      if (warp == 0 && i + 1 < count) {
-        compute_steps(in, dt, bias, rate, segment.count - begin_of(i + 1), lane, steps_of[(i + 1) % 2]);
-        if (i + 2 < count) load_dt(in, walk.segments, segment, head, begin_of(i + 2), lane, dt);
-      }
-    } else {
-      const Steps& steps = steps_of[i % 2];
-      const unsigned at = tiles_at + static_cast<unsigned>(i % kStages * At::stage);
-      if (lane == 0) wait_for_sources();
-      __syncwarp();
-      store_sums<T>(tiles_at + At::S, warp * 16, S);
-      cuda::fence_shared();
-      __syncwarp();
-      if (lane == 0) {
-        char* to = images + begin_of(i) / kTokens * in.heads * tiles * At::kTile;
+  // The left operand of a chunk's product, whose rows are channels, and the chunk's decay; waits for the
+  // chunk.
+  using Left = unsigned[kTokens / 16][4];
+  float decay = 1.0F;
+  const auto load_left = [&](std::int64_t i, Left& left) {
+    const Steps& steps = steps_of[i % kStages * 2 + warpgroup];
+    const unsigned at =
+        tiles_at + static_cast<unsigned>(i % kStages * At::stage + At::u + warpgroup * At::kOfP);
+    const float* factors = backward ? steps.start : steps.left;
+    cuda::wait_for_phase(full(i), parity_of(i));
 #pragma unroll
-        for (int panel = 0; panel < kN / 64; ++panel)
-          copy_out_async(to + panel * Panels::kPanel,
-                         tiles_at + static_cast<unsigned>(At::S + panel * Panels::kPanel + warp * 2048),
-                         2048);
-        commit_copies_out();
-      }
-      if (i + 1 < count || wants_end) {
-        const float* factors = backward ? steps.start : steps.left;
-        unsigned a[kTokens / 16][4];  // rows are channels
+    for (int j = 0; j < kTokens / 16; ++j) {
+      load_a_transposed<kChannels>(left[j], at, j * 16, warp * 2);
 #pragma unroll
-        for (int j = 0; j < kTokens / 16; ++j) {
-          load_a_transposed<kChannels>(a[j], at + At::u, j * 16, warp * 2);
-#pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const float2 factor =
-                *reinterpret_cast<const float2*>(&factors[j * 16 + k / 2 * 8 + lane % 4 * 2]);
-            const float2 value = unpack<T>(a[j][k]);
-            a[j][k] = pack<T>(value.x * factor.x, value.y * factor.y);
-          }
-        }
-        const float decay = exp2_fast(steps.a[kTokens - 1]);
-#pragma unroll
-        for (int n = 0; n < kN / 8; ++n) {
-#pragma unroll
-          for (int k = 0; k < 4; ++k) S[n][k] *= decay;
-        }
-        cuda::keep_registers(a);
-        cuda::fence_sums();
-#pragma unroll
-        for (int j = 0; j < kTokens / 16; ++j)
-          cuda::multiply_add_async<T, Operand::across_depth>(
-              S, a[j], cuda::describe<kTokens, Operand::across_depth>(at + At::v, j * 16, 0), 1);
-        cuda::commit_products();
-        cuda::wait_for_products<0>();
-        cuda::keep_registers(S);
+      for (int k = 0; k < 4; ++k) {
+        const float2 factor = *reinterpret_cast<const float2*>(&factors[j * 16 + k / 2 * 8 + lane % 4 * 2]);
+        const float2 value = unpack<T>(left[j][k]);
+        left[j][k] = pack<T>(value.x * factor.x, value.y * factor.y);
       }
     }
-  }
-  if (!sums) return;
+    decay = exp2_fast(steps.a[kTokens - 1]);
+  };
+  // The state before chunk i goes out, and the chunk is added to it while the next one's operand is made.
+  // False where nothing comes after.
+  const auto walk_chunk = [&](std::int64_t i, Left& left, Left& next) {
+    if (lane == 0) wait_for_sources();
+    __syncwarp();
+    store_sums<T>(S_at, warp * 16, S, lane);
+    cuda::fence_shared();
+    __syncwarp();
+    if (lane == 0 && written) {
+      char* to = images + begin_of(i) / kTokens * in.heads * tiles * At::kTile;
+#pragma unroll
+      for (int panel = 0; panel < kN / 64; ++panel)
+        copy_out_async(to + panel * Panels::kPanel,
+                       S_at + static_cast<unsigned>(panel * Panels::kPanel + warp * 2048), 2048);
+      commit_copies_out();
+    }
+    __syncwarp();
+    const bool more = i + 1 < count;
+    if (!more && !wants_end) return false;
+#pragma unroll
+    for (int n = 0; n < kN / 8; ++n) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) S[n][k] *= decay;
+    }
+    cuda::keep_registers(left);
+    cuda::fence_sums();
+    const unsigned v_at = tiles_at + static_cast<unsigned>(i % kStages * At::stage + At::v);
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j)
+      cuda::multiply_add_async<T, Operand::across_depth>(
+          S, left[j], cuda::describe<kTokens, Operand::across_depth>(v_at, j * 16, 0), 1);
+    cuda::commit_products();
+    load_left(more ? i + 1 : i, next);
+    cuda::wait_for_products<0>();
+    cuda::keep_registers(S);
+    cuda::keep_registers(left);
+    cuda::arrive(empty(i));
+    return more;
+  };
+  Left left;
+  Left other;
+  if (count > 0) load_left(0, left);
+  for (std::int64_t i = 0; i < count; i += 2)
+    if (!walk_chunk(i, left, other) || !walk_chunk(i + 1, other, left)) break;
   if (lane == 0) wait_for_copies_out();
-  if (backward && segment.initial && walk.dinitial && walk.ends == nullptr) {
+  if (wants_end && written) {
     // What nothing is left of is 0, not -0.
     for_elements([&](std::int64_t p, int n, float& value) {
       walk.dinitial.store(value + 0.0F, segment.sequence, head, p, n);
@@ -199,12 +289,26 @@ __global__ void __launch_bounds__(kThreads, 2)
 #endif
 }
 
+std::optional<Maps> describe_inputs(const Segments& segments, const BackwardProblem& b) {
+  if (segments.listed != nullptr || segments.reverse) return std::nullopt;
+  const auto x = cuda::describe_tiles(b.forward.x, kTokens);
+  const auto dout = cuda::describe_tiles(b.dout, kTokens);
+  const auto B = cuda::describe_tiles(b.forward.B, kTokens);
+  const auto C = cuda::describe_tiles(b.forward.C, kTokens);
+  if (!x || !dout || !B || !C) return std::nullopt;
+  return Maps{*x, *dout, *B, *C};
+}
+
 }  // namespace
+
+int warpgroup_states_shared_memory() { return Layout<128>::total; }
 
 void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
                       const BackwardProblem& b, const StateTiles& at) {
-  const std::int64_t blocks = segments.count * in.heads * (in.headdim / kChannels) * 2;
+  const std::int64_t pairs = in.groups * ((in.heads_per_group * (in.headdim / kChannels) + 1) / 2);
+  const std::int64_t blocks = segments.count * pairs * 2;
   if (blocks == 0) return;
+  const std::optional<Maps> maps = describe_inputs(segments, b);
   cuda::dispatch_element(in.x.dtype, "[ssd_backward] x", [&](auto element) {
     using T = decltype(element);
     if constexpr (!std::is_same_v<T, float>) {
@@ -218,12 +322,17 @@ void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, 
                           .states = at.states.raw(),
                           .gradients = at.gradients.raw(),
                           .dfinal = AnyView<4>(b.dfinal_states),
-                          .dinitial = AnyView<4>(b.dinitial_states)});
+                          .dinitial = AnyView<4>(b.dinitial_states)},
+                     maps.value_or(Maps{}));
       };
-      if (in.d_state <= 64)
-        with(warpgroup_states_kernel<T, 64>, Layout<64>::total);
+      if (in.d_state <= 64 && maps)
+        with(warpgroup_states_kernel<T, 64, true>, Layout<64>::total);
+      else if (in.d_state <= 64)
+        with(warpgroup_states_kernel<T, 64, false>, Layout<64>::total);
+      else if (maps)
+        with(warpgroup_states_kernel<T, 128, true>, Layout<128>::total);
       else
-        with(warpgroup_states_kernel<T, 128>, Layout<128>::total);
+        with(warpgroup_states_kernel<T, 128, false>, Layout<128>::total);
     }
   });
 }

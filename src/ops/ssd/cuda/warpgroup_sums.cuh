@@ -120,8 +120,8 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
 
 // What a block works on.
 struct Work {
-  std::int64_t s, group, part;  // the chunk, the group, and which of its blocks of heads
-  std::int64_t first_head, last_head, tiles, items;
+  std::int64_t s, group, part;              // the chunk, the group, and which of its blocks of heads
+  int first_head, last_head, tiles, items;  // heads are far fewer than 2^31, and 32 bits are divided faster
 };
 
 // Rows of f32 sums to their part of the sums over heads.

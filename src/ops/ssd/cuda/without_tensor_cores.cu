@@ -43,6 +43,7 @@ void warpgroup_backward(Context&, const Inputs&, const Segments&, const Tensor&,
   refuse();
 }
 int warpgroup_backward_shared_memory() { return std::numeric_limits<int>::max(); }
+int warpgroup_states_shared_memory() { return std::numeric_limits<int>::max(); }
 int chunked_backward_shared_memory() { return std::numeric_limits<int>::max(); }
 
 }  // namespace krait::ssd_detail
