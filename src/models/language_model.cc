@@ -240,6 +240,8 @@ Tensor LanguageModel::logits(Context& ctx, std::span<const Sequence> sequences, 
 }
 
 void LanguageModel::step(Context& ctx, const Tensor& ids, const Batch& batch, const Tensor& logits) const {
+  if (batch.size() == 1 && backbone_->step_at_once(ctx, ids, embedding_, batch, head_weight(), logits))
+    return;
   const OverlappingKernels overlap(ctx);
   const Tensor embedded =
       embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});

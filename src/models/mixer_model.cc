@@ -48,6 +48,33 @@ class MixerModel final : public Backbone {
     projection(ctx, {.x = hidden, .input = normed, .weight = head_weight, .out = logits});
   }
 
+  bool step_at_once(Context& ctx, const Tensor& ids, const Tensor& embedding, const Batch& batch,
+                    const Tensor& head_weight, const Tensor& logits) const override {
+    DecodeStepArgs args{.id = ids,
+                        .row = batch.state_indices(),
+                        .embedding = embedding,
+                        .norm_weight = norm_f_.weight,
+                        .norm_bias = norm_f_.bias,
+                        .head = head_weight,
+                        .logits = logits};
+    DecodeModel& model = args.model;
+    model.rms = norm_f_.rms;
+    model.eps = norm_f_.eps;
+    for (const Block& block : blocks_) {
+      const int i = static_cast<int>(model.layers.size());
+      DecodeLayer& layer = model.layers.emplace_back();
+      if (block.has_mlp() || !block.mixer().describe(model, layer)) return false;
+      layer.norm_weight = block.norm().weight;
+      layer.norm_bias = block.norm().bias;
+      layer.conv_state = batch.pool().conv(i);
+      layer.ssm_state = batch.pool().ssm(i);
+    }
+    model.sizes.layers = static_cast<std::int64_t>(blocks_.size());
+    model.sizes.d_model = embedding.size(1);
+    model.sizes.vocabulary = embedding.size(0);
+    return decode_step(ctx, args);
+  }
+
   // One tensor walks back through all layers: the gradient of the residual stream.
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const override {
     const StreamGradient dsum{

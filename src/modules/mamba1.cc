@@ -182,6 +182,27 @@ Tensor Mamba1::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   return in_proj_.backward(ctx, frame["hidden"], dxz);
 }
 
+bool Mamba1::describe(DecodeModel& model, DecodeLayer& layer) const {
+  const auto& c = config_;
+  model.sizes.mamba2 = false;
+  model.sizes.d_inner = c.d_inner;
+  model.sizes.d_state = c.d_state;
+  model.sizes.dt_rank = c.dt_rank;
+  model.options = {.mixer_norm_eps = c.mixer_rms_eps};
+  layer.in_weight = in_proj_.weight;
+  layer.in_bias = in_proj_.bias;
+  layer.conv_weight = conv1d_.weight.squeeze(1);
+  layer.conv_bias = conv1d_.bias;
+  layer.x_weight = x_proj_.weight;
+  layer.dt_weight = dt_proj_.weight;
+  layer.dt_bias = dt_proj_.bias;
+  layer.A = A_;
+  layer.D = D_;
+  layer.out_weight = out_proj_.weight;
+  layer.out_bias = out_proj_.bias;
+  return true;
+}
+
 LayerStateShape Mamba1::state_shape() const {
   return {.conv = {config_.d_inner, config_.d_conv - 1}, .ssm = {config_.d_inner, config_.d_state}};
 }

@@ -259,6 +259,32 @@ Tensor Mamba2::backward(Context& ctx, const Tensor& dout, const Batch& batch, in
   return in_proj_.backward(ctx, frame["hidden"], dprojected);
 }
 
+bool Mamba2::describe(DecodeModel& model, DecodeLayer& layer) const {
+  const auto& c = config_;
+  if (d_mlp() > 0) return false;
+  model.sizes.mamba2 = true;
+  model.sizes.d_inner = c.d_ssm;
+  model.sizes.d_state = c.d_state;
+  model.sizes.heads = nheads();
+  model.sizes.groups = c.ngroups;
+  model.options = {.gated_norm = c.rmsnorm,
+                   .norm_before_gate = c.norm_before_gate,
+                   .gated_norm_eps = norm_.eps,
+                   .D_by_channel = c.D_has_hdim,
+                   .dt_limit = c.dt_limit};
+  layer.in_weight = in_proj_.weight;
+  layer.in_bias = in_proj_.bias;
+  layer.conv_weight = conv1d_.weight.squeeze(1);
+  layer.conv_bias = conv1d_.bias;
+  layer.dt_bias = dt_bias_;
+  layer.A = A_;
+  layer.D = D_;
+  if (c.rmsnorm) layer.gated_norm_weight = norm_.weight;
+  layer.out_weight = out_proj_.weight;
+  layer.out_bias = out_proj_.bias;
+  return true;
+}
+
 LayerStateShape Mamba2::state_shape() const {
   return {.conv = {conv1d_.channels, config_.d_conv - 1},
           .ssm = {nheads(), config_.headdim, config_.d_state},

@@ -32,6 +32,13 @@ class Backbone {
   // A batch that is_step(), embedded as in forward, to the head's logits (n, V) of what forward would return.
   virtual void step(Context& ctx, const Tensor& hidden, const Batch& batch, const Tensor& head_weight,
                     const Tensor& logits) const;
+  // The same from ids (1) on the device, in one kernel (decode_step). False, with nothing done, where that is
+  // not made for the model or the device.
+  virtual bool step_at_once(Context& /*ctx*/, const Tensor& /*ids*/, const Tensor& /*embedding*/,
+                            const Batch& /*batch*/, const Tensor& /*head_weight*/,
+                            const Tensor& /*logits*/) const {
+    return false;
+  }
   // Gradient of the result of forward (T, d_model) -> gradient of its input. Adds to the
   // gradients of parameters that have one.
   virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, Tape& tape) const = 0;

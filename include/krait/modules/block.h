@@ -32,6 +32,8 @@ class Block {
   void backward(Context& ctx, const StreamGradient& dsum, const Batch& batch, int layer, Tape& tape) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
   void initialize(Rng& rng);
+  [[nodiscard]] const NormLayer& norm() const { return norm_; }
+  [[nodiscard]] bool has_mlp() const { return mlp_.has_value(); }
   [[nodiscard]] Mixer& mixer() { return *mixer_; }
   [[nodiscard]] const Mixer& mixer() const { return *mixer_; }
 

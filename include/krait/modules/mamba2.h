@@ -46,6 +46,7 @@ class Mamba2 : public Mixer {
                  Tape* tape = nullptr) const override;
   Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const override;
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
+  bool describe(DecodeModel& model, DecodeLayer& layer) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;
   void initialize(Rng& rng) override;

@@ -12,6 +12,7 @@
 #include "krait/modules/parameter.h"
 #include "krait/modules/state.h"
 #include "krait/modules/tape.h"
+#include "krait/ops/decode_step.h"
 
 namespace krait {
 
@@ -37,6 +38,9 @@ class Mixer {
   // dout (T, d_model) -> the gradient of hidden. Adds to the gradients of parameters that have one.
   virtual Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer,
                           Tape& tape) const = 0;
+  // What decode_step takes of a layer with this mixer: its own part of `layer`, and what all layers share.
+  // False, with both in any state, where the kernel is not made for it.
+  virtual bool describe(DecodeModel& /*model*/, DecodeLayer& /*layer*/) const { return false; }
   [[nodiscard]] virtual LayerStateShape state_shape() const = 0;
   virtual void visit(const std::string& prefix, const ParameterVisitor& visitor) = 0;
   // Fills every parameter as the field initialises it.

@@ -117,6 +117,31 @@ void launch_overlapping(const Context& ctx, std::string_view what, void (*kernel
 #endif
   launch(ctx, what, kernel, grid, block, shared, std::forward<Arguments>(arguments)...);
 }
+
+#ifndef __HIP_PLATFORM_AMD__
+// The same for a kernel whose blocks wait for one another: all of them run at once, or none.
+template <typename... Parameters, typename... Arguments>
+void launch_together(const Context& ctx, std::string_view what, void (*kernel)(Parameters...), dim3 grid,
+                     dim3 block, std::size_t shared, Arguments&&... arguments) {
+  const DeviceGuard guard(ctx.device().index);
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        what);
+  cudaLaunchAttribute together = {};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream_of(ctx);
+  config.attrs = &together;
+  config.numAttrs = 1;
+  const KernelScope scope(ctx, what);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), what);
+  ctx.device_backend()->queued(/*kernel=*/true);
+}
+#endif
 #endif
 
 // Blocks of `threads` that cover `count` elements with a grid-stride loop, at most `waves` times what the

@@ -1,0 +1,119 @@
+// The kernel around the mixers: one block for each multiprocessor, all of them at once, which pass results to
+// one another as words (words.cuh). Eight warps compute; the ninth brings what they need (ring.cuh), layers
+// ahead of them where the ring has room, so that the memory stays busy while results pass.
+//
+// A mixer brings all tiles of a layer in the order of use (bring), and takes a layer from what the one in
+// front has published to what it publishes itself (step).
+#pragma once
+
+#include "core/cuda/wgmma.cuh"
+#include "ops/decode_step/cuda/stages.cuh"
+
+namespace krait::decode_detail {
+
+// Registers move between groups of four warps: of the last group one works, with few.
+inline constexpr int kBringers = 128;
+__device__ __forceinline__ void give_registers() {
+#ifdef KRAIT_WGMMA
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 40;\n");
+#endif
+}
+__device__ __forceinline__ void take_registers() {
+#ifdef KRAIT_WGMMA
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;\n");
+#endif
+}
+
+template <typename T, int kQuads, bool kPlain, template <typename, int, bool> class Mixer>
+__global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_constant__ Params p) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ __align__(16) float scratch[2 * kMostGroups * kWarps];
+  __shared__ std::uint64_t barriers[2 * kSlots];
+  const int block = static_cast<int>(blockIdx.x);
+  const int blocks = static_cast<int>(gridDim.x);
+  const unsigned before = *p.epoch;
+  const Ring ring(static_cast<unsigned>(__cvta_generic_to_shared(memory)),
+                  static_cast<unsigned>(__cvta_generic_to_shared(barriers)), p.ring);
+  if (threadIdx.x == 0) ring.begin();
+  __syncthreads();
+
+  const Share head = share_of(p.vocabulary, block, blocks);
+  if (threadIdx.x >= kThreads) {
+    give_registers();
+    if (threadIdx.x >= kThreads + 32) return;
+    Producer producer(ring);
+    for (int l = 0; l < p.layers; ++l)
+      Mixer<T, kQuads, kPlain>::bring(p, p.layer[l], producer, block, blocks);
+    producer.bring_rows<T>(p.head, p.d_model, head.first, head.count, p.model_tile);
+    return;
+  }
+
+  take_registers();
+  unsigned char* const x = memory + p.ring;
+  float* const sums =
+      reinterpret_cast<float*>(x + kWarps * kStep * sizeof(T) * max(p.model_steps, p.inner_steps));
+  const Shared shared{.ring = memory,
+                      .x = x,
+                      .sums = sums,
+                      .low = reinterpret_cast<unsigned char*>(sums + 2 * kWarps * kMostRows),
+                      .scratch = scratch};
+  Computer<T, kQuads, kPlain> computer(p, shared, ring);
+  const Part part(p.d_model, p.model_steps);
+  Mixer<T, kQuads, kPlain> mixer(computer, block, blocks);
+  float residual[kQuads][4] = {};
+  for (int l = 0; l < p.layers; ++l) mixer.step(l, before + static_cast<unsigned>(l), part, residual);
+
+  float4 weight[kQuads];
+  computer.load_weight(p.norm_weight, part, weight);
+  uint2 came[kQuads];
+  const unsigned last = before + static_cast<unsigned>(p.layers);
+  read_pairs(p.words.hidden + part.first / 2, part.quads, last, came);
+  computer.stage_norm(part, p.norm_bias, weight, came, residual);
+  // All blocks have read the old one: something of all of them has arrived here.
+  if (block == 0 && threadIdx.x == 0) *p.epoch = last;
+  computer.template multiply</*kOnePass=*/false>(p.d_model, p.model_steps, head.count, p.model_tile,
+                                                 [&](int i, bool there, float sum) {
+                                                   if (there) p.logits[head.first + i] = sum;
+                                                 });
+#endif
+}
+
+// What kernels know of most models beforehand (Computer).
+inline bool is_plain(const DecodePlan& plan, const Params& p) {
+  constexpr int kWhole = kWarps * kStep;  // columns of which no warp has less than others
+  bool plain = p.in_rows <= plan.blocks * (kMostRows - 2) && p.d_model <= plan.blocks * (kMostRows - 2) &&
+               p.d_model % kWhole == 0 && p.d_inner % kWhole == 0 && p.rms && p.groups == 1 &&
+               !p.norm_before_gate && !p.D_by_channel && !p.mixer_norm && p.gated_norm == (p.heads > 0) &&
+               (p.heads == 0 || p.d_state <= kPlainStates) && p.state_dtype == DType::f32 &&
+               p.norm_weight != nullptr && p.norm_bias == nullptr;
+  for (int l = 0; l < p.layers; ++l) {
+    const LayerPointers& layer = p.layer[l];
+    plain = plain && layer.norm_weight != nullptr && layer.norm_bias == nullptr && layer.in_bias == nullptr &&
+            layer.conv_bias != nullptr && layer.dt_bias != nullptr && layer.D != nullptr &&
+            (!p.gated_norm || layer.gated_norm_weight != nullptr) && layer.out_bias == nullptr;
+  }
+  return plain;
+}
+
+template <template <typename, int, bool> class Mixer>
+void launch_decode(Context& ctx, DType dtype, const DecodePlan& plan, const Params& params) {
+  const auto launch = [&](const auto kernel) {
+    cuda::launch_together(ctx, "decode_step", kernel, dim3(static_cast<unsigned>(plan.blocks)),
+                          dim3(kThreads + kBringers), static_cast<std::size_t>(plan.shared), params);
+  };
+  const auto launch_for = [&](auto element) {
+    using T = decltype(element);
+    const auto fits = [&](int quads) {
+      return params.d_model <= quads * kQuadColumns && params.d_inner <= 2 * quads * kQuadColumns;
+    };
+    static_assert(4 * kQuadColumns == kMostModel && 8 * kQuadColumns == kMostInner);
+    if (!is_plain(plan, params)) return launch(decode<T, 4, false, Mixer>);
+    fits(1)   ? launch(decode<T, 1, true, Mixer>)
+    : fits(3) ? launch(decode<T, 3, true, Mixer>)
+              : launch(decode<T, 4, true, Mixer>);
+  };
+  dtype == DType::f16 ? launch_for(__half{}) : launch_for(__nv_bfloat16{});
+}
+
+}  // namespace krait::decode_detail
