@@ -169,6 +169,7 @@ struct LanePlan {
   int lanes = 0;
   int states = 0;
   int per_team = 1;        // channels that the lanes share
+  int resident = 4;        // blocks that a multiprocessor holds at once (forward)
   std::int64_t piece = 0;  // a multiple of kCheckpointSteps
 };
 [[nodiscard]] LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
