@@ -123,30 +123,38 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
 }
 
 LanePlan choose_backward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
-                         std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;  // of a block
-  LanePlan plan;
-  if (d_state > 64) {
-    plan = {.lanes = 32, .states = 8};
-  } else if (d_state > 32) {
-    plan = {.lanes = 16, .states = 4};
-  } else if (d_state > 16) {
-    plan = {.lanes = 8, .states = 4};
-  } else {
-    // As many threads as fill the device; the fewer share a channel, the less there is to sum.
-    constexpr LanePlan kFewStates[] = {{.lanes = 4, .states = 4, .per_team = 2},
-                                       {.lanes = 4, .states = 4, .per_team = 1},
-                                       {.lanes = 8, .states = 2, .per_team = 1},
-                                       {.lanes = 16, .states = 1, .per_team = 1}};
-    for (const LanePlan& candidate : kFewStates) {
-      plan = candidate;
-      const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
-      const std::int64_t blocks = runs * groups * ((channels_per_group + channels - 1) / channels);
-      if (2 * blocks >= 3 * std::int64_t{multiprocessors}) break;
+                         std::int64_t length, bool whole_rows, std::int64_t d_state, int multiprocessors) {
+  constexpr std::int64_t kThreads = 128;   // of a block
+  constexpr std::int64_t kResident = 2;    // blocks that a multiprocessor has room for
+  constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
+  const auto blocks = [&](const LanePlan& plan) {
+    const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
+    return runs * groups * ((channels_per_group + channels - 1) / channels);
+  };
+  if (d_state > 64) return {.lanes = 32, .states = 8};
+  if (d_state > 32) return {.lanes = 16, .states = 4};
+  if (d_state > 16) return {.lanes = 8, .states = 4};
+  // The fewer threads share a channel, the less there is to sum. Where these would not fill the device, rows
+  // are cut into pieces, which a pass over gradients of the state alone makes independent.
+  const LanePlan few = {.lanes = 4, .states = 4, .per_team = 2};
+  if (2 * blocks(few) >= 3 * std::int64_t{multiprocessors}) return few;
+  if (whole_rows && blocks(few) > 0) {
+    std::int64_t parts = 1;
+    while (length % (2 * parts * kCheckpointSteps) == 0 && length / (2 * parts) >= kShortest &&
+           2 * parts * blocks(few) <= kResident * multiprocessors)
+      parts *= 2;
+    if (parts >= 2 && 4 * parts * blocks(few) >= 3 * std::int64_t{multiprocessors}) {
+      LanePlan plan = few;
+      plan.piece = length / parts;
+      return plan;
     }
   }
-  plan.piece = 0;
-  return plan;
+  constexpr LanePlan kMore[] = {{.lanes = 4, .states = 4, .per_team = 1},
+                                {.lanes = 8, .states = 2, .per_team = 1},
+                                {.lanes = 16, .states = 1, .per_team = 1}};
+  for (const LanePlan& candidate : kMore)
+    if (2 * blocks(candidate) >= 3 * std::int64_t{multiprocessors}) return candidate;
+  return kMore[2];
 }
 
 }  // namespace krait::scan
