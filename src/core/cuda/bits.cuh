@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/elements.cuh"
 
@@ -86,6 +87,43 @@ struct Bits {
     } else {
       static_assert(kWords == 1);
       word[0] = *static_cast<const std::uint32_t*>(from);
+    }
+  }
+};
+
+// As Bits, of 16-bit elements alone: half the registers.
+template <int kCount>
+struct NarrowBits {
+  std::uint32_t word[(kCount + 1) / 2];
+
+  // Of elements side by side, aligned to the smaller of their size and 16 bytes.
+  __device__ __forceinline__ void load_packed(const void* data, std::int64_t i) {
+    const auto* const from = static_cast<const std::uint16_t*>(data) + i;
+    if constexpr (kCount == 1) {
+      word[0] = *from;
+    } else if constexpr (kCount == 2) {
+      word[0] = *reinterpret_cast<const std::uint32_t*>(from);
+    } else if constexpr (kCount == 4) {
+      const uint2 v = *reinterpret_cast<const uint2*>(from);
+      word[0] = v.x;
+      word[1] = v.y;
+    } else {
+      static_assert(kCount == 8);
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      word[0] = v.x;
+      word[1] = v.y;
+      word[2] = v.z;
+      word[3] = v.w;
+    }
+  }
+  template <typename T>
+  __device__ __forceinline__ void to_floats(float (&to)[kCount]) const {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      if constexpr (std::is_same_v<T, __nv_bfloat16>)
+        to[e] = __uint_as_float(e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000U);
+      else
+        to[e] = float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, DType::f16);
     }
   }
 };

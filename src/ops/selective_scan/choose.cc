@@ -70,8 +70,7 @@ bool fits_tiles(const Problem& p) {
 
 LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                         std::int64_t length, std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;   // that walk, of a block
-  constexpr std::int64_t kResident = 2;    // blocks that a multiprocessor has registers for
+  constexpr std::int64_t kThreads = 128;   // of a block
   constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
   // What a token of a block costs, in clocks of a multiprocessor: `work` where others are there to fill the
   // gaps, `alone` where none is.
@@ -81,11 +80,9 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
     std::int64_t alone;
   };
   // Measured on an H200.
-  constexpr Candidate kFewStates[] = {{{.lanes = 4, .states = 4, .per_team = 4}, 300, 540},
-                                      {{.lanes = 4, .states = 4, .per_team = 2}, 162, 280},
-                                      {{.lanes = 4, .states = 4, .per_team = 1}, 92, 150},
-                                      {{.lanes = 8, .states = 2, .per_team = 1}, 60, 120},
-                                      {{.lanes = 16, .states = 1, .per_team = 1}, 60, 118}};
+  constexpr Candidate kFewStates[] = {{{.lanes = 4, .states = 4, .per_team = 4, .resident = 2}, 245, 350},
+                                      {{.lanes = 4, .states = 4, .per_team = 1, .resident = 2}, 80, 118},
+                                      {{.lanes = 4, .states = 4, .per_team = 1, .resident = 4}, 79, 170}};
   const auto blocks = [&](const LanePlan& plan) {
     const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
     return runs * groups * ((channels_per_group + channels - 1) / channels);
@@ -100,10 +97,11 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
   } else {
     // Blocks take equally long, and so come in waves.
     const auto cost_of = [&](const Candidate& c) {
-      const std::int64_t whole = std::max(kResident * c.work, c.alone);
-      const std::int64_t waves = blocks(c.plan) / (kResident * multiprocessors);
-      const std::int64_t rest = blocks(c.plan) % (kResident * multiprocessors);
-      return waves * whole + (rest == 0 ? 0 : rest <= multiprocessors ? c.alone : whole);
+      const auto cost_on = [&](std::int64_t resident) { return std::max(resident * c.work, c.alone); };
+      const std::int64_t at_once = std::int64_t{c.plan.resident} * multiprocessors;
+      const std::int64_t rest = blocks(c.plan) % at_once;
+      return blocks(c.plan) / at_once * cost_on(c.plan.resident) +
+             (rest == 0 ? 0 : cost_on((rest + multiprocessors - 1) / multiprocessors));
     };
     std::int64_t least = 0;
     for (const Candidate& c : kFewStates) {
@@ -125,30 +123,38 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
 }
 
 LanePlan choose_backward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
-                         std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;  // of a block
-  LanePlan plan;
-  if (d_state > 64) {
-    plan = {.lanes = 32, .states = 8};
-  } else if (d_state > 32) {
-    plan = {.lanes = 16, .states = 4};
-  } else if (d_state > 16) {
-    plan = {.lanes = 8, .states = 4};
-  } else {
-    // As many threads as fill the device; the fewer share a channel, the less there is to sum.
-    constexpr LanePlan kFewStates[] = {{.lanes = 4, .states = 4, .per_team = 2},
-                                       {.lanes = 4, .states = 4, .per_team = 1},
-                                       {.lanes = 8, .states = 2, .per_team = 1},
-                                       {.lanes = 16, .states = 1, .per_team = 1}};
-    for (const LanePlan& candidate : kFewStates) {
-      plan = candidate;
-      const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
-      const std::int64_t blocks = runs * groups * ((channels_per_group + channels - 1) / channels);
-      if (2 * blocks >= 3 * std::int64_t{multiprocessors}) break;
+                         std::int64_t length, bool whole_rows, std::int64_t d_state, int multiprocessors) {
+  constexpr std::int64_t kThreads = 128;   // of a block
+  constexpr std::int64_t kResident = 2;    // blocks that a multiprocessor has room for
+  constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
+  const auto blocks = [&](const LanePlan& plan) {
+    const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
+    return runs * groups * ((channels_per_group + channels - 1) / channels);
+  };
+  if (d_state > 64) return {.lanes = 32, .states = 8};
+  if (d_state > 32) return {.lanes = 16, .states = 4};
+  if (d_state > 16) return {.lanes = 8, .states = 4};
+  // The fewer threads share a channel, the less there is to sum. Where these would not fill the device, rows
+  // are cut into pieces, which a pass over gradients of the state alone makes independent.
+  const LanePlan few = {.lanes = 4, .states = 4, .per_team = 2};
+  if (2 * blocks(few) >= 3 * std::int64_t{multiprocessors}) return few;
+  if (whole_rows && blocks(few) > 0) {
+    std::int64_t parts = 1;
+    while (length % (2 * parts * kCheckpointSteps) == 0 && length / (2 * parts) >= kShortest &&
+           2 * parts * blocks(few) <= kResident * multiprocessors)
+      parts *= 2;
+    if (parts >= 2 && 4 * parts * blocks(few) >= 3 * std::int64_t{multiprocessors}) {
+      LanePlan plan = few;
+      plan.piece = length / parts;
+      return plan;
     }
   }
-  plan.piece = 0;
-  return plan;
+  constexpr LanePlan kMore[] = {{.lanes = 4, .states = 4, .per_team = 1},
+                                {.lanes = 8, .states = 2, .per_team = 1},
+                                {.lanes = 16, .states = 1, .per_team = 1}};
+  for (const LanePlan& candidate : kMore)
+    if (2 * blocks(candidate) >= 3 * std::int64_t{multiprocessors}) return candidate;
+  return kMore[2];
 }
 
 }  // namespace krait::scan

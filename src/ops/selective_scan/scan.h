@@ -169,13 +169,15 @@ struct LanePlan {
   int lanes = 0;
   int states = 0;
   int per_team = 1;        // channels that the lanes share
+  int resident = 4;        // blocks that a multiprocessor holds at once (forward)
   std::int64_t piece = 0;  // a multiple of kCheckpointSteps
 };
 [[nodiscard]] LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                                       std::int64_t length, std::int64_t d_state, int multiprocessors);
+// `whole_rows`: runs are rows of `length` tokens. 0 tokens of a piece: runs stay whole.
 [[nodiscard]] LanePlan choose_backward(std::int64_t runs, std::int64_t groups,
-                                       std::int64_t channels_per_group, std::int64_t d_state,
-                                       int multiprocessors);
+                                       std::int64_t channels_per_group, std::int64_t length, bool whole_rows,
+                                       std::int64_t d_state, int multiprocessors);
 // True for real states, B and C that are variable, and 1 to 256 states.
 [[nodiscard]] bool fits_tiles(const Problem& problem);
 

@@ -350,18 +350,22 @@ TEST(SelectiveScan, LanesOfAGpu) {
     return scan::choose_forward(runs, 1, channels, length, d_state, 132);
   };
   const auto backward = [](std::int64_t runs, std::int64_t channels, std::int64_t d_state) {
-    return scan::choose_backward(runs, 1, channels, d_state, 132);
+    return scan::choose_backward(runs, 1, channels, 2048, true, d_state, 132);
   };
   // The more channels there are, the more of them share what is read of B and C.
   EXPECT_EQ(plan(8, 4096, 2048, 16).per_team, 4);
-  EXPECT_EQ(plan(4, 4096, 2048, 16).per_team, 2);
+  EXPECT_EQ(plan(4, 4096, 2048, 16).per_team, 1);
+  EXPECT_EQ(plan(4, 4096, 2048, 16).resident, 4);
   EXPECT_EQ(plan(2, 4096, 2048, 16).per_team, 1);
-  EXPECT_EQ(plan(2, 4096, 2048, 16).lanes, 4);
-  EXPECT_EQ(plan(1, 4096, 2048, 16).lanes, 8);
-  EXPECT_GT(plan(1, 1024, 2048, 16).lanes, 4);
+  EXPECT_EQ(plan(2, 4096, 2048, 16).resident, 2);
+  EXPECT_EQ(plan(1, 4096, 2048, 16).per_team, 1);
   EXPECT_EQ(backward(8, 4096, 16).per_team, 2);
-  EXPECT_EQ(backward(2, 4096, 16).per_team, 1);
-  EXPECT_EQ(backward(1, 256, 16).lanes, 16);
+  EXPECT_EQ(backward(8, 4096, 16).piece, 0);
+  EXPECT_EQ(backward(1, 64, 16).lanes, 16);
+  EXPECT_EQ(backward(1, 4096, 16).per_team, 2);
+  EXPECT_EQ(backward(1, 4096, 16).piece, 512);
+  EXPECT_EQ(scan::choose_backward(1, 1, 4096, 2048, false, 16, 132).piece, 0);
+  EXPECT_EQ(scan::choose_backward(1, 1, 4096, 2047, true, 16, 132).piece, 0);  // pieces of whole tiles
   for (const std::int64_t d_state : {1, 16, 17, 32, 33, 64, 65, 256}) {
     for (const scan::LanePlan& p : {plan(1, 1536, 512, d_state), backward(1, 1536, d_state)}) {
       EXPECT_GE(p.lanes * p.states, d_state);

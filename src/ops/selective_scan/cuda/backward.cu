@@ -47,6 +47,7 @@ struct Operands {
   float* dA;  // (piece, N, D)
   float* dD;  // (piece, D)
   float* ddelta_bias;
+  const float* carried = nullptr;  // of rows in pieces: gradients_between
   Pieces pieces;
   std::int64_t length;
   bool by_channel;
@@ -93,38 +94,72 @@ template <typename S, bool kByChannel>
 struct Movement {
   using Moves = MoverShare<S::kChannels, kByChannel>;
   using Along = Track<S::kChannels, kByChannel>;
+  using NarrowAlong = NarrowTrack<S::kChannels, kByChannel>;
   static constexpr int kTogether = Moves::kTogether;
   static constexpr int kRounds = Moves::kRounds;
   using Elements = cuda::Bits<kTogether>;
+  using Narrow = cuda::NarrowBits<kTogether>;
 
   const Operands& o;
   const Item<S>& item;
-  const Moves& moves;
-  Along u;
-  Along delta;
-  Along dout;
-  Along z;
-  Along du;
-  Along ddelta;
-  Along dz;
-  bool packed;
+  Moves moves;
+  bool packed = true;  // elements of whole tiles lie side by side and aligned
+  bool narrow = true;  // and have one type of 16 bits
 
   __device__ Movement(const Operands& operands, const Item<S>& of, const Moves& share)
-      : o(operands),
-        item(of),
-        moves(share),
-        u(o.in.u, moves, item.piece, item.first),
-        delta(o.in.delta, moves, item.piece, item.first),
-        dout(o.dout, moves, item.piece, item.first),
-        z(o.in.z, moves, item.piece, item.first),
-        du(o.du, moves, item.piece, item.first),
-        ddelta(o.ddelta, moves, item.piece, item.first),
-        dz(o.dz, moves, item.piece, item.first) {
-    packed = true;
-    for (const Along* track : {&u, &delta, &dout, &z, &du, &ddelta, &dz})
-      packed = packed && track->packed(item.piece, item.channels);
+      : o(operands), item(of), moves(share) {
+    narrow = cuda::is_narrow(o.in.u.dtype);
+    const auto check = [&](const AnyView<3>& view) {
+      packed = packed && track(view).packed(item.piece, item.channels);
+      narrow = narrow && NarrowAlong::fits(view) && (view.data == nullptr || view.dtype == o.in.u.dtype);
+    };
+    check(o.in.u);
+    check(o.in.delta);
+    check(o.dout);
+    check(o.in.z);
+    check(o.du);
+    check(o.ddelta);
+    check(o.dz);
+    narrow = narrow && packed;
   }
-  __device__ __forceinline__ bool whole(const Tile32& tile) const { return packed && tile.count == kTile; }
+  __device__ __forceinline__ Along track(const AnyView<3>& view) const {
+    return Along(view, moves, item.piece, item.first);
+  }
+  __device__ __forceinline__ NarrowAlong narrow_track(const AnyView<3>& view, const Tile32& tile) const {
+    return NarrowAlong(view, moves, item.piece.row, item.first, tile);
+  }
+
+  // As they come from memory.
+  struct Raw {
+    Narrow u[kRounds];
+    Narrow delta[kRounds];
+    Narrow dout[kRounds];
+    Narrow z[kRounds];
+  };
+  __device__ __forceinline__ void load(const Tile32& tile, Raw& to) const {
+    const auto one = [&](const AnyView<3>& view, Narrow(&bits)[kRounds]) {
+      const NarrowAlong from = narrow_track(view, tile);
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) from.load(round, bits[round]);
+    };
+    one(o.in.u, to.u);
+    one(o.in.delta, to.delta);
+    one(o.dout, to.dout);
+    if (o.in.z) one(o.in.z, to.z);
+  }
+  __device__ __forceinline__ void prefetch(const Tile32& tile) const {
+    if (!packed) return;
+    const auto one = [&](const AnyView<3>& view) {
+      if (view.data == nullptr) return;
+      const Along from = track(view);
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) from.prefetch(tile, round);
+    };
+    one(o.in.u);
+    one(o.in.delta);
+    one(o.dout);
+    one(o.in.z);
+  }
 
   struct Numbers {
     float u[kTogether];
@@ -132,71 +167,83 @@ struct Movement {
     float dout[kTogether];
     float z[kTogether];
   };
-  template <bool kWhole>
-  __device__ __forceinline__ void load(const Tile32& tile, int round, Numbers& to) const {
+  template <typename T>
+  __device__ __forceinline__ static void widen(const Raw& from, int round, Numbers& to) {
+    from.u[round].template to_floats<T>(to.u);
+    from.delta[round].template to_floats<T>(to.delta);
+    from.dout[round].template to_floats<T>(to.dout);
+    from.z[round].template to_floats<T>(to.z);
+  }
+  __device__ __forceinline__ void load_any(const Tile32& tile, int round, Numbers& to) const {
     Elements bits[4] = {};
-    const auto one = [&](const Along& track, Elements& e) {
-      if (kWhole)
-        track.load_packed(tile, round, e);
-      else
-        track.load(tile, round, item.channels, e);
-    };
-    one(u, bits[0]);
-    one(delta, bits[1]);
-    one(dout, bits[2]);
-    if (o.in.z) one(z, bits[3]);
+    track(o.in.u).load(tile, round, item.channels, bits[0]);
+    track(o.in.delta).load(tile, round, item.channels, bits[1]);
+    track(o.dout).load(tile, round, item.channels, bits[2]);
+    if (o.in.z) track(o.in.z).load(tile, round, item.channels, bits[3]);
     bits[0].to_floats(o.in.u.dtype, to.u);
     bits[1].to_floats(o.in.delta.dtype, to.delta);
     bits[2].to_floats(o.dout.dtype, to.dout);
     bits[3].to_floats(o.in.z.dtype, to.z);
   }
-  template <bool kWhole>
-  __device__ __forceinline__ void store(const Along& track, const Tile32& tile, int round,
-                                        const float (&from)[kTogether]) const {
-    if (!track.view) return;
-    if (kWhole)
-      track.store_packed(tile, round, from);
-    else
-      track.store(tile, round, item.channels, from);
-  }
-  __device__ __forceinline__ void prefetch(const Tile32& tile) const {
-    if (!packed) return;
-#pragma unroll
-    for (int round = 0; round < kRounds; ++round)
-      for (const Along* track : {&u, &delta, &dout, &z}) track->prefetch(tile, round);
-  }
 
   template <bool kWhole>
-  __device__ __forceinline__ void prepare(const Tile32& tile, int round, float* shared) const {
-    Numbers x;
-    load<kWhole>(tile, round, x);
+  __device__ __forceinline__ void prepare_round(const Tile32& tile, int round, Numbers& x,
+                                                float* shared) const {
+    float bias[kByChannel ? kTogether : 1];
+    load_shared(shared + S::kBias + moves.channel_of(round, 0), bias);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) x.delta[e] += bias[kByChannel ? e : 0];
+    if (o.in.softplus)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) x.delta[e] = softplus_fast(x.delta[e]);
+    if (o.in.z)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) x.dout[e] *= x.z[e] * sigmoid_fast(x.z[e]);
     auto* const cells = reinterpret_cast<float4*>(shared);
 #pragma unroll
     for (int e = 0; e < kTogether; ++e) {
-      const int channel = moves.channel_of(round, e);
       const int row = tile.row(moves.slot_of(round, e));
-      float dt = x.delta[e] + shared[S::kBias + channel];
-      if (o.in.softplus) dt = softplus_fast(dt);
-      float dy = x.dout[e];
-      if (o.in.z) dy *= x.z[e] * sigmoid_fast(x.z[e]);
-      const bool there = row < tile.count;
-      cells[cell_at<S>(row, channel)] =
-          make_float4(there ? dt : 0.0F, there ? dt * x.u[e] : 0.0F, there ? dy : 0.0F, 0.0F);
+      const bool there = kWhole || row < tile.count;
+      const float dt = x.delta[e];
+      cells[cell_at<S>(row, moves.channel_of(round, e))] =
+          make_float4(there ? dt : 0.0F, there ? dt * x.u[e] : 0.0F, there ? x.dout[e] : 0.0F, 0.0F);
     }
   }
-  // totals: of dD and ddelta_bias, those of this thread.
+  template <typename T>
+  __device__ __forceinline__ void prepare(const Tile32& tile, const Raw& raw, float* shared) const {
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      Numbers x;
+      widen<T>(raw, round, x);
+      prepare_round<true>(tile, round, x, shared);
+    }
+  }
+  __device__ __forceinline__ void prepare_any(const Tile32& tile, float* shared) const {
+#pragma unroll 1
+    for (int round = 0; round < kRounds; ++round) {
+      Numbers x;
+      load_any(tile, round, x);
+      prepare_round<false>(tile, round, x, shared);
+    }
+  }
+
+  // In x.u, x.delta and x.z: what du, ddelta and dz get. Sums of dD and of ddelta_bias: of each element along
+  // channels, or along time of all.
+  static constexpr int kSums = kByChannel ? kTogether : 1;
   template <bool kWhole>
-  __device__ __forceinline__ void finish(const Tile32& tile, int round, float* shared, float* totals) const {
-    Numbers x;
-    load<kWhole>(tile, round, x);
+  __device__ __forceinline__ void finish_round(const Tile32& tile, int round, Numbers& x, float* shared,
+                                               float (&skip_sums)[kSums], float (&bias_sums)[kSums]) const {
     const auto* const cells = reinterpret_cast<const float4*>(shared);
-    float du_of[kTogether];
-    float ddelta_of[kTogether];
+    float skips[kSums];
+    float bias[kSums];
+    load_shared(shared + S::kSkip + moves.channel_of(round, 0), skips);
+    load_shared(shared + S::kBias + moves.channel_of(round, 0), bias);
 #pragma unroll
     for (int e = 0; e < kTogether; ++e) {
+      const int of_sum = kByChannel ? e : 0;
       const int channel = moves.channel_of(round, e);
       const int row = tile.row(moves.slot_of(round, e));
-      const float skip = shared[S::kSkip + channel];
+      const float skip = skips[of_sum];
       const float4 cell = cells[cell_at<S>(row, channel)];
       const float out = fmaf(skip, x.u[e], cell.y);
       float dy = x.dout[e];
@@ -205,36 +252,67 @@ struct Movement {
         dy *= x.z[e] * gate;
         x.z[e] = x.dout[e] * out * gate * (1.0F + x.z[e] * (1.0F - gate));
       }
-      du_of[e] = fmaf(cell.z, cell.x, skip * dy);
-      const float raw = x.delta[e] + shared[S::kBias + channel];
+      const float raw = x.delta[e] + bias[of_sum];
       const float slope = o.in.softplus && raw <= 20.0F ? sigmoid_fast(raw) : 1.0F;
-      ddelta_of[e] = fmaf(cell.z, x.u[e], cell.w) * slope;
+      x.delta[e] = fmaf(cell.z, x.u[e], cell.w) * slope;
       if (kWhole || (row < tile.count && channel < item.channels)) {
-        float* const sums = totals + (kByChannel ? e : round) * kMovers;
-        sums[0] = fmaf(dy, x.u[e], sums[0]);
-        sums[8 * kMovers] += ddelta_of[e];
+        skip_sums[of_sum] = fmaf(dy, x.u[e], skip_sums[of_sum]);
+        bias_sums[of_sum] += x.delta[e];
+      }
+      x.u[e] = fmaf(cell.z, cell.x, skip * dy);
+    }
+  }
+  // Eight of dD and eight of ddelta_bias, those of this thread.
+  __device__ __forceinline__ static float* totals(float* shared) {
+    return shared + S::kTotals + static_cast<int>(threadIdx.x) * S::kTotal;
+  }
+  template <typename T>
+  __device__ __forceinline__ void finish(const Tile32& tile, const Raw& raw, float* shared) const {
+    float* const mine = totals(shared);
+    float skip_sums[kSums];
+    float bias_sums[kSums];
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      float* const at = mine + (kByChannel ? 0 : round);
+      if (!kByChannel || round == 0) {
+        load_shared(at, skip_sums);
+        load_shared(at + 8, bias_sums);
+      }
+      Numbers x;
+      widen<T>(raw, round, x);
+      finish_round<true>(tile, round, x, shared, skip_sums, bias_sums);
+      const auto put = [&](const AnyView<3>& view, const float(&from)[kTogether]) {
+        if (view) narrow_track(view, tile).template store<T>(round, from);
+      };
+      put(o.du, x.u);
+      put(o.ddelta, x.delta);
+      put(o.dz, x.z);
+      if (!kByChannel || round + 1 == kRounds) {
+        store_packed(at, skip_sums);
+        store_packed(at + 8, bias_sums);
       }
     }
-    store<kWhole>(du, tile, round, du_of);
-    store<kWhole>(ddelta, tile, round, ddelta_of);
-    store<kWhole>(dz, tile, round, x.z);
   }
-  __device__ __forceinline__ void prepare(const Tile32& tile, float* shared) const {
-    if (whole(tile)) {
-#pragma unroll
-      for (int round = 0; round < kRounds; ++round) prepare<true>(tile, round, shared);
-    } else {
+  __device__ __forceinline__ void finish_any(const Tile32& tile, float* shared) const {
+    float* const mine = totals(shared);
 #pragma unroll 1
-      for (int round = 0; round < kRounds; ++round) prepare<false>(tile, round, shared);
-    }
-  }
-  __device__ __forceinline__ void finish(const Tile32& tile, float* shared, float* totals) const {
-    if (whole(tile)) {
-#pragma unroll
-      for (int round = 0; round < kRounds; ++round) finish<true>(tile, round, shared, totals);
-    } else {
-#pragma unroll 1
-      for (int round = 0; round < kRounds; ++round) finish<false>(tile, round, shared, totals);
+    for (int round = 0; round < kRounds; ++round) {
+      float* const at = mine + (kByChannel ? 0 : round);
+      float skip_sums[kSums];
+      float bias_sums[kSums];
+      load_shared(at, skip_sums);
+      load_shared(at + 8, bias_sums);
+      Numbers x;
+      load_any(tile, round, x);
+      finish_round<false>(tile, round, x, shared, skip_sums, bias_sums);
+      const auto put = [&](const AnyView<3>& view, const float(&from)[kTogether]) {
+        if (view) track(view).store(tile, round, item.channels, from);
+      };
+      put(o.du, x.u);
+      put(o.ddelta, x.delta);
+      put(o.dz, x.z);
+      store_packed(at, skip_sums);
+      store_packed(at + 8, bias_sums);
     }
   }
 };
@@ -243,7 +321,9 @@ template <typename S, bool kByChannel>
 __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
                                             : S::kPerTeam == 2 ? 2
                                                                : 3) unwind_tiles(Operands o) {
-  using Moves = MoverShare<S::kChannels, kByChannel>;
+  using Move = Movement<S, kByChannel>;
+  using Moves = typename Move::Moves;
+  using BAndC = Factors<S::kAll>;
   extern __shared__ __align__(16) float shared[];
   const Inputs<float>& in = o.in;
   const int mover = static_cast<int>(threadIdx.x);
@@ -269,53 +349,91 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     Carried<S> carried = {};
     each_state([&](std::int64_t d, int n, int c, int k) {
       carried.A[c][k] = kLog2E * in.A.get(d, n);
-      if (piece.last && o.dlast_state) carried.g[c][k] = o.dlast_state.get(piece.sequence, d, n);
+      if (o.carried != nullptr) {
+        const std::int64_t from_last = piece.row * o.pieces.parts + o.pieces.parts - 1 - piece.part;
+        carried.g[c][k] = o.carried[(from_last * d_state + n) * in.channels + d];
+      } else if (piece.last && o.dlast_state) {
+        carried.g[c][k] = o.dlast_state.get(piece.sequence, d, n);
+      }
     });
-    const Movement<S, kByChannel> movement(o, item, moves);
+    Move move(o, item, moves);
     __syncthreads();  // the sums of the item before have been read
-    float* const totals = shared + S::kTotals + mover;
 #pragma unroll
-    for (int e = 0; e < 16; ++e) totals[e * kMovers] = 0.0F;
+    for (int e = 0; e < 16; ++e) Move::totals(shared)[e] = 0.0F;
     if (mover < S::kChannels) {
       const bool mine = mover < item.channels;
       shared[S::kBias + mover] = in.delta_bias && mine ? in.delta_bias.load(item.first + mover) : 0.0F;
       shared[S::kSkip + mover] = in.D && mine ? in.D.load(item.first + mover) : 0.0F;
     }
     __syncthreads();
-    const Factors<S::kAll> factors = {in.B.variable, in.C.variable, piece.row, item.group, d_state};
+    const BAndC factors = {in.B.variable, in.C.variable, piece.row, item.group, d_state};
+    const bool narrow_factors = BAndC::kRounds == 1 && factors.packed(piece);
 
-    for (std::int64_t begin = piece.count == 0 ? -1 : (piece.count - 1) / kTile * kTile; begin >= 0;
-         begin -= kTile) {
-      const int count = piece.count - begin < kTile ? static_cast<int>(piece.count - begin) : kTile;
-      const Tile32 tile(o.pieces, piece, begin, count);
-      float h[S::kPerTeam][S::kStates] = {};
+    float h[S::kPerTeam][S::kStates] = {};  // before the tile
+    typename Move::Raw raw;
+    typename BAndC::Narrow factor;
+    if (narrow_factors) factor = factors.narrow(piece, mover);
+    // What the tile at `begin` needs of memory.
+    const auto ask = [&](std::int64_t begin, int count) {
       each_state([&](std::int64_t d, int n, int c, int k) {
         if (begin > 0 || piece.part > 0)
           h[c][k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
         else
           h[c][k] = in.state_before(piece, d, n);
       });
-#pragma unroll 2
-      for (int round = 0; round < Factors<S::kAll>::kRounds; ++round) {
-        typename Factors<S::kAll>::Elements elements;
-        factors.load(tile, mover, round, elements);
-        factors.store(tile, mover, round, elements, shared + S::kFactors);
+      if (count != kTile) return;
+      if (move.narrow) move.load(Tile32(o.pieces, piece, begin, count), raw);
+      if (narrow_factors) factor.load(begin);
+    };
+    std::int64_t begin = piece.count == 0 ? -1 : (piece.count - 1) / kTile * kTile;
+    int count = static_cast<int>(piece.count - begin);
+    if (begin >= 0) ask(begin, count);
+    for (; begin >= 0; begin -= kTile, count = kTile) {
+      const Tile32 tile(o.pieces, piece, begin, count);
+      const bool whole = move.narrow && count == kTile;
+      if (narrow_factors && count == kTile) {
+        with_narrow(in.B.variable.dtype, [&](auto t) {
+          factors.template store<decltype(t)>(tile, mover, factor, shared + S::kFactors);
+        });
+      } else {
+#pragma unroll 1
+        for (int round = 0; round < BAndC::kRounds; ++round) {
+          typename BAndC::Elements elements;
+          factors.load(tile, mover, round, elements);
+          factors.store(tile, mover, round, elements, shared + S::kFactors);
+        }
       }
-      movement.prepare(tile, shared);
-      if (begin > 0) movement.prefetch(Tile32(o.pieces, piece, begin - kTile, kTile));
+      move.moves.forget();
+      if (whole)
+        with_narrow(in.u.dtype, [&](auto t) { move.template prepare<decltype(t)>(tile, raw, shared); });
+      else
+        move.prepare_any(tile, shared);
+      if (begin > 0) move.prefetch(Tile32(o.pieces, piece, begin - kTile, kTile));
       __syncthreads();
 
       const int subs = (count + S::kSub - 1) / S::kSub;
       walk_tile<S>(shared, subs, carried.A, h);
       for (int sub = subs - 1; sub >= 0; --sub) {
         unwind_sub<S>(shared, sub, carried);
-        if (sub * S::kSub % S::kFlush == 0) {
+        if (S::kFlush < kTile && sub * S::kSub % S::kFlush == 0) {
           __syncthreads();
           flush<S>(o, shared, item, tile, sub * S::kSub);
-          if (S::kFlush < kTile && sub > 0) __syncthreads();  // the next ones take their place
+          if (sub > 0) __syncthreads();  // the next ones take their place
         }
       }
-      movement.finish(tile, shared, totals);
+      // The elements again, which had no room in registers: on their way while sums are written.
+      move.moves.forget();
+      typename Move::Raw again;
+      if (whole) move.load(tile, again);
+      if constexpr (S::kFlush == kTile) {
+        __syncthreads();
+        flush<S>(o, shared, item, tile, 0);
+      }
+      if (whole)
+        with_narrow(in.u.dtype, [&](auto t) { move.template finish<decltype(t)>(tile, again, shared); });
+      else
+        move.finish_any(tile, shared);
+      if (begin > 0) ask(begin - kTile, kTile);
     }
 
     each_state([&](std::int64_t d, int n, int c, int k) {
@@ -327,16 +445,16 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     for (int which = 0; which < 2; ++which) {
       float* const to = which == 0 ? o.dD : o.ddelta_bias;
       if (to == nullptr || mover >= item.channels) continue;
-      const float* const from = shared + S::kTotals + which * 8 * kMovers;
+      const float* const from = shared + S::kTotals + which * 8;
       float sum = 0.0F;
       if constexpr (kByChannel) {
         constexpr int kApart = S::kChannels / Moves::kTogether;
-        const float* const mine = from + mover % Moves::kTogether * kMovers + mover / Moves::kTogether;
-        for (int other = 0; other < kMovers; other += kApart) sum += mine[other];
+        const float* const mine = from + mover % Moves::kTogether + mover / Moves::kTogether * S::kTotal;
+        for (int other = 0; other < kMovers; other += kApart) sum += mine[other * S::kTotal];
       } else {
         for (int other = 0; other < kMovers; ++other)
           if (Moves(other).channel == mover % Moves::kAcross)
-            sum += from[mover / Moves::kAcross * kMovers + other];
+            sum += from[mover / Moves::kAcross + other * S::kTotal];
       }
       to[item.piece_index * in.channels + item.first + mover] = sum;
     }
@@ -370,7 +488,8 @@ auto with_shape(const LanePlan& plan, F&& f) {
 
 bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
   if (!fits_tiles(p)) return false;
-  const LanePlan plan = choose_backward(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.d_state,
+  const LanePlan plan = choose_backward(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.u.size(2),
+                                        p.whole_rows && p.runs.requests.empty(), p.d_state,
                                         cuda::limits_of(ctx).multiprocessors);
   const std::size_t shared =
       with_shape(plan, [](auto shape) { return sizeof(float) * decltype(shape)::kFloats; });
@@ -383,13 +502,18 @@ bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
     if (states.checkpoints.numel() > 0 && !run_fast_forward(ctx, states)) return false;
     gradients.checkpoints = states.checkpoints;
   }
-  const UploadedPieces uploaded = upload_pieces(ctx, p, kWholeRuns);
+  const UploadedPieces uploaded = upload_pieces(ctx, p, plan.piece > 0 ? plan.piece : kWholeRuns);
+  Tensor carried;
+  if (uploaded.pieces.count > std::ssize(p.runs.runs))
+    carried = gradients_between(ctx, p, gradients, plan.piece);
   const std::int64_t in_block = kWalkers / plan.lanes * plan.per_team;
   const PartialSums sums =
       make_sums(ctx, p, gradients, (p.channels / p.groups + in_block - 1) / in_block, uploaded.pieces.count);
   if (uploaded.pieces.count * p.channels > 0)
     with_shape(plan, [&](auto shape) {
-      launch_tiles<decltype(shape)>(ctx, Operands(p, gradients, sums, uploaded.pieces));
+      Operands o(p, gradients, sums, uploaded.pieces);
+      if (carried) o.carried = static_cast<const float*>(carried.raw());
+      launch_tiles<decltype(shape)>(ctx, o);
     });
   finish_sums(ctx, p, gradients, sums);
   return true;

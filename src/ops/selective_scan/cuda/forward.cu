@@ -1,13 +1,13 @@
-// The fast forward: real states, B and C variable. Half of a block, the walkers, walk the tokens of a tile in
-// order, from dt and dt u to sums over states; the other half, the movers, turn the sums of the tile before
-// into outputs meanwhile and make dt and dt u of the next one.
+// The fast forward: real states, B and C variable. A warp walks the tokens of a tile in order, from dt and
+// dt u to sums over states, and does what comes before and behind that itself: warps of a multiprocessor are
+// at different places of their tiles, so that one computes while another waits.
 #include <algorithm>
 #include <cstdint>
 
-#include "core/cuda/meeting.cuh"
 #include "ops/selective_scan/cuda/kernels.h"
 #include "ops/selective_scan/cuda/operands.cuh"
 #include "ops/selective_scan/cuda/stage.cuh"
+#include "ops/selective_scan/cuda/walk.cuh"
 
 namespace krait::scan {
 namespace {
@@ -35,363 +35,379 @@ struct Operands {
   float* steps = nullptr;          // to write: the sum of dt
 };
 
-template <int kLanes, int kStates, int kPerTeam>
-struct Shape : Teams<kLanes, kStates, kPerTeam> {
-  using Base = Teams<kLanes, kStates, kPerTeam>;
-  static constexpr int kSteps = kLanes / kPerTeam;        // tokens whose sums over lanes are made together
-  static constexpr int kAhead = kSteps < 4 ? kSteps : 4;  // tokens whose numbers are loaded together
-  static constexpr int kBody = kSteps < 4       ? 4
-                               : kSteps < kTile ? 2 * kSteps
-                                                : kTile;      // tokens of a loop's body
-  static constexpr int kCells = 2 * kTile * Base::kChannels;  // floats of a buffer of dt and dt u
-  static constexpr int kFloats = 2 * (kCells + Factors<Base::kAll>::kFloats) + 2 * Base::kChannels;
-};
-
-// dt and dt u of a channel and a token lie side by side. Movers write 8 channels each; which pairs of
-// channels are exchanged keeps them in different banks.
-template <typename S>
-__device__ __forceinline__ int cell(int row, int channel) {
-  const int pair = channel / 2;
-  return row * S::kChannels + (pair ^ (pair / 8 & 3)) * 2 + channel % 2;
-}
-
 // The first pass over runs in pieces needs no end of the last one.
 __device__ __forceinline__ bool skipped(const Operands& o, const Piece& piece) {
   return o.ends != nullptr && piece.last_of_run;
 }
 
-// The shared memory of a block.
-template <typename S>
-struct Buffers {
-  float* shared;
+// Keeps the compiler from loading what several rounds need at once: registers would not do.
+__device__ __forceinline__ void in_turn() { asm volatile("" ::: "memory"); }
 
-  __device__ __forceinline__ float2* cells(int buffer) const {
-    return reinterpret_cast<float2*>(shared + buffer * S::kCells);
+// The elements of a tile that a lane brings from and to memory.
+template <typename S, bool kByChannel, Pass kPass>
+struct Movement {
+  using Moves = MoverShare<S::kWarpChannels, kByChannel, 32>;
+  using Along = Track<S::kWarpChannels, kByChannel, 32>;
+  using NarrowAlong = NarrowTrack<S::kWarpChannels, kByChannel, 32>;
+  using Elements = typename Along::Elements;
+  static constexpr int kTogether = Moves::kTogether;
+  static constexpr int kRounds = Moves::kRounds;
+  using Narrow = cuda::NarrowBits<kTogether>[kRounds];
+
+  const Operands& o;
+  const Item<S>& item;
+  Moves moves;
+  float2* cells;      // of the warp
+  float* sums;        // of the warp
+  const float* bias;  // of its channels
+  const float* skip;
+  int channels;  // of the warp, that exist
+
+  __device__ Movement(const Operands& operands, const Item<S>& of, float* shared)
+      : o(operands),
+        item(of),
+        moves(static_cast<int>(threadIdx.x) % 32),
+        cells(reinterpret_cast<float2*>(shared + warp() * S::kCells)),
+        sums(shared + S::kFirstSums + warp() * S::kSums),
+        bias(shared + S::kBias + warp() * S::kWarpChannels),
+        skip(shared + S::kSkip + warp() * S::kWarpChannels) {
+    const int left = item.channels - warp() * S::kWarpChannels;
+    channels = left < S::kWarpChannels ? left : S::kWarpChannels;
   }
-  __device__ __forceinline__ float* factors(int buffer) const {
-    return shared + 2 * S::kCells + buffer * Factors<S::kAll>::kFloats;
+  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
+  __device__ Along track(const AnyView<3>& view) const {
+    return Along(view, moves, item.piece, item.first + warp() * S::kWarpChannels);
   }
-  __device__ __forceinline__ float* bias() const {
-    return shared + 2 * (S::kCells + Factors<S::kAll>::kFloats);
+  __device__ NarrowAlong narrow_track(const AnyView<3>& view) const {
+    return NarrowAlong(view, moves, item.piece, item.first + warp() * S::kWarpChannels);
   }
-  __device__ __forceinline__ float* skip() const { return bias() + S::kChannels; }
+  template <typename F>
+  __device__ __forceinline__ void each_view(F&& f) const {
+    f(o.in.u);
+    f(o.in.delta);
+    if constexpr (kPass != Pass::states) f(o.in.z);
+    if constexpr (kPass == Pass::outputs) f(o.out);
+  }
+  // True where whole tiles have elements side by side and aligned.
+  __device__ bool packed() const {
+    bool result = true;
+    each_view([&](const AnyView<3>& view) { result = result && track(view).packed(item.piece, channels); });
+    return result;
+  }
+  // True where they have one type of 16 bits too.
+  __device__ bool narrow() const {
+    bool result = cuda::is_narrow(o.in.u.dtype);
+    each_view([&](const AnyView<3>& view) {
+      result = result && NarrowAlong::fits(view) && (view.data == nullptr || view.dtype == o.in.u.dtype);
+    });
+    return result;
+  }
+  __device__ __forceinline__ void prefetch(const Tile32& tile) const {
+    each_view([&](const AnyView<3>& view) {
+      if (view.data == nullptr || view.data == o.out.data) return;
+      const Along from = track(view);
+#pragma unroll
+      for (int round = 0; round < kRounds; ++round) from.prefetch(tile, round);
+    });
+  }
+
+  // dt and dt u of a round.
+  template <bool kWhole>
+  __device__ __forceinline__ void put(const Tile32& tile, int round, float (&x)[kTogether],
+                                      float (&dt)[kTogether]) const {
+    float of_channel[kByChannel ? kTogether : 1];
+    load_shared(bias + moves.channel_of(round, 0), of_channel);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) dt[e] += of_channel[kByChannel ? e : 0];
+    if (o.in.softplus)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) dt[e] = softplus_fast(dt[e]);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      // Empty rows leave the state as it is.
+      const bool there = kWhole || tile.row(moves.slot_of(round, e)) < tile.count;
+      x[e] = there ? (kPass == Pass::gradients ? x[e] : dt[e] * x[e]) : 0.0F;
+      dt[e] = there ? dt[e] : 0.0F;
+    }
+    if constexpr (kByChannel && kTogether % 2 == 0) {
+      float4* const to =
+          reinterpret_cast<float4*>(&cells[tile.row(moves.slot_of(round, 0)) * S::kRow + moves.channel]);
+#pragma unroll
+      for (int e = 0; e < kTogether; e += 2) to[e / 2] = make_float4(dt[e], x[e], dt[e + 1], x[e + 1]);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e)
+        cells[tile.row(moves.slot_of(round, e)) * S::kRow + moves.channel_of(round, e)] =
+            make_float2(dt[e], x[e]);
+    }
+  }
+  __device__ __forceinline__ void gate(float (&x)[kTogether], const float (&z)[kTogether]) const {
+    if (o.in.z)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) x[e] *= z[e] * sigmoid_fast(z[e]);
+  }
+  template <typename T>
+  __device__ __forceinline__ void prepare(const Tile32& tile, const Narrow& u_bits, const Narrow& delta_bits,
+                                          const Narrow& z_bits) const {
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      float x[kTogether];
+      float dt[kTogether];
+      u_bits[round].template to_floats<T>(x);
+      delta_bits[round].template to_floats<T>(dt);
+      if constexpr (kPass == Pass::gradients) {
+        float of_gate[kTogether];
+        z_bits[round].template to_floats<T>(of_gate);
+        gate(x, of_gate);
+      }
+      put<true>(tile, round, x, dt);
+      in_turn();
+    }
+  }
+  __device__ __forceinline__ void prepare_any(const Tile32& tile) const {
+#pragma unroll 1
+    for (int round = 0; round < kRounds; ++round) {
+      Elements u_bits;
+      Elements delta_bits;
+      track(o.in.u).load(tile, round, channels, u_bits);
+      track(o.in.delta).load(tile, round, channels, delta_bits);
+      float x[kTogether];
+      float dt[kTogether];
+      u_bits.to_floats(o.in.u.dtype, x);
+      delta_bits.to_floats(o.in.delta.dtype, dt);
+      if constexpr (kPass == Pass::gradients) {
+        Elements z_bits = {};
+        if (o.in.z) track(o.in.z).load(tile, round, channels, z_bits);
+        float of_gate[kTogether];
+        z_bits.to_floats(o.in.z.dtype, of_gate);
+        gate(x, of_gate);
+      }
+      put<false>(tile, round, x, dt);
+    }
+  }
+
+  __device__ __forceinline__ float sum_of(int row, int channel) const {
+    float sum = 0.0F;
+    if constexpr (S::kApart) {
+#pragma unroll
+      for (int i = 0; i < S::kLanes; i += 4) {
+        const auto some = *reinterpret_cast<const float4*>(sums + sum_at(row, channel * S::kLanes + i));
+        sum += some.x + some.y + some.z + some.w;
+      }
+    } else {
+      sum = cells[row * S::kRow + channel].x;
+    }
+    return sum;
+  }
+  // From u (x) and the sums over states to outputs.
+  __device__ __forceinline__ void take(const Tile32& tile, int round, float (&x)[kTogether],
+                                       const float (&of_gate)[kTogether]) const {
+    float of_channel[kByChannel ? kTogether : 1];
+    load_shared(skip + moves.channel_of(round, 0), of_channel);
+    if constexpr (!S::kApart && kByChannel) {
+      const float4* const from = reinterpret_cast<const float4*>(
+          &cells[tile.row(moves.slot_of(round, 0)) * S::kRow + moves.channel]);
+#pragma unroll
+      for (int e = 0; e < kTogether; e += 2) {
+        const float4 two = from[e / 2];
+        x[e] = fmaf(of_channel[e], x[e], two.x);
+        x[e + 1] = fmaf(of_channel[e + 1], x[e + 1], two.z);
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e)
+        x[e] = fmaf(of_channel[kByChannel ? e : 0], x[e],
+                    sum_of(tile.row(moves.slot_of(round, e)), moves.channel_of(round, e)));
+    }
+    gate(x, of_gate);
+  }
+  template <typename T>
+  __device__ __forceinline__ void finish(const Tile32& tile, const Narrow& u_bits, const Narrow& z_bits,
+                                         const NarrowAlong& out) const {
+#pragma unroll
+    for (int round = 0; round < kRounds; ++round) {
+      float x[kTogether];
+      float of_gate[kTogether];
+      u_bits[round].template to_floats<T>(x);
+      z_bits[round].template to_floats<T>(of_gate);
+      take(tile, round, x, of_gate);
+      out.template store<T>(round, x);
+      in_turn();
+    }
+  }
+  __device__ __forceinline__ void finish_any(const Tile32& tile) const {
+#pragma unroll 1
+    for (int round = 0; round < kRounds; ++round) {
+      Elements u_bits;
+      Elements z_bits = {};
+      track(o.in.u).load(tile, round, channels, u_bits);
+      if (o.in.z) track(o.in.z).load(tile, round, channels, z_bits);
+      float x[kTogether];
+      float of_gate[kTogether];
+      u_bits.to_floats(o.in.u.dtype, x);
+      z_bits.to_floats(o.in.z.dtype, of_gate);
+      take(tile, round, x, of_gate);
+      track(o.out).store(tile, round, channels, x);
+    }
+  }
 };
 
-__device__ __forceinline__ void meet_all() { cuda::meet<kWalkers + kMovers>(); }
-
-// kStatesOnly: no outputs, but states that later passes start from.
-template <typename S, bool kStatesOnly>
-__device__ __forceinline__ void walk(const Operands& o, const Buffers<S>& buffers) {
-  constexpr int kStates = S::kStates;
+template <typename S, bool kByChannel, Pass kPass>
+__global__ void __launch_bounds__(kWalkers, S::kResident) scan_tiles(Operands o) {
+  using Move = Movement<S, kByChannel, kPass>;
+  using BAndC = Factors<S::kAll>;
+  constexpr int kRounds = Move::kRounds;
   constexpr int kPerTeam = S::kPerTeam;
+  extern __shared__ __align__(16) float shared[];
   const Inputs<float>& in = o.in;
-  const int lane = static_cast<int>(threadIdx.x) % S::kLanes;
-  const int team = static_cast<int>(threadIdx.x) / S::kLanes;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int lane = thread % S::kLanes;
   const int d_state = static_cast<int>(in.d_state);
-  const auto channel_of = [&](int i) { return team * kPerTeam + (i ^ (lane % kPerTeam)); };
 
   for (std::int64_t i = blockIdx.x; i < Item<S>::count(in, o.pieces); i += gridDim.x) {
     const Item<S> item(in, o.pieces, i);
     if (skipped(o, item.piece)) continue;
     const Piece& piece = item.piece;
-    // f(channel, state, i, k) for those of this thread that exist.
+    // f(channel, state, c, k) for those of this thread that exist.
     const auto each_state = [&](auto&& f) {
 #pragma unroll
-      for (int c = 0; c < kPerTeam; ++c)
+      for (int c = 0; c < kPerTeam; ++c) {
+        const int channel = thread / S::kLanes * kPerTeam + (c ^ (lane % kPerTeam));
 #pragma unroll
-        for (int k = 0; k < kStates; ++k)
-          if (const int n = lane * kStates + k; channel_of(c) < item.channels && n < d_state)
-            f(item.first + channel_of(c), n, c, k);
+        for (int k = 0; k < S::kStates; ++k)
+          if (const int n = lane * S::kStates + k; channel < item.channels && n < d_state)
+            f(item.first + channel, n, c, k);
+      }
     };
-    float A[kPerTeam][kStates] = {};
-    float h[kPerTeam][kStates] = {};
+    States<S> states = {};
     each_state([&](std::int64_t d, int n, int c, int k) {
-      A[c][k] = kLog2E * in.A.get(d, n);
+      states.A[c][k] = kLog2E * in.A.get(d, n);
       if (piece.part > 0 && o.carried != nullptr)
-        h[c][k] = o.carried[(item.piece_index * d_state + n) * in.channels + d];
+        states.h[c][k] = o.carried[(item.piece_index * d_state + n) * in.channels + d];
       else if (o.ends == nullptr)
-        h[c][k] = in.state_before(piece, d, n);
+        states.h[c][k] = in.state_before(piece, d, n);
     });
-    float sum_of_steps[kPerTeam] = {};
 
     std::int64_t request = piece.requests_begin;
     const auto keep_states = [&](std::int64_t tokens) {
       if (o.checkpoints != nullptr && piece.has_checkpoint_after(tokens)) {
         const std::int64_t at = piece.checkpoint + tokens / kCheckpointSteps - 1;
         each_state([&](std::int64_t d, int n, int c, int k) {
-          o.checkpoints[(at * d_state + n) * in.channels + d] = h[c][k];
+          o.checkpoints[(at * d_state + n) * in.channels + d] = states.h[c][k];
         });
       }
-      if constexpr (!kStatesOnly) {
+      if constexpr (!kNoOutputs<kPass>) {
         for (; request < piece.requests_end && o.pieces.requests[request].count == tokens; ++request) {
           const StateRequest& wanted = o.pieces.requests[request];
           each_state([&](std::int64_t d, int n, int c, int k) {
-            o.states.set(h[c][k], wanted.row, wanted.slot, d, n);
+            o.states.set(states.h[c][k], wanted.row, wanted.slot, d, n);
           });
         }
       }
     };
     keep_states(0);
 
-    meet_all();
-    meet_all();
-    meet_all();  // the first tile is there
-    TileCursor tile(o.pieces, piece, !kStatesOnly);
-    for (int buffer = 0; tile.count > 0; buffer ^= 1) {
-      // dt, dt u, B and C of kAhead tokens, on their way while the tokens before them are walked.
-      struct Numbers {
-        float2 step[S::kAhead][kPerTeam];
-        float B[S::kAhead][kStates];
-        float C[S::kAhead][kStates];
-      };
-      const auto load = [&](int row, Numbers& to) {
+    __syncthreads();  // all that the item before left has been read
+    if (thread < S::kChannels) {
+      const bool mine = thread < item.channels;
+      shared[S::kBias + thread] = in.delta_bias && mine ? in.delta_bias.load(item.first + thread) : 0.0F;
+      shared[S::kSkip + thread] = !kNoOutputs<kPass> && in.D && mine ? in.D.load(item.first + thread) : 0.0F;
+    }
+    __syncthreads();
+
+    const Move move(o, item, shared);
+    const BAndC factors = {in.B.variable, in.C.variable, piece.row, item.group, d_state};
+    const bool packed = move.packed();
+    const bool narrow = packed && move.narrow();
+    const bool narrow_factors = BAndC::kRounds == 1 && factors.packed(piece);
+    // Of 16-bit tensors a tile is on its way to registers while the one before is walked.
+    typename Move::NarrowAlong u_track = move.narrow_track(in.u);
+    typename Move::NarrowAlong delta_track = move.narrow_track(in.delta);
+    typename Move::NarrowAlong z_track;
+    typename Move::NarrowAlong out_track;
+    if constexpr (kPass != Pass::states) z_track = move.narrow_track(in.z);
+    if constexpr (kPass == Pass::outputs) out_track = move.narrow_track(o.out);
+    typename Move::Narrow u;
+    typename Move::Narrow delta;
+    typename Move::Narrow z;
+    typename BAndC::Narrow factor;
+    if (narrow_factors) factor = factors.narrow(piece, thread);
+    const auto ask = [&](int count) {
+      if (count != kTile) return;
+      if (narrow_factors) factor.load();
+      if (!narrow) return;
 #pragma unroll
-        for (int s = 0; s < S::kAhead; ++s) {
-#pragma unroll
-          for (int c = 0; c < kPerTeam; ++c)
-            to.step[s][c] = buffers.cells(buffer)[cell<S>(row + s, channel_of(c))];
-          const float* const from =
-              buffers.factors(buffer) + (row + s) * Factors<S::kAll>::kRow + lane * kStates;
-          load_shared(from, to.B[s]);
-          if constexpr (!kStatesOnly) load_shared(from + S::kAll, to.C[s]);
-        }
-      };
-      Numbers next;
-      load(0, next);
-      // Rows behind the last token leave the state as it is: always a whole body.
-      for (int row = 0; row < tile.count; row += S::kBody) {
-#pragma unroll
-        for (int first = 0; first < S::kBody; first += S::kSteps) {
-          float y[S::kSteps][kPerTeam];
-#pragma unroll
-          for (int ahead = 0; ahead < S::kSteps; ahead += S::kAhead) {
-            const Numbers here = next;
-            // Behind the last row the last ones again: nobody uses them, and what lies there is being
-            // written.
-            load(min(row + first + ahead + S::kAhead, kTile - S::kAhead), next);
-#pragma unroll
-            for (int s = 0; s < S::kAhead; ++s)
-#pragma unroll
-              for (int c = 0; c < kPerTeam; ++c) {
-                const float2 step = here.step[s][c];
-                float sum = 0.0F;
-#pragma unroll
-                for (int k = 0; k < kStates; ++k) {
-                  h[c][k] = fmaf(exp2_fast(step.x * A[c][k]), h[c][k], step.y * here.B[s][k]);
-                  if constexpr (!kStatesOnly) sum = fmaf(here.C[s][k], h[c][k], sum);
-                }
-                if constexpr (kStatesOnly)
-                  sum_of_steps[c] += step.x;
-                else
-                  y[ahead + s][c] = sum;
-              }
-          }
-          if constexpr (!kStatesOnly) {
-            // Nobody but these lanes reads dt of these rows, and all of them have.
-            __syncwarp();
-            sum_over_team<S>(y, [&](int step, float sum) {
-              buffers.cells(buffer)[cell<S>(row + first + step, team * kPerTeam + lane % kPerTeam)].x = sum;
-            });
-          }
+      for (int round = 0; round < kRounds; ++round) {
+        u_track.load(round, u[round]);
+        delta_track.load(round, delta[round]);
+        if (kPass == Pass::gradients && in.z) z_track.load(round, z[round]);
+      }
+    };
+
+    TileCursor here(o.pieces, piece, !kNoOutputs<kPass>);
+    ask(here.count);
+    for (int buffer = 0; here.count > 0; buffer ^= 1) {
+      const Tile32 tile(o.pieces, piece, here.begin, here.count);
+      const bool whole = here.count == kTile;
+      float* const b_and_c = shared + S::kFactors + buffer * BAndC::kFloats;
+      if (narrow_factors && whole) {
+        with_narrow(in.B.variable.dtype,
+                    [&](auto t) { factors.template store<decltype(t)>(tile, thread, factor, b_and_c); });
+      } else {
+#pragma unroll 1
+        for (int round = 0; round < BAndC::kRounds; ++round) {
+          typename BAndC::Elements elements;
+          factors.load(tile, thread, round, elements);
+          factors.store(tile, thread, round, elements, b_and_c);
         }
       }
-      tile.advance(o.pieces, piece);
-      keep_states(tile.begin);
-      meet_all();
+      typename Move::Narrow u_here;
+      if (narrow && whole) {
+        with_narrow(in.u.dtype, [&](auto t) { move.template prepare<decltype(t)>(tile, u, delta, z); });
+#pragma unroll
+        for (int round = 0; round < kRounds; ++round) {
+          u_here[round] = u[round];
+          if (kPass == Pass::outputs && in.z) z_track.load(round, z[round]);
+        }
+      } else {
+        move.prepare_any(tile);
+      }
+      TileCursor next = here;
+      next.advance(o.pieces, piece);
+      u_track.advance(here.count);
+      delta_track.advance(here.count);
+      if constexpr (kPass == Pass::gradients) z_track.advance(here.count);
+      factor.advance(here.count);
+      ask(next.count);
+      if (!narrow && packed && next.count == kTile)
+        move.prefetch(Tile32(o.pieces, piece, next.begin, next.count));
+      __syncthreads();  // B and C are there, and dt and dt u
+      if constexpr (S::kApart)
+        walk_apart<S, kPass>(move.cells, b_and_c, move.sums, here.count, states);
+      else
+        walk_together<S, kPass>(move.cells, b_and_c, here.count, states);
+      __syncwarp();  // the cells have been read, sums are there
+      if constexpr (!kNoOutputs<kPass>) {
+        if (narrow && whole)
+          with_narrow(in.u.dtype,
+                      [&](auto t) { move.template finish<decltype(t)>(tile, u_here, z, out_track); });
+        else
+          move.finish_any(tile);
+        z_track.advance(here.count);
+        out_track.advance(here.count);
+      }
+      here = next;
+      keep_states(here.begin);
     }
 
     each_state([&](std::int64_t d, int n, int c, int k) {
       if (o.ends != nullptr)
-        o.ends[(item.piece_index * d_state + n) * in.channels + d] = h[c][k];
-      else if (!kStatesOnly && o.last_state && piece.last)
-        o.last_state.set(h[c][k], piece.sequence, d, n);
-      if (o.steps != nullptr && n == 0) o.steps[item.piece_index * in.channels + d] = sum_of_steps[c];
+        o.ends[(item.piece_index * d_state + n) * in.channels + d] = states.h[c][k];
+      else if (!kNoOutputs<kPass> && o.last_state && piece.last)
+        o.last_state.set(states.h[c][k], piece.sequence, d, n);
+      if (o.steps != nullptr && n == 0) o.steps[item.piece_index * in.channels + d] = states.steps[c];
     });
   }
-}
-
-template <typename S, bool kByChannel, bool kStatesOnly>
-__device__ __forceinline__ void move(const Operands& o, const Buffers<S>& buffers) {
-  using Moves = MoverShare<S::kChannels, kByChannel>;
-  using Elements = cuda::Bits<Moves::kTogether>;
-  using BAndC = Factors<S::kAll>;
-  constexpr int kTogether = Moves::kTogether;
-  // A mover of a small tile asks for what it needs next before it waits; one of a large tile would have no
-  // registers for that, and has time.
-  constexpr bool kEarly = Moves::kRounds == 1;
-  constexpr bool kEarlyFactors = BAndC::kRounds == 1;
-  constexpr int kFactorsAtOnce = kEarlyFactors ? 1 : 2;
-  const Inputs<float>& in = o.in;
-  const int mover = static_cast<int>(threadIdx.x) - kWalkers;
-  const Moves moves(mover);
-
-  for (std::int64_t i = blockIdx.x; i < Item<S>::count(in, o.pieces); i += gridDim.x) {
-    const Item<S> item(in, o.pieces, i);
-    if (skipped(o, item.piece)) continue;
-    const Piece& piece = item.piece;
-    const auto track = [&](const AnyView<3>& view) {
-      return Track<S::kChannels, kByChannel>(view, moves, piece, item.first);
-    };
-    const auto u_track = track(in.u);
-    const auto delta_track = track(in.delta);
-    const auto z_track = track(in.z);
-    const auto out_track = track(o.out);
-    bool packed = u_track.packed(piece, item.channels) && delta_track.packed(piece, item.channels);
-    if constexpr (!kStatesOnly)
-      packed = packed && z_track.packed(piece, item.channels) && out_track.packed(piece, item.channels);
-    const auto whole = [&](const TileCursor& at) { return packed && at.count == kTile; };
-    const auto tile_at = [&](const TileCursor& at) { return Tile32(o.pieces, piece, at.begin, at.count); };
-    const BAndC factors = {in.B.variable, in.C.variable, piece.row, item.group, static_cast<int>(in.d_state)};
-    Elements u;
-    Elements delta;
-    Elements u_of_output;
-    Elements z = {};
-    typename BAndC::Elements factor = {};
-
-    const auto ask = [&](const TileCursor& at) {
-      if (at.count == 0) return;
-      const Tile32 tile = tile_at(at);
-      if constexpr (kEarlyFactors) factors.load(tile, mover, 0, factor);
-      if (!kEarly || !whole(at)) return;
-      u_track.load_packed(tile, 0, u);
-      delta_track.load_packed(tile, 0, delta);
-    };
-    const auto ask_for_outputs = [&](const TileCursor& at) {
-      if (kStatesOnly || !kEarly || at.count == 0 || !whole(at)) return;
-      const Tile32 tile = tile_at(at);
-      u_track.load_packed(tile, 0, u_of_output);
-      if (in.z) z_track.load_packed(tile, 0, z);
-    };
-    const auto prepare_round = [&](const Tile32& tile, int round, float2* cells) {
-      float x[kTogether];
-      float dt[kTogether];
-      u.to_floats(in.u.dtype, x);
-      delta.to_floats(in.delta.dtype, dt);
-#pragma unroll
-      for (int e = 0; e < kTogether; ++e) {
-        dt[e] += buffers.bias()[moves.channel_of(round, e)];
-        if (in.softplus) dt[e] = softplus_fast(dt[e]);
-        // Empty rows leave the state as it is.
-        const bool there = tile.row(moves.slot_of(round, e)) < tile.count;
-        x[e] = there ? dt[e] * x[e] : 0.0F;
-        dt[e] = there ? dt[e] : 0.0F;
-      }
-      if constexpr (kByChannel && kTogether % 2 == 0) {
-        const int row = tile.row(moves.slot_of(round, 0));
-#pragma unroll
-        for (int e = 0; e < kTogether; e += 2)
-          *reinterpret_cast<float4*>(&cells[cell<S>(row, moves.channel_of(round, e))]) =
-              make_float4(dt[e], x[e], dt[e + 1], x[e + 1]);
-      } else {
-#pragma unroll
-        for (int e = 0; e < kTogether; ++e)
-          cells[cell<S>(tile.row(moves.slot_of(round, e)), moves.channel_of(round, e))] =
-              make_float2(dt[e], x[e]);
-      }
-    };
-    const auto prepare = [&](const TileCursor& at, int buffer) {
-      if (at.count == 0) return;
-      const Tile32 tile = tile_at(at);
-#pragma unroll kFactorsAtOnce
-      for (int round = 0; round < BAndC::kRounds; ++round) {
-        if constexpr (!kEarlyFactors) factors.load(tile, mover, round, factor);
-        factors.store(tile, mover, round, factor, buffers.factors(buffer));
-      }
-      if (whole(at)) {
-#pragma unroll
-        for (int round = 0; round < Moves::kRounds; ++round) {
-          if constexpr (!kEarly) {
-            u_track.load_packed(tile, round, u);
-            delta_track.load_packed(tile, round, delta);
-          }
-          prepare_round(tile, round, buffers.cells(buffer));
-        }
-      } else {
-#pragma unroll 1
-        for (int round = 0; round < Moves::kRounds; ++round) {
-          u_track.load(tile, round, item.channels, u);
-          delta_track.load(tile, round, item.channels, delta);
-          prepare_round(tile, round, buffers.cells(buffer));
-        }
-      }
-    };
-    const auto finish_round = [&](const Tile32& tile, int round, const float2* cells, float(&x)[kTogether]) {
-      float gate[kTogether];
-      u_of_output.to_floats(in.u.dtype, x);
-      z.to_floats(in.z.dtype, gate);
-#pragma unroll
-      for (int e = 0; e < kTogether; ++e) {
-        const int channel = moves.channel_of(round, e);
-        x[e] =
-            fmaf(buffers.skip()[channel], x[e], cells[cell<S>(tile.row(moves.slot_of(round, e)), channel)].x);
-        if (in.z) x[e] *= gate[e] * sigmoid_fast(gate[e]);
-      }
-    };
-    const auto finish = [&](const TileCursor& at, int buffer) {
-      if (kStatesOnly || at.count == 0) return;
-      const Tile32 tile = tile_at(at);
-      float x[kTogether];
-      if (whole(at)) {
-#pragma unroll
-        for (int round = 0; round < Moves::kRounds; ++round) {
-          if constexpr (!kEarly) {
-            u_track.load_packed(tile, round, u_of_output);
-            if (in.z) z_track.load_packed(tile, round, z);
-          }
-          finish_round(tile, round, buffers.cells(buffer), x);
-          out_track.store_packed(tile, round, x);
-        }
-      } else {
-#pragma unroll 1
-        for (int round = 0; round < Moves::kRounds; ++round) {
-          u_track.load(tile, round, item.channels, u_of_output);
-          if (in.z) z_track.load(tile, round, item.channels, z);
-          finish_round(tile, round, buffers.cells(buffer), x);
-          out_track.store(tile, round, item.channels, x);
-        }
-      }
-    };
-
-    meet_all();  // all that the item before left has been read
-    if (mover < S::kChannels) {
-      const bool mine = mover < item.channels;
-      buffers.bias()[mover] = in.delta_bias && mine ? in.delta_bias.load(item.first + mover) : 0.0F;
-      buffers.skip()[mover] = !kStatesOnly && in.D && mine ? in.D.load(item.first + mover) : 0.0F;
-    }
-    // The walkers are at tile `step`; the tile before it ends in the buffer that the next one gets.
-    TileCursor ahead(o.pieces, piece, !kStatesOnly);
-    TileCursor here = ahead;
-    here.count = 0;
-    TileCursor before = here;
-    for (int step = -2;; ++step) {
-      const int buffer = (step + 1) & 1;
-      finish(before, buffer);
-      if (step >= 0 && here.count == 0) break;
-      ask_for_outputs(here);
-      if (step >= -1) {
-        prepare(ahead, buffer);
-        before = here;
-        here = ahead;
-        if (ahead.count > 0) ahead.advance(o.pieces, piece);
-      }
-      ask(ahead);
-      meet_all();
-    }
-  }
-}
-
-template <typename S, bool kStatesOnly>
-__global__ void __launch_bounds__(kWalkers + kMovers,
-                                  S::kStates* S::kPerTeam <= 16 && S::kLanes <= 16 ? 2 : 1)
-    scan_tiles(Operands o) {
-  extern __shared__ __align__(16) float shared[];
-  const Buffers<S> buffers = {shared};
-  if (threadIdx.x < kWalkers)
-    walk<S, kStatesOnly>(o, buffers);
-  else if (o.by_channel)
-    move<S, true, kStatesOnly>(o, buffers);
-  else
-    move<S, false, kStatesOnly>(o, buffers);
 }
 
 // From the state after each piece alone to the state before each piece of a run, in place.
@@ -417,64 +433,95 @@ __global__ void __launch_bounds__(kWalkers)
   }
 }
 
-template <typename S, bool kStatesOnly>
+template <typename S, Pass kPass>
 void launch_tiles(Context& ctx, const Operands& o) {
   const std::int64_t in_group = o.in.channels / o.in.groups;
   const std::int64_t items = o.pieces.count * o.in.groups * ((in_group + S::kChannels - 1) / S::kChannels);
-  cuda::launch(ctx, kStatesOnly ? "selective_scan_states" : "selective_scan", scan_tiles<S, kStatesOnly>,
-               dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kWalkers + kMovers),
+  cuda::launch(ctx, kPass == Pass::outputs ? "selective_scan" : "selective_scan_states",
+               o.by_channel ? scan_tiles<S, true, kPass> : scan_tiles<S, false, kPass>,
+               dim3(static_cast<unsigned>(std::min<std::int64_t>(items, 1 << 30))), dim3(kWalkers),
                sizeof(float) * S::kFloats, o);
 }
 
-// f of the shape that a plan means.
+// f of the shape that a plan means, of at most 16 states and of more.
+template <typename F>
+auto with_few_states(const LanePlan& plan, F&& f) {
+  if (plan.per_team == 4) return f(Shape<4, 4, 4, 2>());
+  return plan.resident > 2 ? f(Shape<4, 4, 1, 4>()) : f(Shape<4, 4, 1, 2>());
+}
 template <typename F>
 auto with_shape(const LanePlan& plan, F&& f) {
-  switch (plan.lanes * 256 + plan.states * 16 + plan.per_team) {
-    case 4 * 256 + 4 * 16 + 4: return f(Shape<4, 4, 4>());
-    case 4 * 256 + 4 * 16 + 2: return f(Shape<4, 4, 2>());
-    case 4 * 256 + 4 * 16 + 1: return f(Shape<4, 4, 1>());
-    case 8 * 256 + 2 * 16 + 1: return f(Shape<8, 2, 1>());
-    case 16 * 256 + 1 * 16 + 1: return f(Shape<16, 1, 1>());
-    case 8 * 256 + 4 * 16 + 1: return f(Shape<8, 4, 1>());
-    case 16 * 256 + 4 * 16 + 1: return f(Shape<16, 4, 1>());
-    default: return f(Shape<32, 8, 1>());
+  switch (plan.lanes) {
+    case 4: return with_few_states(plan, f);
+    case 8: return f(Shape<8, 4, 1, 4>());
+    case 16: return f(Shape<16, 4, 1, 4>());
+    default: return f(Shape<32, 8, 1, 2>());
   }
 }
 
-template <bool kStatesOnly>
+template <Pass kPass>
 void launch_tiles(Context& ctx, const Operands& o, const LanePlan& plan) {
-  with_shape(plan, [&](auto shape) { launch_tiles<decltype(shape), kStatesOnly>(ctx, o); });
+  const auto launch = [&](auto shape) { launch_tiles<decltype(shape), kPass>(ctx, o); };
+  if constexpr (kPass == Pass::gradients)
+    with_few_states(plan, launch);
+  else
+    with_shape(plan, launch);
+}
+
+// The state before each piece of all but the last of their runs.
+template <Pass kPass>
+Tensor carry(Context& ctx, Operands o, const LanePlan& plan) {
+  const Pieces& pieces = o.pieces;
+  const Tensor states = ctx.empty({pieces.count, o.in.d_state, o.in.channels});
+  const Tensor steps = ctx.empty({pieces.count, o.in.channels});
+  o.checkpoints = nullptr;
+  o.ends = static_cast<float*>(states.raw());
+  o.steps = static_cast<float*>(steps.raw());
+  launch_tiles<kPass>(ctx, o, plan);
+  cuda::launch(ctx, "selective_scan_carry", carry_states,
+               dim3(cuda::blocks_for(ctx, pieces.count * o.in.d_state * o.in.channels, kWalkers)),
+               dim3(kWalkers), 0, o.in, pieces, static_cast<const float*>(steps.raw()),
+               static_cast<float*>(states.raw()));
+  return states;
+}
+
+bool fits(const Context& ctx, const LanePlan& plan) {
+  const std::size_t shared =
+      with_shape(plan, [](auto shape) { return sizeof(float) * decltype(shape)::kFloats; });
+  return shared <= static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block);
 }
 
 }  // namespace
+
+Tensor gradients_between(Context& ctx, const Problem& problem, const Gradients& gradients,
+                         std::int64_t length) {
+  Problem p = problem;
+  p.u = gradients.dout;
+  p.B = problem.C;
+  p.initial_state = gradients.dlast_state;
+  p.reverse = !problem.reverse;
+  p.out = p.last_state = p.states = p.checkpoints = {};
+  const UploadedPieces uploaded = upload_pieces(ctx, p, length);
+  const LanePlan plan = choose_forward(uploaded.pieces.count, p.groups, p.channels / p.groups, length,
+                                       p.d_state, cuda::limits_of(ctx).multiprocessors);
+  return carry<Pass::gradients>(ctx, Operands(p, uploaded.pieces), plan);
+}
 
 bool run_fast_forward(Context& ctx, const Problem& p) {
   if (!fits_tiles(p)) return false;
   const LanePlan plan = choose_forward(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.u.size(2),
                                        p.d_state, cuda::limits_of(ctx).multiprocessors);
-  const std::size_t shared =
-      with_shape(plan, [](auto shape) { return sizeof(float) * decltype(shape)::kFloats; });
-  if (shared > static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block)) return false;
+  if (!fits(ctx, plan)) return false;
   const UploadedPieces uploaded = upload_pieces(ctx, p, plan.piece);
   const Pieces& pieces = uploaded.pieces;
   if (pieces.count * p.channels == 0) return true;
   Operands o(p, pieces);
-  Tensor states;
-  Tensor steps;
+  Tensor carried;
   if (pieces.count > std::ssize(p.runs.runs)) {
-    states = ctx.empty({pieces.count, p.d_state, p.channels});
-    steps = ctx.empty({pieces.count, p.channels});
-    Operands ends = o;
-    ends.checkpoints = nullptr;
-    ends.ends = static_cast<float*>(states.raw());
-    ends.steps = static_cast<float*>(steps.raw());
-    launch_tiles<true>(ctx, ends, plan);
-    cuda::launch(ctx, "selective_scan_carry", carry_states,
-                 dim3(cuda::blocks_for(ctx, pieces.count * p.d_state * p.channels, kWalkers)), dim3(kWalkers),
-                 0, o.in, pieces, static_cast<const float*>(steps.raw()), static_cast<float*>(states.raw()));
-    o.carried = static_cast<const float*>(states.raw());
+    carried = carry<Pass::states>(ctx, o, plan);
+    o.carried = static_cast<const float*>(carried.raw());
   }
-  p.out ? launch_tiles<false>(ctx, o, plan) : launch_tiles<true>(ctx, o, plan);
+  p.out ? launch_tiles<Pass::outputs>(ctx, o, plan) : launch_tiles<Pass::states>(ctx, o, plan);
   return true;
 }
 

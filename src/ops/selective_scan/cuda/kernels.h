@@ -18,6 +18,11 @@ void clear_padding(Context& ctx, const Problem& problem, std::initializer_list<c
 // False where the problem is none for the fast kernels; nothing has been done then.
 bool run_fast_forward(Context& ctx, const Problem& problem);
 void run_plain_forward(Context& ctx, const Problem& problem);
+// The gradient of the state behind each piece of `length` tokens of a row, as (piece, N, D), pieces counted
+// from a row's last: what flows in from the pieces behind and from dlast_state. Whole rows without wanted
+// states alone; `length` divides theirs.
+Tensor gradients_between(Context& ctx, const Problem& problem, const Gradients& gradients,
+                         std::int64_t length);
 bool run_fast_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
 void run_plain_backward(Context& ctx, const Problem& problem, const Gradients& gradients);
 

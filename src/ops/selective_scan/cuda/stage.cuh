@@ -44,18 +44,26 @@ struct TileCursor {
   }
 };
 
-// The elements (token, channel) of a tile that a mover has: kRounds times kTogether of them side by side,
-// along channels or along time.
-template <int kChannels, bool kByChannel>
+// The elements (token, channel) of a tile that one of kThreads has: kRounds times kTogether of them side by
+// side, along channels or along time.
+template <int kChannels, bool kByChannel, int kThreads = kMovers>
 struct MoverShare {
-  static constexpr int kAll = kTile * kChannels / kMovers;
+  static constexpr int kAll = kTile * kChannels / kThreads;
   static constexpr int kTogether = kAll < 8 ? kAll : 8;
   static constexpr int kRounds = kAll / kTogether;
-  static constexpr int kSlots = kMovers * kTogether / kChannels;  // of a round along channels
-  static constexpr int kAcross = kMovers * kTogether / kTile;     // channels of a round along time
+  static constexpr int kSlots = kThreads * kTogether / kChannels;  // of a round along channels
+  static constexpr int kAcross = kThreads * kTogether / kTile;     // channels of a round along time
 
   int slot = 0;  // of the first round
   int channel = 0;
+
+  // Has addresses that depend on these made anew: kept from tile to tile, they would cost registers that a
+  // walk needs.
+  __device__ __forceinline__ void forget() {
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(slot), "+r"(channel));
+#endif
+  }
 
   __device__ explicit MoverShare(int mover) {
     if constexpr (kByChannel) {
@@ -77,9 +85,9 @@ struct MoverShare {
 };
 
 // Where a mover finds its elements of a tensor (B, D, L), or puts them.
-template <int kChannels, bool kByChannel>
+template <int kChannels, bool kByChannel, int kThreads = kMovers>
 struct Track {
-  using Moves = MoverShare<kChannels, kByChannel>;
+  using Moves = MoverShare<kChannels, kByChannel, kThreads>;
   static constexpr int kTogether = Moves::kTogether;
   using Elements = cuda::Bits<kTogether>;
 
@@ -111,7 +119,7 @@ struct Track {
     scan::store_packed(view.data, view.dtype, place(tile, round), from);
   }
 
-  // Towards the second-level cache.
+  // Of a whole tile, towards the second-level cache.
   __device__ __forceinline__ void prefetch(const Tile32& tile, int round) const {
 #if defined(__CUDA_ARCH__)
     if (view.data == nullptr) return;
@@ -149,6 +157,63 @@ struct Track {
       if (moves.channel_of(round, 0) >= channels) result.valid = 0;
       return result;
     }
+  }
+};
+
+// f(T()) of the type of 16 bits.
+template <typename F>
+__device__ __forceinline__ void with_narrow(DType dtype, F&& f) {
+  if (dtype == DType::bf16)
+    f(__nv_bfloat16());
+  else
+    f(__half());
+}
+
+// The same of whole tiles whose elements have 16 bits and lie side by side and aligned (Track::packed): an
+// address that moves along with the tiles.
+template <int kChannels, bool kByChannel, int kThreads = kMovers>
+struct NarrowTrack {
+  using Moves = MoverShare<kChannels, kByChannel, kThreads>;
+  static constexpr int kTogether = Moves::kTogether;
+
+  char* at = nullptr;  // of the first round, of the tile that begins where the piece does
+  int token_bytes = 0;
+  int round_bytes = 0;
+
+  NarrowTrack() = default;
+  __device__ NarrowTrack(const cuda::AnyView<3>& view, const Moves& moves, const Piece& piece,
+                         std::int64_t first) {
+    if (view.data == nullptr) return;
+    const std::int64_t low = piece.step > 0 ? piece.start : piece.start - (kTile - 1);
+    at = static_cast<char*>(view.data) +
+         2 * (piece.row * view.stride[0] + (first + moves.channel) * view.stride[1] +
+              (low + moves.slot) * view.stride[2]);
+    token_bytes = static_cast<int>(2 * piece.step * view.stride[2]);
+    round_bytes =
+        static_cast<int>(2 * (kByChannel ? Moves::kSlots * view.stride[2] : Moves::kAcross * view.stride[1]));
+  }
+  // Of one tile.
+  __device__ NarrowTrack(const cuda::AnyView<3>& view, const Moves& moves, std::int64_t row,
+                         std::int64_t first, const Tile32& tile)
+      : at(static_cast<char*>(view.data) +
+           2 * (row * view.stride[0] + first * view.stride[1] + tile.low * view.stride[2]) +
+           std::int64_t{2} * (moves.channel * static_cast<int>(view.stride[1]) +
+                              moves.slot * static_cast<int>(view.stride[2]))),
+        round_bytes(2 * (kByChannel ? Moves::kSlots * static_cast<int>(view.stride[2])
+                                    : Moves::kAcross * static_cast<int>(view.stride[1]))) {}
+  // True where steps have 32 bits.
+  __device__ static bool fits(const cuda::AnyView<3>& view) {
+    constexpr std::int64_t kMost = 1 << 24;
+    return view.stride[2] < kMost && view.stride[2] > -kMost && view.stride[1] < kMost &&
+           view.stride[1] > -kMost;
+  }
+  __device__ __forceinline__ void advance(int tokens) { at += std::int64_t{tokens} * token_bytes; }
+  __device__ __forceinline__ void load(int round, cuda::NarrowBits<kTogether>& to) const {
+    to.load_packed(at + round * std::int64_t{round_bytes}, 0);
+  }
+  template <typename T>
+  __device__ __forceinline__ void store(int round, const float (&from)[kTogether]) const {
+    scan::store_packed(reinterpret_cast<T*>(at + round * std::int64_t{round_bytes}), from);
   }
 };
 
@@ -207,6 +272,60 @@ struct Factors {
     const Place at = place(mover, round);
     float values[kTogether];
     from.to_floats(at.is_c ? C.dtype : B.dtype, values);
+    put(tile, at, values, shared);
+  }
+
+  // True where B and C have one type of 16 bits and the elements of every whole tile lie side by side and
+  // aligned.
+  __device__ bool packed(const Piece& piece) const {
+    bool result = piece.listed < 0 && d_state == kStates && cuda::is_narrow(B.dtype) && B.dtype == C.dtype;
+    const std::int64_t low = piece.step > 0 ? piece.start : piece.start - (kTile - 1);
+    for (const cuda::AnyView<4>* view : {&B, &C}) {
+      const bool along_states = view->stride[2] == 1;
+      const std::int64_t base = row * view->stride[0] + group * view->stride[1];
+      const std::int64_t apart = view->stride[along_states ? 3 : 2];
+      result = result && (along_states || view->stride[3] == 1) && apart % kTogether == 0 &&
+               apart < 1 << 24 && apart > -(1 << 24) && (along_states || low % kTogether == 0) &&
+               (reinterpret_cast<std::uintptr_t>(view->data) + base * 2) % 16 == 0;
+    }
+    return result;
+  }
+  // What a mover has of B and C then, where kRounds is 1.
+  struct Narrow {
+    const char* from = nullptr;  // of the tile that begins where the piece does
+    int token_bytes = 0;
+    cuda::NarrowBits<kTogether> bits;
+
+    __device__ __forceinline__ void advance(int tokens) { from += std::int64_t{tokens} * token_bytes; }
+    // Of the tile that begins `tokens` behind the piece's beginning.
+    __device__ __forceinline__ void load(std::int64_t tokens = 0) {
+      if (from != nullptr) bits.load_packed(from + tokens * token_bytes, 0);
+    }
+  };
+  __device__ Narrow narrow(const Piece& piece, int mover) const {
+    Narrow result;
+    if (!there(mover, 0)) return result;
+    const Place at = place(mover, 0);
+    const cuda::AnyView<4>& view = at.is_c ? C : B;
+    const std::int64_t low = piece.step > 0 ? piece.start : piece.start - (kTile - 1);
+    result.from =
+        static_cast<const char*>(view.data) + 2 * (row * view.stride[0] + group * view.stride[1] +
+                                                   at.n * view.stride[2] + (low + at.slot) * view.stride[3]);
+    result.token_bytes = static_cast<int>(2 * piece.step * view.stride[3]);
+    return result;
+  }
+  template <typename T>
+  __device__ __forceinline__ void store(const Tile32& tile, int mover, const Narrow& from,
+                                        float* shared) const {
+    if (!there(mover, 0)) return;
+    float values[kTogether];
+    from.bits.template to_floats<T>(values);
+    put(tile, place(mover, 0), values, shared);
+  }
+
+ private:
+  __device__ __forceinline__ void put(const Tile32& tile, const Place& at, const float (&values)[kTogether],
+                                      float* shared) const {
     float* const to = shared + (at.is_c ? kStates : 0) + at.n;
     if (at.along_states) {
       float4* const quads = reinterpret_cast<float4*>(to + tile.row(at.slot) * kRow);

@@ -42,8 +42,16 @@ __device__ __forceinline__ float softplus_fast(float x) {
   return fmaf(p, e, fmaxf(x, 0.0F));  // a NaN stays one: e is NaN too
 }
 
+// Division by way of __fdividef would guard against divisors that a sum with 1 is not.
 __device__ __forceinline__ float sigmoid_fast(float x) {
-  return __fdividef(1.0F, 1.0F + exp2_fast(-kLog2E * x));
+  const float divisor = 1.0F + exp2_fast(-kLog2E * x);
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(divisor));
+  return y;
+#else
+  return 1.0F / divisor;
+#endif
 }
 
 // Elements that a thread moves: element e lies at offset + e stride, or where positions are listed at

@@ -22,7 +22,8 @@ struct UnwindShape : Teams<kLanes, kStates, kPerTeam> {
   static constexpr int kPartials = kStarts + kSubs * kStates * kPerTeam * kWalkers;
   static constexpr int kPartial = kFlush * 2 * Base::kAll;  // of a warp: (token, B or C, state)
   static constexpr int kTotals = kPartials + kWalkers / 32 * kPartial;
-  static constexpr int kBias = kTotals + 2 * 8 * kMovers;
+  static constexpr int kTotal = 20;  // of a thread: 16 in use
+  static constexpr int kBias = kTotals + kTotal * kMovers;
   static constexpr int kSkip = kBias + Base::kChannels;
   static constexpr int kFloats = kSkip + Base::kChannels;
 };
