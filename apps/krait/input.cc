@@ -22,7 +22,7 @@ ModelFiles open_checkpoint(const CommonOptions& options) {
   if (!options.quiet) hub_options.progress = std::ref(bar);
   hub_options.cancelled = interrupted;
   hub_options.log = context_options(options).log;
-  return options.model.empty() ? open_bundled_model() : open_model(options.model, hub_options);
+  return open_model(options.model, hub_options);
 }
 
 std::function<void(std::uint64_t, std::uint64_t)> progress_of(std::string_view what,

@@ -168,7 +168,7 @@ ModelFiles open_bundled_model() {
 }
 
 ModelFiles open_model(const std::string& model, const hub::Options& options) {
-  require(!model.empty(), "the model's name is empty, expected a directory or organisation/name[@revision]");
+  if (model.empty()) return open_bundled_model();
   std::error_code ignored;
   if (fs::exists(model, ignored)) return open_model_directory(model);
   const auto id = hub::parse_model_id(model);

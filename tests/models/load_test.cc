@@ -175,17 +175,12 @@ TEST_F(Load, WeightsAreUsedInPlace) {
 
 TEST(Bundled, ModelAndTokenizersLoad) {
   Context ctx;
-  const ModelFiles files = open_bundled_model();
+  const ModelFiles files = open_model("", hub::Options{});
   const LanguageModel model = load_language_model(ctx, files);
   const Tokenizer tokenizer = load_tokenizer(files);
   EXPECT_EQ(tokenizer.vocab_size(), model.config().vocab_size);
   EXPECT_EQ(tokenizer.decode(tokenizer.encode("ROMEO:\nO, speak again")), "ROMEO:\nO, speak again");
   EXPECT_EQ(gpt_neox_tokenizer().vocab_size(), 50277);
-}
-
-TEST(Names, AnEmptyOneIsNoModel) {
-  EXPECT_EQ(io::message_of([] { return open_model("", hub::Options{}); }),
-            "the model's name is empty, expected a directory or organisation/name[@revision]");
 }
 
 TEST(Bundled, UpstreamCheckpointsGetTheGptNeoxTokenizer) {

@@ -28,7 +28,8 @@ struct ModelFiles {
 ModelFiles open_model_directory(const std::filesystem::path& path);
 // The model inside this library: a small Mamba-2 that has read Shakespeare.
 ModelFiles open_bundled_model();
-// A directory or weight file; else a model of the hub, "org/name[@revision]", downloaded or from the cache.
+// "" is the bundled model; then a directory or weight file; then a model of the hub, "org/name[@revision]",
+// downloaded or from the cache.
 ModelFiles open_model(const std::string& model, const hub::Options& options);
 ModelFiles open_model(const std::string& model);  // with hub::options_from_environment()
 
