@@ -8,7 +8,6 @@
 #include <fstream>
 #include <limits>
 
-#include "io/scratch.h"
 #include "krait/core/error.h"
 #include "krait/io/safetensors.h"
 #include "support/golden.h"
