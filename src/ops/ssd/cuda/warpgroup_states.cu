@@ -24,7 +24,7 @@ namespace {
 constexpr int kSums = 256;
 constexpr int kThreads = kSums + 128;
 constexpr int kStages = 5;
-constexpr int kAhead = kStages - 2;
+[[maybe_unused]] constexpr int kAhead = kStages - 2;  // unused without KRAIT_WGMMA
 
 // Of x, dout, B and C, where they are copied by tiles: whole rows that are walked from their first token on.
 struct Maps {
