@@ -72,6 +72,16 @@ __device__ __forceinline__ std::uint64_t describe(unsigned tile, int row, int co
 
 #ifdef KRAIT_WGMMA
 
+// Registers of a thread, given up or taken by a whole warpgroup: a multiple of 8.
+template <int kCount>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+template <int kCount>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
+}
+
 // Writes of this thread to shared memory before it come before what products read after the next barrier.
 __device__ __forceinline__ void fence_shared() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");

@@ -7,22 +7,12 @@
 #pragma once
 
 #include "core/cuda/wgmma.cuh"
-#include "ops/decode_step/cuda/stages.cuh"
+#include "ops/decode_step/cuda/layer.cuh"
 
 namespace krait::decode_detail {
 
 // Registers move between groups of four warps: of the last group one works, with few.
 inline constexpr int kBringers = 128;
-__device__ __forceinline__ void give_registers() {
-#ifdef KRAIT_WGMMA
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 40;\n");
-#endif
-}
-__device__ __forceinline__ void take_registers() {
-#ifdef KRAIT_WGMMA
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 232;\n");
-#endif
-}
 
 template <typename T, int kQuads, bool kPlain, template <typename, int, bool> class Mixer>
 __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_constant__ Params p) {
@@ -40,7 +30,9 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
 
   const Share head = share_of(p.vocabulary, block, blocks);
   if (threadIdx.x >= kThreads) {
-    give_registers();
+#ifdef KRAIT_WGMMA
+    cuda::give_registers<40>();
+#endif
     if (threadIdx.x >= kThreads + 32) return;
     Producer producer(ring);
     for (int l = 0; l < p.layers; ++l)
@@ -49,7 +41,9 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
     return;
   }
 
-  take_registers();
+#ifdef KRAIT_WGMMA
+  cuda::take_registers<232>();
+#endif
   unsigned char* const x = memory + p.ring;
   float* const sums =
       reinterpret_cast<float*>(x + kWarps * kStep * sizeof(T) * max(p.model_steps, p.inner_steps));

@@ -6,18 +6,19 @@ namespace krait::decode_detail {
 namespace {
 
 template <typename T, int kQuads, bool kPlain>
-class Mamba1Mixer {
+class Mamba1Mixer : Layer<T, kQuads, kPlain> {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  using Base = Layer<T, kQuads, kPlain>;
+  using Base::c_;
+  using Base::channels_;
+  using Base::out_;
+  using Base::p_;
+  using Base::row_;
+
  public:
   __device__ Mamba1Mixer(Computer<T, kQuads, kPlain>& computer, int block, int blocks)
-      : c_(computer),
-        p_(computer.p),
-        in_(share_of(p_.in_rows, block, blocks)),
+      : Base(computer, block, blocks),
         low_(share_of(p_.dt_rank + 2 * p_.d_state, block, blocks)),
-        channels_(share_of(p_.d_inner, block, blocks)),
-        out_(share_of(p_.d_model, block, blocks)),
-        row_(state_row(p_)),
-        in_projection_(p_, in_, row_),
         part_(p_.d_inner, p_.inner_steps),
         lanes_(p_.d_state / 4) {}
 
@@ -33,8 +34,7 @@ class Mamba1Mixer {
     Producer::announce(layer.dt_bias, channels.first, channels.count);
     Producer::announce(layer.D, channels.first, channels.count);
     const int states = channels.count * p.d_state;
-    const std::int64_t at =
-        max(state_row(p), std::int64_t{0}) * p.ssm_stride + std::int64_t{channels.first} * p.d_state;
+    const std::int64_t at = first_state(p, state_row(p), channels.first);
     if (p.state_dtype == DType::f32)
       Producer::announce(static_cast<const float*>(layer.ssm_state), at, states);
     else
@@ -50,21 +50,15 @@ class Mamba1Mixer {
                                        float (&residual)[kQuads][4]) {
     const LayerPointers& layer = p_.layer[l];
     const unsigned epoch = before + 1;
-    project_in(layer, l == 0, epoch, part, residual);
+    Base::project_in(layer, l == 0, epoch, part, residual);
     // What the scan needs beside the stages' results is on its way while they pass.
     const Channel early = load_channel(layer, static_cast<int>(threadIdx.x) / lanes_);
     project_low(epoch);
     scan(layer, epoch, early);
-    project_out(layer, epoch);
+    finish(layer, epoch);
   }
 
  private:
-  // -1: a padding slot.
-  static __device__ std::int64_t state_row(const Params& p) {
-    const std::int64_t row = *p.row;
-    return row >= 0 && row < p.state_rows ? row : -1;
-  }
-
   // A lane's share of a channel: 4 states, and every lanes_-th piece of its row of dt_proj.
   struct Channel {
     uint4 dt_weight[kMostDtPieces];
@@ -94,28 +88,7 @@ class Mamba1Mixer {
     return e;
   }
   [[nodiscard]] __device__ std::int64_t state_at(int channel) const {
-    return max(row_, std::int64_t{0}) * p_.ssm_stride + std::int64_t{channel} * p_.d_state +
-           c_.lane % lanes_ * 4;
-  }
-
-  __device__ __forceinline__ void project_in(const LayerPointers& layer, bool first, unsigned epoch,
-                                             const Part& part, float (&residual)[kQuads][4]) {
-    const int thread = static_cast<int>(threadIdx.x);
-    float4 weight[kQuads];
-    c_.load_weight(layer.norm_weight, part, weight);
-    const ConvRow row = in_projection_.early(layer, thread);
-    uint2 came[kQuads];
-    if (first)
-      read_embedding<T>(p_, part, came);
-    else
-      read_pairs(p_.words.hidden + part.first / 2, part.quads, epoch - 1, came);
-    c_.stage_norm(part, layer.norm_bias, weight, came, residual);
-    c_.template multiply<kPlain>(p_.d_model, p_.model_steps, in_.count, p_.model_tile,
-                                 [&](int i, bool there, float sum) {
-                                   ConvRow own = row;
-                                   if (!kPlain && i != thread) own = in_projection_.early(layer, i);
-                                   in_projection_.finish(layer, own, i, there, sum, epoch);
-                                 });
+    return first_state(p_, row_, channel) + c_.lane % lanes_ * 4;
   }
 
   __device__ __forceinline__ void project_low(unsigned epoch) {
@@ -251,31 +224,15 @@ class Mamba1Mixer {
     for (int k = c_.lane; k < count; k += 32) v[k] = cuda::from_float<T>(cuda::to_float(v[k]) * rstd);
   }
 
-  __device__ __forceinline__ void project_out(const LayerPointers& layer, unsigned epoch) {
-    const int thread = static_cast<int>(threadIdx.x);
-    const float bias = c_.has_extra(layer.out_bias) && thread < out_.count
-                           ? __ldg(layer.out_bias + out_.first + thread)
-                           : 0.0F;
+  __device__ __forceinline__ void finish(const LayerPointers& layer, unsigned epoch) {
+    const float bias = Base::out_bias(layer);
     uint2 y[2 * kQuads];
     read_pairs(p_.words.y + part_.first / 2, part_.quads, epoch, y);
     c_.stage_plain(part_, y);
-    c_.template multiply<kPlain>(p_.d_inner, p_.inner_steps, out_.count, p_.inner_tile,
-                                 [&](int i, bool there, float sum) {
-                                   float own = bias;
-                                   if (!kPlain && i != thread && there && c_.has_extra(layer.out_bias))
-                                     own = __ldg(layer.out_bias + out_.first + i);
-                                   publish<T>(p_.words.hidden, out_.first + i, there, sum + own, epoch);
-                                 });
+    Base::project_out(layer, bias, epoch);
   }
 
-  Computer<T, kQuads, kPlain>& c_;
-  const Params& p_;
-  const Share in_;
   const Share low_;
-  const Share channels_;
-  const Share out_;
-  const std::int64_t row_;
-  const InProjection<T, kPlain> in_projection_;
   const Part part_;
   const int lanes_;
 #endif

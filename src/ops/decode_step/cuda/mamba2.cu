@@ -5,17 +5,18 @@ namespace krait::decode_detail {
 namespace {
 
 template <typename T, int kQuads, bool kPlain>
-class Mamba2Mixer {
+class Mamba2Mixer : Layer<T, kQuads, kPlain> {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  using Base = Layer<T, kQuads, kPlain>;
+  using Base::c_;
+  using Base::channels_;
+  using Base::out_;
+  using Base::p_;
+  using Base::row_;
+
  public:
   __device__ Mamba2Mixer(Computer<T, kQuads, kPlain>& computer, int block, int blocks)
-      : c_(computer),
-        p_(computer.p),
-        in_(share_of(p_.in_rows, block, blocks)),
-        channels_(share_of(p_.d_inner, block, blocks)),
-        out_(share_of(p_.d_model, block, blocks)),
-        row_(state_row(p_)),
-        in_projection_(p_, in_, row_) {}
+      : Base(computer, block, blocks) {}
 
   static __device__ void bring(const Params& p, const LayerPointers& layer, Producer& producer, int block,
                                int blocks) {
@@ -33,8 +34,7 @@ class Mamba2Mixer {
       Producer::announce(layer.D, channels.first, channels.count);
     else
       Producer::announce(layer.D, first_head, heads);
-    const std::int64_t at =
-        max(state_row(p), std::int64_t{0}) * p.ssm_stride + std::int64_t{channels.first} * p.d_state;
+    const std::int64_t at = first_state(p, state_row(p), channels.first);
     if (p.state_dtype == DType::f32)
       producer.bring_rows<float>(static_cast<const float*>(layer.ssm_state) + at, p.d_state, 0,
                                  channels.count, p.state_tile, /*once=*/false);
@@ -49,39 +49,13 @@ class Mamba2Mixer {
                                        float (&residual)[kQuads][4]) {
     const LayerPointers& layer = p_.layer[l];
     const unsigned epoch = before + 1;
-    project_in(layer, l == 0, epoch, part, residual);
+    Base::project_in(layer, l == 0, epoch, part, residual);
     recur(layer, epoch);
-    project_out(layer, epoch);
+    finish(layer, epoch);
   }
 
  private:
   static constexpr int kVectors = (kPlain ? kPlainStates : kMostStates) / 128;  // of four states, of a lane
-  // -1: a padding slot.
-  static __device__ std::int64_t state_row(const Params& p) {
-    const std::int64_t row = *p.row;
-    return row >= 0 && row < p.state_rows ? row : -1;
-  }
-
-  __device__ __forceinline__ void project_in(const LayerPointers& layer, bool first, unsigned epoch,
-                                             const Part& part, float (&residual)[kQuads][4]) {
-    const int thread = static_cast<int>(threadIdx.x);
-    float4 weight[kQuads];
-    c_.load_weight(layer.norm_weight, part, weight);
-    const ConvRow row = in_projection_.early(layer, thread);
-    uint2 came[kQuads];
-    if (first)
-      read_embedding<T>(p_, part, came);
-    else
-      read_pairs(p_.words.hidden + part.first / 2, part.quads, epoch - 1, came);
-    c_.stage_norm(part, layer.norm_bias, weight, came, residual);
-    c_.template multiply<kPlain>(p_.d_model, p_.model_steps, in_.count, p_.model_tile,
-                                 [&](int i, bool there, float sum) {
-                                   ConvRow own = row;
-                                   if (!kPlain && i != thread) own = in_projection_.early(layer, i);
-                                   in_projection_.finish(layer, own, i, there, sum, epoch);
-                                 });
-  }
-
   // Each warp has some of the block's channels, one behind the other: what a channel has but its states is
   // computed by a lane each, and the states by all lanes, four of a channel each.
   __device__ __forceinline__ void recur(const LayerPointers& layer, unsigned epoch) {
@@ -202,14 +176,11 @@ class Mamba2Mixer {
     return p_.words.projected + (2 * p_.d_inner + group * p_.d_state) / 2;
   }
 
-  __device__ __forceinline__ void project_out(const LayerPointers& layer, unsigned epoch) {
+  __device__ __forceinline__ void finish(const LayerPointers& layer, unsigned epoch) {
     const Part part(p_.d_inner, p_.inner_steps);
-    const int thread = static_cast<int>(threadIdx.x);
     float4 weight[2 * kQuads];
     if (c_.gated_norm()) c_.load_weight(layer.gated_norm_weight, part, weight);
-    const float bias = c_.has_extra(layer.out_bias) && thread < out_.count
-                           ? __ldg(layer.out_bias + out_.first + thread)
-                           : 0.0F;
+    const float bias = Base::out_bias(layer);
     uint2 y[2 * kQuads];
     if (c_.gated_norm()) {
       uint2 z[2 * kQuads];
@@ -234,22 +205,8 @@ class Mamba2Mixer {
       read_pairs(p_.words.y + part.first / 2, part.quads, epoch, y);
       c_.stage_plain(part, y);
     }
-    c_.template multiply<kPlain>(p_.d_inner, p_.inner_steps, out_.count, p_.inner_tile,
-                                 [&](int i, bool there, float sum) {
-                                   float own = bias;
-                                   if (!kPlain && i != thread && there && c_.has_extra(layer.out_bias))
-                                     own = __ldg(layer.out_bias + out_.first + i);
-                                   publish<T>(p_.words.hidden, out_.first + i, there, sum + own, epoch);
-                                 });
+    Base::project_out(layer, bias, epoch);
   }
-
-  Computer<T, kQuads, kPlain>& c_;
-  const Params& p_;
-  const Share in_;
-  const Share channels_;
-  const Share out_;
-  const std::int64_t row_;
-  const InProjection<T, kPlain> in_projection_;
 #endif
 };
 

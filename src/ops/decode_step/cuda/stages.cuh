@@ -3,6 +3,7 @@
 // it there is no barrier but that of a norm.
 #pragma once
 
+#include "core/cuda/meeting.cuh"
 #include "core/cuda/vectors.cuh"
 #include "ops/decode_step/cuda/params.h"
 #include "ops/decode_step/cuda/ring.cuh"
@@ -12,9 +13,6 @@
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 namespace krait::decode_detail {
-
-// All threads that compute.
-__device__ __forceinline__ void meet() { asm volatile("barrier.sync 1, %0;\n" ::"n"(kThreads) : "memory"); }
 
 // The part of a vector that belongs to a warp.
 struct Part {
@@ -99,7 +97,7 @@ class Computer {
     turn ^= 1;
     v = cuda::warp_sum(v);
     if (lane == 0) own[warp] = v;
-    meet();
+    cuda::meet<kThreads>();
     return total(own);
   }
   [[nodiscard]] __device__ static float total(const float* of_warps) {
@@ -239,7 +237,7 @@ class Computer {
         sum = cuda::warp_sum(sum);
         if (lane == 0) own[group * kWarps + warp] = sum;
       }
-      meet();
+      cuda::meet<kThreads>();
     }
 #pragma unroll
     for (int i = 0; i < kInnerQuads; ++i) {
@@ -284,7 +282,7 @@ class Computer {
                      : multiply_tile<4>(weights, of_tile, columns, steps, to);
         release_tile(slot);
       }
-      meet();
+      cuda::meet<kThreads>();
       const int row = static_cast<int>(threadIdx.x);
       if (warp * 32 < rows) {
         const bool there = row < rows;
@@ -345,118 +343,6 @@ class Computer {
     }
   }
 };
-
-// in_proj's rows: a convolution of 4 taps over some of them, one row a thread.
-struct ConvRow {
-  float4 taps;
-  float bias;
-  float before[3];
-  float product_bias;
-};
-
-template <typename T, bool kPlain>
-class InProjection {
- public:
-  __device__ InProjection(const Params& p, Share rows, std::int64_t state_row)
-      : p_(p), rows_(rows), state_row_(state_row) {}
-
-  __device__ __forceinline__ bool convolves(int row) const {
-    return row >= p_.conv_first && row < p_.conv_first + p_.conv_channels;
-  }
-  // What `early` will read, for all rows of a block.
-  static __device__ __forceinline__ void announce(const Params& p, const LayerPointers& layer, Share rows,
-                                                  std::int64_t state_row) {
-    const int first = max(rows.first, p.conv_first) - p.conv_first;
-    const int count = min(rows.first + rows.count, p.conv_first + p.conv_channels) - p.conv_first - first;
-    Producer::announce(layer.in_bias, rows.first, rows.count);
-    if (count <= 0) return;
-    Producer::announce(layer.conv_weight, std::int64_t{first} * 4, count * 4);
-    Producer::announce(layer.conv_bias, first, count);
-    if (state_row < 0 || p.conv_stride[1] != 1) return;
-    for (int k = 0; k < 3; ++k)
-      Producer::announce(layer.conv_state, state_row * p.conv_stride[0] + k * p.conv_stride[2] + first,
-                         count);
-  }
-  // What row `i` of the block's needs beside its sum.
-  __device__ __forceinline__ ConvRow early(const LayerPointers& layer, int i) const {
-    ConvRow e{};
-    if (i >= rows_.count) return e;
-    const int row = rows_.first + i;
-    if (!kPlain && layer.in_bias != nullptr) e.product_bias = __ldg(layer.in_bias + row);
-    if (!convolves(row)) return e;
-    const int channel = row - p_.conv_first;
-    e.taps = __ldg(reinterpret_cast<const float4*>(layer.conv_weight) + channel);
-    if (kPlain || layer.conv_bias != nullptr) e.bias = __ldg(layer.conv_bias + channel);
-    if (state_row_ >= 0) {
-      const float* from = window(layer, channel);
-#pragma unroll
-      for (int k = 0; k < 3; ++k) e.before[k] = from[k * p_.conv_stride[2]];
-    }
-    return e;
-  }
-  __device__ __forceinline__ void finish(const LayerPointers& layer, const ConvRow& e, int i, bool there,
-                                         float sum, unsigned epoch) const {
-    const int row = rows_.first + i;
-    const float now = rounded<T>(sum + e.product_bias);
-    float value = now;
-    if (there && convolves(row)) {
-      float y = fmaf(e.taps.x, e.before[0], e.bias);
-      y = fmaf(e.taps.y, e.before[1], y);
-      y = fmaf(e.taps.z, e.before[2], y);
-      y = fmaf(e.taps.w, now, y);
-      value = state_row_ >= 0 ? y * (1.0F / (1.0F + expf(-y))) : 0.0F;
-    }
-    publish<T>(p_.words.projected, row, there, value, epoch);
-    if (there && convolves(row) && state_row_ >= 0) {
-      float* const to = window(layer, row - p_.conv_first);
-      to[0] = e.before[1];
-      to[p_.conv_stride[2]] = e.before[2];
-      to[2 * p_.conv_stride[2]] = now;
-    }
-  }
-
- private:
-  __device__ float* window(const LayerPointers& layer, int channel) const {
-    return layer.conv_state + state_row_ * p_.conv_stride[0] + channel * p_.conv_stride[1];
-  }
-  const Params& p_;
-  Share rows_;
-  std::int64_t state_row_;
-};
-
-// Four states of a channel, in f32 or 16 bits.
-__device__ __forceinline__ float4 load_states(const void* from, std::int64_t at, DType dtype) {
-  if (dtype == DType::f32) return *reinterpret_cast<const float4*>(static_cast<const float*>(from) + at);
-  const uint2 bits = *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(from) + at);
-  float v[4];
-  dtype == DType::f16 ? widen<__half>(bits, v) : widen<__nv_bfloat16>(bits, v);
-  return {v[0], v[1], v[2], v[3]};
-}
-__device__ __forceinline__ void store_states(void* to, std::int64_t at, DType dtype, float4 v) {
-  if (dtype == DType::f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(to) + at) = v;
-    return;
-  }
-  const auto pack = [&](float low, float high) {
-    return dtype == DType::f16 ? bits_of<__half>(low) | bits_of<__half>(high) << 16
-                               : bits_of<__nv_bfloat16>(low) | bits_of<__nv_bfloat16>(high) << 16;
-  };
-  *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(to) + at) = uint2{pack(v.x, v.y), pack(v.z, v.w)};
-}
-
-// The embedding of the token, as the words of out_proj would be; zeros for an id outside of the vocabulary.
-template <typename T, int kQuads>
-__device__ __forceinline__ void read_embedding(const Params& p, const Part& part, uint2 (&to)[kQuads]) {
-  const std::int64_t id = *p.id;
-  const bool known = id >= 0 && id < p.vocabulary;
-  const T* const from = static_cast<const T*>(p.embedding) + (known ? id : 0) * p.d_model;
-#pragma unroll
-  for (int i = 0; i < kQuads; ++i) {
-    to[i] = uint2{0, 0};
-    if (i * 32 < part.quads && known && part.has(i))
-      to[i] = __ldg(reinterpret_cast<const uint2*>(from + part.column(i)));
-  }
-}
 
 }  // namespace krait::decode_detail
 

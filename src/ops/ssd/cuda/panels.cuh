@@ -58,16 +58,6 @@ __device__ __forceinline__ void load_image(unsigned tile, const void* from, int 
 
 #ifdef KRAIT_WGMMA
 
-// Registers of a thread, given up or taken by a whole warpgroup: a multiple of 8.
-template <int kCount>
-__device__ __forceinline__ void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kCount));
-}
-template <int kCount>
-__device__ __forceinline__ void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kCount));
-}
-
 // Four 8 x 8 matrices to shared memory: the reverse of load_matrices<false>.
 __device__ __forceinline__ void store_matrices(unsigned address, unsigned a, unsigned b, unsigned c,
                                                unsigned d) {

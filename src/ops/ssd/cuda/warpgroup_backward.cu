@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto values_at = [&](int item) -> Values& { return values_of[item / work.tiles % 3]; };
 
   if (role == Role::pairs) {
-    take_registers<kPairsRegisters>();
+    cuda::take_registers<kPairsRegisters>();
     // (B C^T)_ji, rounded, in pairs of columns.
     unsigned bc[8][2];
     {
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   // Both others: their products, scaled by rows.
-  give_registers<kOthersRegisters>();
+  cuda::give_registers<kOthersRegisters>();
   float d[kN / 8][4] = {};
   for (int item = 0; item < work.items; ++item) {
     next_item(item);
