@@ -93,10 +93,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   // A block begins with 168 registers a thread, and a warpgroup waits for ever for more than others give
   // back: 104 + 2 * 200 = 3 * 168.
   if (__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0) == 0) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 104;\n");
+    cuda::give_registers<104>();
     produce<T, kN, kMaps>(in, chunks, parts, maps, memory, shared, barriers);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 200;\n");
+    cuda::take_registers<200>();
     Consumer<T, kN> consumer;
     consumer.run(in, chunks, parts, block, exchange, out, final_states, memory, shared, barriers);
   }
@@ -141,14 +141,11 @@ void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, 
                      static_cast<std::size_t>(shared), in, chunks, division, exchange, AnyView<4>(p.out),
                      AnyView<4>(p.final_states), maps.value_or(Maps{}));
       };
-      if (columns == 64 && maps)
-        with(persistent_kernel<T, 64, true>, Layout<64>::total);
-      else if (columns == 64)
-        with(persistent_kernel<T, 64, false>, Layout<64>::total);
-      else if (maps)
-        with(persistent_kernel<T, 128, true>, Layout<128>::total);
-      else
-        with(persistent_kernel<T, 128, false>, Layout<128>::total);
+      const auto launch = [&](auto of_state) {
+        constexpr int kN = decltype(of_state)::value;
+        with(maps ? persistent_kernel<T, kN, true> : persistent_kernel<T, kN, false>, Layout<kN>::total);
+      };
+      columns == 64 ? launch(std::integral_constant<int, 64>()) : launch(std::integral_constant<int, 128>());
     }
   });
 }

@@ -325,14 +325,13 @@ void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, 
                           .dinitial = AnyView<4>(b.dinitial_states)},
                      maps.value_or(Maps{}));
       };
-      if (in.d_state <= 64 && maps)
-        with(warpgroup_states_kernel<T, 64, true>, Layout<64>::total);
-      else if (in.d_state <= 64)
-        with(warpgroup_states_kernel<T, 64, false>, Layout<64>::total);
-      else if (maps)
-        with(warpgroup_states_kernel<T, 128, true>, Layout<128>::total);
-      else
-        with(warpgroup_states_kernel<T, 128, false>, Layout<128>::total);
+      const auto launch = [&](auto of_state) {
+        constexpr int kN = decltype(of_state)::value;
+        with(maps ? warpgroup_states_kernel<T, kN, true> : warpgroup_states_kernel<T, kN, false>,
+             Layout<kN>::total);
+      };
+      in.d_state <= 64 ? launch(std::integral_constant<int, 64>())
+                       : launch(std::integral_constant<int, 128>());
     }
   });
 }
