@@ -111,14 +111,6 @@ struct Track {
            even(view.stride[kByChannel ? 2 : 1]) && (kByChannel || even(low)) &&
            (reinterpret_cast<std::uintptr_t>(view.data) + base * bytes) % together == 0;
   }
-  __device__ __forceinline__ void load_packed(const Tile32& tile, int round, Elements& to) const {
-    to.load_packed(view.data, view.dtype, place(tile, round));
-  }
-  __device__ __forceinline__ void store_packed(const Tile32& tile, int round,
-                                               const float (&from)[kTogether]) const {
-    scan::store_packed(view.data, view.dtype, place(tile, round), from);
-  }
-
   // Of a whole tile, towards the second-level cache.
   __device__ __forceinline__ void prefetch(const Tile32& tile, int round) const {
 #if defined(__CUDA_ARCH__)

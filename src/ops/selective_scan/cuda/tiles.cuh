@@ -103,16 +103,6 @@ __device__ __forceinline__ void store_packed(T* to, const float (&from)[kCount])
   }
 }
 
-template <int kCount>
-__device__ __forceinline__ void store_packed(void* data, DType dtype, std::int64_t i,
-                                             const float (&from)[kCount]) {
-  switch (dtype) {
-    case DType::bf16: return store_packed(static_cast<__nv_bfloat16*>(data) + i, from);
-    case DType::f16: return store_packed(static_cast<__half*>(data) + i, from);
-    default: return store_packed(static_cast<float*>(data) + i, from);
-  }
-}
-
 template <typename T, int kCount>
 __device__ __forceinline__ void store_typed(T* data, const ElementSpan& span, const float (&from)[kCount]) {
   constexpr int kTogether = sizeof(T) * kCount > 16 ? 16 / static_cast<int>(sizeof(T)) : kCount;
