@@ -68,9 +68,26 @@ bool fits_tiles(const Problem& p) {
   return !p.complex && p.B.ndim() == 4 && p.C.ndim() == 4 && p.d_state >= 1 && p.d_state <= 256;
 }
 
+namespace {
+
+std::int64_t count_blocks(const LanePlan& plan, std::int64_t runs, std::int64_t groups,
+                          std::int64_t channels_per_group) {
+  constexpr std::int64_t kThreads = 128;  // of a block
+  const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
+  return runs * groups * ((channels_per_group + channels - 1) / channels);
+}
+
+// Of more than 16 states, of which a channel's lanes leave no choice.
+LanePlan plan_of_many_states(std::int64_t d_state) {
+  if (d_state > 64) return {.lanes = 32, .states = 8};
+  if (d_state > 32) return {.lanes = 16, .states = 4};
+  return {.lanes = 8, .states = 4};
+}
+
+}  // namespace
+
 LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                         std::int64_t length, std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;   // of a block
   constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
   // What a token of a block costs, in clocks of a multiprocessor: `work` where others are there to fill the
   // gaps, `alone` where none is.
@@ -84,16 +101,11 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
                                       {{.lanes = 4, .states = 4, .per_team = 1, .resident = 2}, 80, 118},
                                       {{.lanes = 4, .states = 4, .per_team = 1, .resident = 4}, 79, 170}};
   const auto blocks = [&](const LanePlan& plan) {
-    const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
-    return runs * groups * ((channels_per_group + channels - 1) / channels);
+    return count_blocks(plan, runs, groups, channels_per_group);
   };
   LanePlan plan;
-  if (d_state > 64) {
-    plan = {.lanes = 32, .states = 8};
-  } else if (d_state > 32) {
-    plan = {.lanes = 16, .states = 4};
-  } else if (d_state > 16) {
-    plan = {.lanes = 8, .states = 4};
+  if (d_state > 16) {
+    plan = plan_of_many_states(d_state);
   } else {
     // Blocks take equally long, and so come in waves.
     const auto cost_of = [&](const Candidate& c) {
@@ -124,16 +136,12 @@ LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t cha
 
 LanePlan choose_backward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                          std::int64_t length, bool whole_rows, std::int64_t d_state, int multiprocessors) {
-  constexpr std::int64_t kThreads = 128;   // of a block
   constexpr std::int64_t kResident = 2;    // blocks that a multiprocessor has room for
   constexpr std::int64_t kShortest = 256;  // tokens of a piece: a shorter one costs more than it gives
   const auto blocks = [&](const LanePlan& plan) {
-    const std::int64_t channels = kThreads / plan.lanes * plan.per_team;
-    return runs * groups * ((channels_per_group + channels - 1) / channels);
+    return count_blocks(plan, runs, groups, channels_per_group);
   };
-  if (d_state > 64) return {.lanes = 32, .states = 8};
-  if (d_state > 32) return {.lanes = 16, .states = 4};
-  if (d_state > 16) return {.lanes = 8, .states = 4};
+  if (d_state > 16) return plan_of_many_states(d_state);
   // The fewer threads share a channel, the less there is to sum. Where these would not fill the device, rows
   // are cut into pieces, which a pass over gradients of the state alone makes independent.
   const LanePlan few = {.lanes = 4, .states = 4, .per_team = 2};
