@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._arguments import unsigned
 from .._arrays import Array, Arrays
 from .._library import library
 from ._common import require_ndim, several
+
+
+def _options(
+    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float
+) -> tuple[float, int, float, float, float]:
+    """What every sampler of the library takes, in its order."""
+    return float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty)
+
+
+def _row(
+    op: str, logits: Array, vocab_size: int | None, previous: Array | None
+) -> tuple[Arrays, tuple[Any, int, Any]]:
+    """What the samplers of one row take first."""
+    arrays = Arrays(op, "logits", logits)
+    require_ndim(op, "logits", logits, 1, "(V,)")
+    size = int(logits.shape[0] if vocab_size is None else vocab_size)
+    return arrays, (arrays("logits", logits), size, arrays("previous", previous))
 
 
 class Sample(NamedTuple):
@@ -68,11 +85,7 @@ def sample_rows(
     library().sample_rows(
         arrays("logits", logits),
         int(logits.shape[1] if vocab_size is None else vocab_size),
-        float(temperature),
-        int(top_k),
-        float(top_p),
-        float(min_p),
-        float(repetition_penalty),
+        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
         unsigned(f"[{op}] seed", seed),
         arrays("streams", streams),
         arrays.destination("positions", positions),
@@ -108,17 +121,10 @@ def sample(
             that comes back is that of the next draw.
     """
     op = "sample"
-    arrays = Arrays(op, "logits", logits)
-    require_ndim(op, "logits", logits, 1, "(V,)")
+    _, row = _row(op, logits, vocab_size, previous)
     id, logprob, after = library().sample(
-        arrays("logits", logits),
-        int(logits.shape[0] if vocab_size is None else vocab_size),
-        arrays("previous", previous),
-        float(temperature),
-        int(top_k),
-        float(top_p),
-        float(min_p),
-        float(repetition_penalty),
+        *row,
+        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
         unsigned(f"[{op}] seed", seed),
         unsigned(f"[{op}] stream", stream),
         unsigned(f"[{op}] position", position),
@@ -149,18 +155,11 @@ def sampling_distribution(
         (V,) float32; 0 at and beyond vocab_size.
     """
     op = "sampling_distribution"
-    arrays = Arrays(op, "logits", logits)
-    require_ndim(op, "logits", logits, 1, "(V,)")
+    arrays, row = _row(op, logits, vocab_size, previous)
     out = arrays.empty(logits.shape, "float32")
     library().sampling_distribution(
-        arrays("logits", logits),
-        int(logits.shape[0] if vocab_size is None else vocab_size),
-        arrays("previous", previous),
-        float(temperature),
-        int(top_k),
-        float(top_p),
-        float(min_p),
-        float(repetition_penalty),
+        *row,
+        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
         arrays.destination("out", out),
     )
     return arrays.result(out)
