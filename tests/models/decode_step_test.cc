@@ -10,6 +10,7 @@
 #include "krait/core/random.h"
 #include "krait/models/language_model.h"
 #include "krait/models/stepper.h"
+#include "krait/ops/decode_step.h"
 #include "support/golden.h"
 
 namespace krait {
@@ -50,6 +51,14 @@ double largest(const Tensor& t) {
   double worst = 0.0;
   for (const float v : t.span<float>()) worst = std::max(worst, std::abs(static_cast<double>(v)));
   return worst;
+}
+
+TEST(DecodeStepElsewhere, IsRefusedWithNothingDone) {
+  Context ctx;
+  const Tensor logits = Tensor::zeros({1, 3});
+  logits.fill(7.0);
+  EXPECT_FALSE(decode_step(ctx, {.logits = logits}));
+  for (const float v : logits.span<float>()) EXPECT_EQ(v, 7.0F);
 }
 
 class DecodeStep : public ::testing::Test {
@@ -128,8 +137,6 @@ TEST_F(DecodeStep, AgreesWithTheLayersOperatorsAndWithItself) {
         const auto repeated = walk(model, again, prompt, steps);
         for (std::size_t i = 0; i < steps.size(); ++i)
           EXPECT_EQ(std::memcmp(got[i].raw(), repeated[i].raw(), got[i].nbytes()), 0) << i;
-        std::printf("%-45s %s, states %s: %.2e\n", name.c_str(), std::string(name_of(dtype)).c_str(),
-                    std::string(name_of(state_dtype)).c_str(), worst);
       }
 }
 
