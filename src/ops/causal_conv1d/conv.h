@@ -89,14 +89,18 @@ void update_cuda(Context& ctx, const StepArgs& args);
 enum class ConvKernel : std::uint8_t { plain, rows };
 // `tensors`: those of shape (B, D, L), absent ones among them.
 ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tensors);
-// Channels of a lane in `rows`: 16 bytes in the forward pass; fewer in the backward, which keeps more of each
-// in registers.
+// Rows are multiples of 16 bytes. Forward, a thread of `rows` computes kRowsTokens tokens of 8 bytes of
+// channels.
 constexpr int rows_vector(std::size_t element_bytes) { return static_cast<int>(16 / element_bytes); }
+constexpr int forward_vector(std::size_t element_bytes) { return static_cast<int>(8 / element_bytes); }
+inline constexpr int kRowsTokens = 16;
+// Backward, a warp of `rows` walks some tokens of one row, each lane with kBackwardVector channels; kWarps
+// neighbours are a block.
 inline constexpr int kBackwardVector = 4;
-// A warp of `rows` walks some tokens of one row, each lane with some channels; kWarps neighbours are a block.
 inline constexpr int kWarps = 4;
-// How many tokens, of `rows` of `length`, on a GPU that holds `blocks` blocks at once: so that blocks come in
-// whole waves, of which the last leaves few multiprocessors idle, and walks are long beside their beginning.
+// How many tokens it walks, of `rows` of `length`, on a GPU that holds `blocks` blocks at once: so that
+// blocks come in whole waves, of which the last leaves few multiprocessors idle, and walks are long beside
+// their beginning.
 std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t channels, int vector,
                            std::int64_t blocks);
 

@@ -1,4 +1,6 @@
 // The forward pass of causal_conv1d on a GPU.
+#include <type_traits>
+
 #include "ops/causal_conv1d/cuda/vectors.cuh"
 
 namespace krait::conv_detail {
@@ -46,85 +48,88 @@ __global__ void forward_plain(ForwardProblem p) {
 struct ForwardRows {
   Line line;
   Filter filter;
+  FilterWords words;
   Rows x;
   Rows out;
   RunsView runs;
-  std::int64_t channels = 0;
-  unsigned channel_blocks = 1;
+  Divisor lanes;    // threads that the channels of a token take
+  Divisor per_row;  // tiles of a row, where runs are whole rows
 };
 
-// Channel-last: each input is loaded once, kAhead tokens before it is needed, and kept in registers for its K
-// outputs.
-constexpr int kBlocksAtOnce = 4;  // of a multiprocessor
+// Channel-last: a thread computes kRowsTokens tokens of some channels, all of whose inputs it asks for at
+// once. Short tiles in the order of memory, a few warps each, read and write it at nearly a copy's speed,
+// which warps that walk over many tokens at hundreds of places do not. As threads are that short, the way to
+// their loads has to be: no divisions, and first of all the tile itself.
+constexpr int kTileThreads = 64;
+constexpr int kTilesAtOnce = 12;  // blocks of a multiprocessor
 
 template <typename T, int kTaps, int kVector>
-__global__ void __launch_bounds__(kWarps * 32, kBlocksAtOnce) forward_rows(ForwardRows p) {
-  constexpr int kChannels = 32 * kVector;
-  constexpr int kAhead = 6;
-  __shared__ float staged[kTaps + 1][kChannels];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int64_t channel0 = std::int64_t{blockIdx.x % p.channel_blocks} * kChannels;
-  stage_filter<kTaps>(p.filter, channel0, p.channels, staged);
-  const std::int64_t channel = channel0 + lane * kVector;
-  const std::int64_t index = std::int64_t{blockIdx.x / p.channel_blocks} * kWarps + threadIdx.x / 32;
-  if (channel >= p.channels || index >= p.runs.count) return;
-
-  const Piece piece = p.runs.piece(index);
-  const Walk walk = p.runs.run(piece.run);
-  float weight[kTaps][kVector];
-  float bias[kVector];
-#pragma unroll
-  for (int k = 0; k < kTaps; ++k) read_staged(staged, k, lane, weight[k]);
-  read_staged(staged, kTaps, lane, bias);
-
-  float window[kTaps - 1][kVector];  // the inputs before the next token, the oldest first
-#pragma unroll
-  for (int k = 0; k < kTaps - 1; ++k) {
-    const std::int64_t i = piece.begin - (kTaps - 1) + k;
-    if (i >= 0) {
-      widen<T>(load_pack<T, kVector>(p.x.at<T>(walk, i, channel)), window[k]);
-    } else {
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) window[k][v] = p.line.load(walk, i, channel + v);
-    }
+__global__ void __launch_bounds__(kTileThreads, kTilesAtOnce) forward_rows(ForwardRows p) {
+  constexpr int kBefore = kTaps - 1;
+  using Vector = PackWord<T, kVector>;
+  const std::int64_t item = std::int64_t{blockIdx.x} * kTileThreads + threadIdx.x;
+  const std::int64_t index = p.lanes.quotient(item);
+  if (index >= p.runs.count) return;
+  const int channel = static_cast<int>(item - index * p.lanes.divisor) * kVector;
+  const bool whole = p.runs.list == nullptr;
+  Piece piece;
+  if (whole) {
+    const std::int64_t row = p.per_row.quotient(index);
+    piece = p.runs.piece_of(row, index - row * p.per_row.divisor);
+  } else {
+    piece = p.runs.list[index];
   }
-
+  const Walk walk = p.runs.run(piece.run);
   const int count = static_cast<int>(piece.count);
   const T* x = p.x.at<T>(walk, piece.begin, channel);
   T* out = p.out.at<T>(walk, piece.begin, channel);
   const int x_step = p.x.step(walk);
   const int out_step = p.out.step(walk);
-  const auto load = [&](int i) {  // of tokens in their order
-    PackWord<T, kVector> word{};
-    if (i < count) word = load_pack<T, kVector>(x);
-    x += x_step;
-    return word;
-  };
-  PackWord<T, kVector> next[kAhead];
+
+  Vector inputs[kRowsTokens];
 #pragma unroll
-  for (int j = 0; j < kAhead; ++j) next[j] = load(j);
-  for (int begin = 0; begin < count; begin += kAhead) {
+  for (int j = 0; j < kRowsTokens; ++j)
+    inputs[j] = j < count ? load_pack<T, kVector>(x + std::int64_t{j} * x_step) : Vector{};
+  float before[kBefore][kVector];
+  if (whole && piece.begin > 0) {
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      float input[kVector];
-      widen<T>(next[j], input);
-      next[j] = load(begin + kAhead + j);
+    for (int j = 0; j < kBefore; ++j)
+      widen<T>(load_pack<T, kVector>(x + std::int64_t{j - kBefore} * x_step), before[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kBefore; ++j)
+#pragma unroll
+      for (int v = 0; v < kVector; ++v)
+        before[j][v] = p.line.load(walk, piece.begin - kBefore + j, channel + v);
+  }
+  float weight[kTaps][kVector];
+  float bias[kVector];
+  load_filter<T>(p.words, p.filter, channel, weight, bias);
+
+  const auto compute = [&](auto silu) {
+#pragma unroll
+    for (int j = 0; j < kRowsTokens; ++j) {
+      if (j >= count) break;
       float result[kVector];
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        float sum = bias[v];
+      for (int v = 0; v < kVector; ++v) result[v] = bias[v];
 #pragma unroll
-        for (int k = 0; k < kTaps - 1; ++k) sum = fmaf(weight[k][v], window[k][v], sum);
-        sum = fmaf(weight[kTaps - 1][v], input[v], sum);
-        result[v] = activate(sum, p.filter.silu);
+      for (int k = 0; k < kTaps; ++k) {
+        float input[kVector];
+        if (j + k >= kBefore) widen<T>(inputs[j + k - kBefore], input);
 #pragma unroll
-        for (int k = 0; k < kTaps - 2; ++k) window[k][v] = window[k + 1][v];
-        window[kTaps - 2][v] = input[v];
+        for (int v = 0; v < kVector; ++v)
+          result[v] = fmaf(weight[k][v], j + k >= kBefore ? input[v] : before[j + k][v], result[v]);
       }
-      if (begin + j < count) store_pack(result, out);
-      out += out_step;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) result[v] = activate(result[v], decltype(silu)::value);
+      store_pack(result, out + std::int64_t{j} * out_step);
     }
-  }
+  };
+  if (p.filter.silu)
+    compute(std::true_type{});
+  else
+    compute(std::false_type{});
 }
 
 // to = 0 at tokens that are padding.
@@ -167,12 +172,13 @@ __global__ void write_windows(WindowProblem p) {
 }
 
 template <typename T, int kTaps>
-void launch_rows(const Context& ctx, ForwardRows rows) {
-  constexpr int kVector = rows_vector(sizeof(T));
-  rows.channel_blocks = static_cast<unsigned>((rows.channels + 32 * kVector - 1) / (32 * kVector));
-  const std::int64_t groups = (rows.runs.count + kWarps - 1) / kWarps;
-  const auto grid = static_cast<unsigned>(groups * rows.channel_blocks);
-  cuda::launch(ctx, "causal_conv1d", forward_rows<T, kTaps, kVector>, grid, kWarps * 32, 0, rows);
+void launch_rows(const Context& ctx, ForwardRows rows, std::int64_t channels) {
+  constexpr int kVector = forward_vector(sizeof(T));
+  rows.lanes = Divisor(channels / kVector, rows.runs.count);
+  rows.per_row = Divisor(std::max<std::int64_t>(rows.runs.per_row, 1), rows.runs.run_count);
+  const std::int64_t blocks = (rows.runs.count * rows.lanes.divisor + kTileThreads - 1) / kTileThreads;
+  cuda::launch(ctx, "causal_conv1d", forward_rows<T, kTaps, kVector>, static_cast<unsigned>(blocks),
+               kTileThreads, 0, rows);
 }
 
 }  // namespace
@@ -188,26 +194,23 @@ void forward_cuda(Context& ctx, const Forward& f, bool whole_rows, const Tensor&
   const std::int64_t channels = f.x.size(1);
   if (channels == 0) return;
   const bool rows = choose_kernel(f.weight.size(1), {f.x, f.out}) == ConvKernel::rows;
-  const std::int64_t tokens =
-      rows ? choose_tokens(f.x.size(0), f.x.size(2), channels, rows_vector(size_of(f.x.dtype())),
-                           std::int64_t{kBlocksAtOnce} * cuda::limits_of(ctx).multiprocessors)
-           : kPlainTokens;
-  const RunsOnDevice placed = place_runs(ctx, *f.runs, whole_rows, f.x.size(2), tokens, rows);
+  const RunsOnDevice placed =
+      place_runs(ctx, *f.runs, whole_rows, f.x.size(2), rows ? kRowsTokens : kPlainTokens, rows);
   const Line line = line_of(f.x, f.initial_states, f.weight);
   const Filter filter = filter_of(f.weight, f.bias, f.activation);
   if (placed.view.count > 0 && rows) {
     const ForwardRows problem{.line = line,
                               .filter = filter,
+                              .words = FilterWords(f.weight, f.bias, f.x.dtype()),
                               .x = Rows(f.x),
                               .out = Rows(f.out),
-                              .runs = placed.view,
-                              .channels = channels};
+                              .runs = placed.view};
     cuda::dispatch_element(f.x.dtype(), "[causal_conv1d] x", [&](auto element) {
       using T = decltype(element);
       switch (f.weight.size(1)) {
-        case 2: return launch_rows<T, 2>(ctx, problem);
-        case 3: return launch_rows<T, 3>(ctx, problem);
-        default: return launch_rows<T, 4>(ctx, problem);
+        case 2: return launch_rows<T, 2>(ctx, problem, channels);
+        case 3: return launch_rows<T, 3>(ctx, problem, channels);
+        default: return launch_rows<T, 4>(ctx, problem, channels);
       }
     });
   } else if (placed.view.count > 0) {

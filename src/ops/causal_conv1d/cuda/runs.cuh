@@ -56,7 +56,11 @@ struct RunsView {
   __device__ __forceinline__ Piece piece(std::int64_t p) const {
     if (list != nullptr) return list[p];
     const std::int64_t r = p / per_row;
-    const std::int64_t begin = (p - r * per_row) * tokens;
+    return piece_of(r, p - r * per_row);
+  }
+  // Piece i of row r, of whole rows.
+  __device__ __forceinline__ Piece piece_of(std::int64_t r, std::int64_t i) const {
+    const std::int64_t begin = i * tokens;
     return {r, begin, begin + tokens <= length ? tokens : length - begin};
   }
 };
