@@ -64,8 +64,7 @@ GpuPlan choose_gpu_plan(const Problem& p) {
   constexpr std::int64_t kOneWarp = kVector * kLanes;
   if (p.group_size % kVector == 0 && p.group_size > kOneWarp && p.group_size <= 2 * kOneWarp * kMaxWarps)
     return plan_with(2, p.group_size);
-  // Rows wait in shared memory, which holds half as many f32.
-  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
+  return choose_gpu_plan(p.group_size, 4);
 }
 
 GpuPlan choose_gpu_plan(const BackwardProblem& p) {
