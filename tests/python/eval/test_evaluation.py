@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from golden_tasks import MODELS, TASKS
+from golden_tasks import DEVICE, MODELS, TASKS
 
 import krait
 
@@ -23,7 +23,7 @@ Checkpoint = Callable[[str], Path]
 def test_agrees_with_the_harness_over_transformers(
     name: str, checkpoint: Checkpoint, golden_runs: list[dict[str, Any]]
 ) -> None:
-    model = krait.LanguageModel.from_pretrained(checkpoint(name), device="cpu")
+    model = krait.LanguageModel.from_pretrained(checkpoint(name), device=DEVICE)
     runs = [run for run in golden_runs if run["model"] == name]
     assert len(runs) == 2
     for run in runs:
@@ -66,14 +66,14 @@ def test_the_program_of_the_package_agrees(checkpoint: Checkpoint, tmp_path: Pat
     )
     program = json.loads(output.read_text())["results"]
     for result in krait.evaluate(
-        krait.LanguageModel.from_pretrained(directory, device="cpu"), TASKS
+        krait.LanguageModel.from_pretrained(directory, device=DEVICE), TASKS
     ):
         for metric, found in result.metrics.items():
             assert program[result.name][f"{metric},none"] == pytest.approx(found.value, rel=1e-6)
 
 
 def test_limit_progress_and_options(checkpoint: Checkpoint) -> None:
-    model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device="cpu")
+    model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device=DEVICE)
     seen: list[tuple[str, int, int]] = []
     (result,) = krait.evaluate(
         model,
@@ -105,7 +105,7 @@ def test_another_tokenizer(checkpoint: Checkpoint) -> None:
 
 
 def test_likelihoods_are_those_of_the_logits() -> None:
-    model = krait.LanguageModel.from_pretrained(device="cpu")
+    model = krait.LanguageModel.from_pretrained(device=DEVICE)
     assert model.tokenizer is not None
     context = model.tokenizer.encode("ROMEO:\nBut soft, what light through yonder")
     pairs = [
@@ -129,7 +129,7 @@ def test_likelihoods_are_those_of_the_logits() -> None:
 
 
 def test_what_likelihoods_refuse() -> None:
-    model = krait.LanguageModel.from_pretrained(device="cpu")
+    model = krait.LanguageModel.from_pretrained(device=DEVICE)
     with pytest.raises(ValueError, match="continuation 1 has no tokens"):
         krait.likelihoods(model, [([1], [2]), ([1], [])])
     with pytest.raises(ValueError, match="the context of continuation 0 has no tokens"):
@@ -143,7 +143,7 @@ def test_what_likelihoods_refuse() -> None:
 
 
 def test_errors_of_callbacks_end_it() -> None:
-    model = krait.LanguageModel.from_pretrained(device="cpu")
+    model = krait.LanguageModel.from_pretrained(device=DEVICE)
     pairs = [([i], [1] * 300) for i in range(1, 400)]
     calls = 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden_tasks import MODELS, ROOT, TASKS
+from golden_tasks import DEVICE, MODELS, ROOT, TASKS
 
 import krait
 
@@ -33,7 +33,7 @@ def run(model: Any, tasks: list[Any], **options: Any) -> dict[str, Any]:
         model=model,
         tasks=tasks,
         task_manager=TaskManager(include_defaults=False),
-        device="cpu",
+        device=DEVICE,
         log_samples=True,
         bootstrap_iters=1000,
         **options,
@@ -75,7 +75,7 @@ def test_agrees_with_transformers(
     native = {
         result.name: result
         for result in krait.evaluate(
-            krait.LanguageModel.from_pretrained(checkpoint(name), device="cpu"),
+            krait.LanguageModel.from_pretrained(checkpoint(name), device=DEVICE),
             TASKS,
             max_length=max_length,
             bootstrap_iterations=1000,
@@ -128,7 +128,7 @@ def test_generates_as_transformers_does(
 def test_generation_arguments(checkpoint: Checkpoint) -> None:
     from lm_eval.api.instance import Instance
 
-    model = KraitLM(str(checkpoint("hf-mamba-tiny")), device="cpu", max_length=64)
+    model = KraitLM(str(checkpoint("hf-mamba-tiny")), device=DEVICE, max_length=64)
 
     def ask(*arguments: dict[str, Any]) -> list[str]:
         return model.generate_until(
@@ -155,8 +155,8 @@ def test_arguments(checkpoint: Checkpoint) -> None:
     assert model.eot_token_id == 0
     assert model.batch_size == 0
     assert model.get_model_info()["model_dtype"].startswith("bf16")
-    assert KraitLM(directory, device="cpu", batch_size=5).batch_size == 5
-    assert KraitLM(directory, device="cpu", batch_size=1, max_batch_size=3)._states() == 3
+    assert KraitLM(directory, device=DEVICE, batch_size=5).batch_size == 5
+    assert KraitLM(directory, device=DEVICE, batch_size=1, max_batch_size=3)._states() == 3
     given = KraitLM(
         krait.LanguageModel.from_pretrained(),
         tokenizer=directory,
@@ -176,7 +176,7 @@ def test_arguments(checkpoint: Checkpoint) -> None:
         with pytest.raises(ValueError, match=message):
             KraitLM(directory, **{"device": "cpu", **arguments})
     with pytest.raises(FileNotFoundError):
-        KraitLM(directory + "-that-is-not-there", device="cpu")
+        KraitLM(directory + "-that-is-not-there", device=DEVICE)
 
 
 def metrics_of(directory: Path) -> dict[str, float]:
@@ -261,7 +261,7 @@ def test_exported_tasks_give_the_same(
     manager = TaskManager(include_defaults=False)
     for task in manager.load(harness_tasks())["tasks"].values():
         export_task(task, tmp_path)
-    model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device="cpu")
+    model = krait.LanguageModel.from_pretrained(checkpoint("hf-mamba-tiny"), device=DEVICE)
     exported = {result.name: result for result in krait.evaluate(model, tmp_path)}
     original = {result.name: result for result in krait.evaluate(model, TASKS)}
     assert exported == original
@@ -281,7 +281,7 @@ def test_the_command_of_the_module(harness_directory: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     names = ["tiny_texts.json", "tiny_which.json"]
     assert sorted(done.stdout.split()) == [str(tmp_path / "out" / name) for name in names]
-    model = krait.LanguageModel.from_pretrained(device="cpu")
+    model = krait.LanguageModel.from_pretrained(device=DEVICE)
     for result in krait.evaluate(model, tmp_path / "out"):
         assert len(result.documents) == 2
     with pytest.raises(SystemExit):

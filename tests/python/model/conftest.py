@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from where import DEVICE
 
 import krait
 
@@ -30,7 +31,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def bundled() -> krait.LanguageModel:
-    return krait.LanguageModel.from_pretrained(device="cpu")
+    return krait.LanguageModel.from_pretrained(device=DEVICE)
 
 
 def environment() -> dict[str, str]:
@@ -38,12 +39,16 @@ def environment() -> dict[str, str]:
     return dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
 
 
+HEADER = "import sys\nfrom where import DEVICE\n"
+
+
 class Child:
-    """A Python process that runs `code`, which prints "ready" once it may be interrupted."""
+    """A Python process that runs `code`, which has `sys` and `DEVICE`, and prints "ready" once it
+    may be interrupted."""
 
     def __init__(self, code: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-u", "-c", "import sys\n" + code, *arguments],
+            [sys.executable, "-u", "-c", HEADER + code, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from where import DEVICE
 
 import krait
 
@@ -18,7 +19,7 @@ ENDLESS = 1 << 30
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_greedy_ids_are_those_of_other_implementations(golden: Path, name: str) -> None:
-    model = krait.LanguageModel.from_pretrained(golden / name, device="cpu")
+    model = krait.LanguageModel.from_pretrained(golden / name, device=DEVICE)
     prompts = np.load(golden / name / "prompt_ids.npy")
     expected = np.load(golden / name / "greedy_ids.npy")
     new = expected.shape[1] - prompts.shape[1]
@@ -127,7 +128,7 @@ def test_refused_prompts(bundled: krait.LanguageModel, golden: Path) -> None:
         bundled.generate("a", "b")  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="max_new_tokens is 3.5, expected an integer"):
         bundled.generate("a", 3.5)  # type: ignore[call-overload]
-    bare = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device="cpu")
+    bare = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device=DEVICE)
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         bare.generate("text")
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
@@ -158,7 +159,7 @@ def test_a_stream_of_several(bundled: krait.LanguageModel) -> None:
 
 
 def test_characters_are_never_cut(golden: Path) -> None:
-    model = krait.LanguageModel.from_pretrained(device="cpu")
+    model = krait.LanguageModel.from_pretrained(device=DEVICE)
     # Tokens of single bytes, at random: most characters need several of them.
     stream = model.generate("ROMEO:", 200, temperature=50.0, top_p=1.0, seed=1, stream=True)
     assert "".join(stream) == stream.generation.text

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from where import DEVICE
 
 import krait
 
@@ -30,7 +31,7 @@ CHECKPOINTS = [
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_logits_are_those_of_other_implementations(golden: Path, name: str) -> None:
-    model = krait.LanguageModel.from_pretrained(golden / name, device="cpu")
+    model = krait.LanguageModel.from_pretrained(golden / name, device=DEVICE)
     ids = np.load(golden / name / "input_ids.npy")
     expected = np.load(golden / name / "logits.npy")
     logits = model.logits(ids)
@@ -136,7 +137,7 @@ def test_a_model_of_the_cache(golden: Path, tmp_path: Path) -> None:
 
 def test_what_a_model_says_of_itself(bundled: krait.LanguageModel, golden: Path) -> None:
     assert bundled.name == "bundled model"
-    assert bundled.device == "cpu" and bundled.format == "mamba_ssm"
+    assert bundled.device.partition(":")[0] == DEVICE and bundled.format == "mamba_ssm"
     assert bundled.vocab_size == bundled.padded_vocab_size == 1024
     assert bundled.config["d_model"] == 192 and bundled.config["ssm_cfg"]["layer"] == "Mamba2"
     described = bundled.describe()
@@ -145,7 +146,7 @@ def test_what_a_model_says_of_itself(bundled: krait.LanguageModel, golden: Path)
     assert described.weight_bytes == sum(described.bytes_by_dtype.values())
     assert described.parameters == sum(w.size for w in bundled.parameters().values())
     assert "bundled model" in repr(bundled)
-    hybrid = krait.LanguageModel.from_pretrained(golden / "mamba2attn-tiny", device="cpu")
+    hybrid = krait.LanguageModel.from_pretrained(golden / "mamba2attn-tiny", device=DEVICE)
     assert hybrid.describe().state_bytes_per_token > 0
     assert hybrid.padded_vocab_size >= hybrid.vocab_size
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
@@ -155,7 +156,7 @@ def test_what_a_model_says_of_itself(bundled: krait.LanguageModel, golden: Path)
 
 
 def test_the_dtype_of_matrices(bundled: krait.LanguageModel) -> None:
-    half = krait.LanguageModel.from_pretrained(device="cpu", dtype="bf16")
+    half = krait.LanguageModel.from_pretrained(device=DEVICE, dtype="bf16")
     assert set(half.describe().bytes_by_dtype) == {"bf16", "f32"}
     exact = bundled.logits("ROMEO:", last=True)
     rounded = half.logits("ROMEO:", last=True)
@@ -164,9 +165,9 @@ def test_the_dtype_of_matrices(bundled: krait.LanguageModel) -> None:
 
 @pytest.mark.parametrize("format", ["krait", "upstream", "hf"])
 def test_saved_models_are_the_same(golden: Path, tmp_path: Path, format: str) -> None:
-    model = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device="cpu")
+    model = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device=DEVICE)
     model.save_pretrained(tmp_path / "copy", format=format)  # type: ignore[arg-type]
-    again = krait.LanguageModel.from_pretrained(tmp_path / "copy", device="cpu")
+    again = krait.LanguageModel.from_pretrained(tmp_path / "copy", device=DEVICE)
     np.testing.assert_array_equal(again.logits([1, 2, 3]), model.logits([1, 2, 3]))
     for name, weight in model.parameters().items():
         np.testing.assert_array_equal(again.parameters()[name], weight)
@@ -174,13 +175,13 @@ def test_saved_models_are_the_same(golden: Path, tmp_path: Path, format: str) ->
 
 def test_saving(bundled: krait.LanguageModel, golden: Path, tmp_path: Path) -> None:
     bundled.save_pretrained(tmp_path, dtype="bf16")
-    again = krait.LanguageModel.from_pretrained(tmp_path, device="cpu")
+    again = krait.LanguageModel.from_pretrained(tmp_path, device=DEVICE)
     assert again.tokenizer.encode("Ay") == bundled.tokenizer.encode("Ay")
     with pytest.raises(ValueError, match="is there already"):
         bundled.save_pretrained(tmp_path, format="upstream")
     with pytest.raises(ValueError, match="format is 'gguf', expected one of 'krait', 'upstream'"):
         bundled.save_pretrained(tmp_path, format="gguf")  # type: ignore[arg-type]
-    neox = krait.LanguageModel.from_pretrained(golden / "hf-gptneox-tiny", device="cpu")
+    neox = krait.LanguageModel.from_pretrained(golden / "hf-gptneox-tiny", device=DEVICE)
     with pytest.raises(ValueError):
         neox.save_pretrained(tmp_path / "neox", format="upstream")
     assert not (tmp_path / "neox").exists()
@@ -188,18 +189,18 @@ def test_saving(bundled: krait.LanguageModel, golden: Path, tmp_path: Path) -> N
 
 def test_fresh_weights(tmp_path: Path) -> None:
     config = {"d_model": 32, "n_layer": 2, "vocab_size": 61, "ssm_cfg": {"layer": "Mamba1"}}
-    model = krait.LanguageModel.from_config(config, seed=3, device="cpu")
+    model = krait.LanguageModel.from_config(config, seed=3, device=DEVICE)
     assert model.padded_vocab_size == 64
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config))
-    again = krait.LanguageModel.from_config(path, seed=3, device="cpu")
-    other = krait.LanguageModel.from_config(path, seed=2**64 - 1, device="cpu")
+    again = krait.LanguageModel.from_config(path, seed=3, device=DEVICE)
+    other = krait.LanguageModel.from_config(path, seed=2**64 - 1, device=DEVICE)
     np.testing.assert_array_equal(model.logits([1, 2]), again.logits([1, 2]))
     assert np.abs(model.logits([1, 2]) - other.logits([1, 2])).max() > 0
     with pytest.raises(ValueError, match="d_model"):
-        krait.LanguageModel.from_config({"d_model": -1}, device="cpu")
+        krait.LanguageModel.from_config({"d_model": -1}, device=DEVICE)
     with pytest.raises(FileNotFoundError):
-        krait.LanguageModel.from_config(tmp_path / "absent.json", device="cpu")
+        krait.LanguageModel.from_config(tmp_path / "absent.json", device=DEVICE)
 
 
 def test_scores(bundled: krait.LanguageModel) -> None:
@@ -223,7 +224,7 @@ def test_scores(bundled: krait.LanguageModel) -> None:
 
 
 def test_a_published_loss(golden: Path) -> None:
-    model = krait.LanguageModel.from_pretrained(golden / "shakespeare", device="cpu")
+    model = krait.LanguageModel.from_pretrained(golden / "shakespeare", device=DEVICE)
     ids = np.load(golden / "shakespeare" / "val_ids.npy")[:8]
     rows = [model.score(row).loss for row in ids]
     assert math.isclose(model.score(ids).loss, np.mean(rows), rel_tol=1e-6)
@@ -314,7 +315,7 @@ def _resident_bytes() -> int:
 def test_nothing_leaks(golden: Path) -> None:
     def once() -> None:
         model = krait.LanguageModel.from_pretrained(
-            golden / "hf-mamba2-tiny", device="cpu", dtype="f32", threads=1
+            golden / "hf-mamba2-tiny", device=DEVICE, dtype="f32", threads=1
         )
         state = model.new_state()
         model.logits([1, 2, 3], state=state)

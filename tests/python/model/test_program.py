@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from where import DEVICE
 
 import krait
 
@@ -82,7 +83,7 @@ def test_ctrl_c_ends_the_program(child: Callable[..., Any], number: int) -> None
 
 GENERATE = """
 import krait, threading
-model = krait.LanguageModel.from_pretrained(device="cpu")
+model = krait.LanguageModel.from_pretrained(device=DEVICE)
 model.generate("ROMEO:", 4)
 try:
     print("ready", flush=True)
@@ -93,7 +94,7 @@ except KeyboardInterrupt:
 
 STREAM = """
 import krait
-model = krait.LanguageModel.from_pretrained(device="cpu")
+model = krait.LanguageModel.from_pretrained(device=DEVICE)
 stream = model.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True)
 text = next(stream)
 try:
@@ -108,7 +109,7 @@ except KeyboardInterrupt:
 
 LOGITS = """
 import krait, numpy as np
-model = krait.LanguageModel.from_pretrained(device="cpu", threads=1)
+model = krait.LanguageModel.from_pretrained(device=DEVICE, threads=1)
 ids = np.ones((200, 20000), np.int64)
 try:
     print("ready", flush=True)
@@ -119,7 +120,7 @@ except KeyboardInterrupt:
 
 WAITING = """
 import krait, threading
-model = krait.LanguageModel.from_pretrained(device="cpu")
+model = krait.LanguageModel.from_pretrained(device=DEVICE)
 stream = model.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True)
 next(stream)
 try:
@@ -154,7 +155,7 @@ told = []
 def on_checkpoint(path):
     told.append(path)
 try:
-    krait.train(json.loads(sys.argv[3]), out=folder, steps=1000000, device="cpu", threads=1,
+    krait.train(json.loads(sys.argv[3]), out=folder, steps=1000000, device=DEVICE, threads=1,
                 on_start=lambda start: print("ready", flush=True),
                 on_step=(lambda report: None) if with_callback else None,
                 on_checkpoint=on_checkpoint)
@@ -179,14 +180,14 @@ def test_ctrl_c_leaves_a_checkpoint(
     status, out, err = process.end()
     assert (status, out) == (0, "interrupted 1\n"), err
     resumed = krait.train(
-        out=tmp_path / "run", resume=True, device="cpu", threads=1, stop=lambda: True
+        out=tmp_path / "run", resume=True, device=DEVICE, threads=1, stop=lambda: True
     )
     assert resumed.end == "interrupted"
 
 
 LEFT_OPEN = """
 import krait
-model = krait.LanguageModel.from_pretrained(device="cpu")
+model = krait.LanguageModel.from_pretrained(device=DEVICE)
 stream = model.generate("ROMEO:", 1 << 30, ignore_eos=True, stream=True)
 print(len(next(stream)) > 0)
 """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from where import DEVICE
 
 import krait
 
@@ -16,7 +17,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: name or "bundled")
 def model(request: pytest.FixtureRequest, golden: Path) -> krait.LanguageModel:
     name = golden / request.param if request.param else None
-    return krait.LanguageModel.from_pretrained(name, device="cpu")
+    return krait.LanguageModel.from_pretrained(name, device=DEVICE)
 
 
 def test_prefill_and_steps_agree(model: krait.LanguageModel) -> None:
@@ -74,7 +75,7 @@ def test_images(model: krait.LanguageModel, golden: Path) -> None:
     np.testing.assert_array_equal(copy.step(2), state.fork().step(2))
     # On the same model, loaded anew.
     name = None if model.name == "bundled model" else model.name
-    other = krait.LanguageModel.from_pretrained(name, device="cpu")
+    other = krait.LanguageModel.from_pretrained(name, device=DEVICE)
     np.testing.assert_allclose(other.load_state(image).step(2), state.step(2), atol=1e-5)
 
 
@@ -89,7 +90,7 @@ def test_damaged_images(bundled: krait.LanguageModel, golden: Path) -> None:
     flipped[len(image) // 2] ^= 1
     with pytest.raises(ValueError):
         krait.State.from_bytes(bundled, bytes(flipped))
-    other = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device="cpu")
+    other = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device=DEVICE)
     with pytest.raises(ValueError, match="belongs to a model with fingerprint"):
         other.load_state(image)
     with pytest.raises(TypeError):
@@ -122,7 +123,7 @@ def test_refusals_leave_states_as_they_were(bundled: krait.LanguageModel, golden
         bundled.step([1, 2], [state, state])
     with pytest.raises(ValueError, match="1 states for 2 rows"):
         bundled.logits([[1], [2]], state=state)
-    other = krait.LanguageModel.from_pretrained(device="cpu")
+    other = krait.LanguageModel.from_pretrained(device=DEVICE)
     with pytest.raises(ValueError, match="state 0 belongs to another model"):
         other.step(1, state)
     with pytest.raises(ValueError):
@@ -144,5 +145,5 @@ def test_many_states_come_and_go(bundled: krait.LanguageModel) -> None:
 
 
 def test_a_state_outlives_its_model(golden: Path) -> None:
-    state = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device="cpu").new_state()
+    state = krait.LanguageModel.from_pretrained(golden / "hf-mamba-tiny", device=DEVICE).new_state()
     assert state.step(3).shape == (state.model.padded_vocab_size,)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from where import DEVICE
 
 import krait
 from krait import training
@@ -39,7 +40,7 @@ def files(golden: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         "seq_len": 32,
         "lr": 3e-3,
         "seed": 1,
-        "device": "cpu",
+        "device": DEVICE,
         "threads": 1,
     }
 
@@ -109,7 +110,7 @@ def test_a_run(files: dict[str, Any], tmp_path: Path) -> None:
     settings = krait.run_settings(tmp_path / "run")
     assert settings is not None and settings["steps"] == 6 and settings["betas"] == [0.9, 0.98]
     assert krait.run_settings(tmp_path) is None
-    model = krait.LanguageModel.from_pretrained(tmp_path / "run", device="cpu")
+    model = krait.LanguageModel.from_pretrained(tmp_path / "run", device=DEVICE)
     assert math.isclose(
         model.score((files["val"]).read_text(), block=32).loss, best.loss, rel_tol=0.02
     )
@@ -135,14 +136,14 @@ def test_runs_go_on(files: dict[str, Any], tmp_path: Path) -> None:
     assert not (parts / "model.safetensors").exists()
     # The settings are those that the run was started with.
     finished = krait.train(
-        out=parts, resume=True, on_step=lambda r: steps.append(r.step), device="cpu", threads=1
+        out=parts, resume=True, on_step=lambda r: steps.append(r.step), device=DEVICE, threads=1
     )
     assert finished.end == "finished" and steps == [1, 2, 3, 4, 5, 6]
     assert weights(parts) == weights(whole)
-    again = krait.train(out=parts, resume=True, device="cpu")
+    again = krait.train(out=parts, resume=True, device=DEVICE)
     assert again.end == "already_finished" and again.steps == 6
     with pytest.raises(ValueError, match="lr is 0.1, but the run"):
-        krait.train(out=parts, resume=True, lr=0.1, device="cpu")
+        krait.train(out=parts, resume=True, lr=0.1, device=DEVICE)
     with pytest.raises(ValueError):
         krait.train(**files, out=parts, steps=6)
 
@@ -150,7 +151,7 @@ def test_runs_go_on(files: dict[str, Any], tmp_path: Path) -> None:
 def test_settings_in_files_and_mappings(files: dict[str, Any], tmp_path: Path) -> None:
     by_keywords = tmp_path / "keywords"
     krait.train(**files, out=by_keywords, steps=2, weight_decay=0.5)
-    machine = {"device": "cpu", "threads": 1}
+    machine = {"device": DEVICE, "threads": 1}
     mapping = {k.replace("_", "-"): v for k, v in files.items() if k not in machine}
     mapping |= {"steps": 9, "weight_decay": 0.5}
     by_mapping = tmp_path / "mapping"
@@ -173,7 +174,7 @@ def test_an_error_in_a_callback_leaves_a_checkpoint(files: dict[str, Any], tmp_p
     with pytest.raises(ZeroDivisionError, match="of the callback"):
         krait.train(**files, out=tmp_path / "run", steps=5000, on_step=fail)
     resumed = krait.train(
-        out=tmp_path / "run", resume=True, device="cpu", threads=1, stop=lambda: True
+        out=tmp_path / "run", resume=True, device=DEVICE, threads=1, stop=lambda: True
     )
     assert resumed.end == "interrupted" and 2 <= resumed.steps < 5000
 
@@ -223,13 +224,13 @@ def test_training_a_checkpoint_on(golden: Path, tmp_path: Path) -> None:
         data=tmp_path / "ids.npy",
         out=tmp_path / "run",
         steps=3,
-        device="cpu",
+        device=DEVICE,
         threads=1,
         on_log=lambda report: losses.append(report.loss),
     )
-    model = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device="cpu")
+    model = krait.LanguageModel.from_pretrained(golden / "mamba1-tiny", device=DEVICE)
     assert math.isclose(model.score(ids[0]).loss, losses[0], rel_tol=1e-4)
-    trained = krait.LanguageModel.from_pretrained(tmp_path / "run", device="cpu")
+    trained = krait.LanguageModel.from_pretrained(tmp_path / "run", device=DEVICE)
     assert trained.score(ids[0]).loss < losses[0]
 
 
