@@ -29,36 +29,58 @@ struct TokenSums {
   std::int64_t d_state = 0;
 };
 
-// A warp has 32 sums side by side, and kSlices warps take every kSlices-th term each.
+// The sum i of (row, t, group, part, n).
+template <typename Index>
+__device__ __forceinline__ void store_token(const TokenSums& all, const TokenSum& one, Index i, float sum) {
+  const auto d_state = static_cast<Index>(all.d_state);
+  const auto numbers = static_cast<Index>(all.numbers);
+  const auto groups = static_cast<Index>(one.gradient_groups);
+  const auto length = static_cast<Index>(all.length);
+  const Index n = i % d_state;
+  const Index part = i / d_state % numbers;
+  const Index group = i / (d_state * numbers) % groups;
+  const Index token = i / (d_state * numbers * groups);
+  one.gradient.store(sum, token / length, group, n, std::int64_t{numbers} * (token % length) + part);
+}
+
+// A lane has kTogether sums side by side, and kSlices warps take every kSlices-th term of a warp's sums each.
+template <int kTogether>
 __global__ void __launch_bounds__(kThreads) finish_tokens(TokenSums all) {
-  __shared__ float shared[kSlices][32];
+  constexpr int kSums = 32 * kTogether;  // of a warp
+  struct alignas(4 * kTogether) Sums {
+    float v[kTogether];
+  };
+  __shared__ Sums shared[kSlices][32];
   const TokenSum& one = all.of[blockIdx.y];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int slice = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t size = all.numbers * all.d_state;  // of a group
-  for (std::int64_t first = std::int64_t{blockIdx.x} * 32; first < one.count;
-       first += std::int64_t{gridDim.x} * 32) {
-    const std::int64_t i = first + lane;
-    const bool there = i < one.count;
-    const std::int64_t in_group = i % size;
-    const std::int64_t group = i / size % one.gradient_groups;
-    const std::int64_t token = i / (size * one.gradient_groups);
-    const std::int64_t summed = all.groups / one.gradient_groups;
-    const float* const from = one.sums + (token * all.groups + group * summed) * size + in_group;
+  for (std::int64_t first = std::int64_t{blockIdx.x} * kSums; first < one.count;
+       first += std::int64_t{gridDim.x} * kSums) {
+    const std::int64_t i = first + lane * kTogether;
+    // Divisions of 64 bits would take longer than the sums.
+    const std::int64_t summed = one.gradient_groups == all.groups ? 1 : all.groups / one.gradient_groups;
+    const float* const from = one.sums + (summed == 1 ? i : i / size * summed * size + i % size);
     const std::int64_t stride = all.rows * all.length * all.groups * size;
-    float sum = 0.0F;
-    if (there)
+    Sums sums = {};
+    if (i < one.count)
       for (std::int64_t g = 0; g < summed; ++g)
 #pragma unroll 8
-        for (std::int64_t tile = slice; tile < all.tiles; tile += kSlices)
-          sum += from[tile * stride + g * size];
-    shared[slice][lane] = sum;
-    __syncthreads();
-    if (slice == 0 && there) {
+        for (std::int64_t tile = slice; tile < all.tiles; tile += kSlices) {
+          const Sums terms = *reinterpret_cast<const Sums*>(from + tile * stride + g * size);
 #pragma unroll
-      for (int other = 1; other < kSlices; ++other) sum += shared[other][lane];
-      one.gradient.store(sum, token / all.length, group, in_group % all.d_state,
-                         all.numbers * (token % all.length) + in_group / all.d_state);
+          for (int j = 0; j < kTogether; ++j) sums.v[j] += terms.v[j];
+        }
+    shared[slice][lane] = sums;
+    __syncthreads();
+    if (const int j = static_cast<int>(threadIdx.x); j < kSums && first + j < one.count) {
+      float sum = shared[0][j / kTogether].v[j % kTogether];
+#pragma unroll
+      for (int other = 1; other < kSlices; ++other) sum += shared[other][j / kTogether].v[j % kTogether];
+      if (one.count <= INT32_MAX)
+        store_token(all, one, static_cast<std::uint32_t>(first + j), sum);
+      else
+        store_token(all, one, first + j, sum);
     }
     __syncthreads();
   }
@@ -141,9 +163,11 @@ void finish_sums(Context& ctx, const Problem& p, const Gradients& gradients, con
   };
   add_tokens(gradients.dB, sums.dB);
   add_tokens(gradients.dC, sums.dC);
-  if (count > 0)
-    cuda::launch(ctx, "selective_scan_sum_tokens", finish_tokens,
-                 dim3(cuda::blocks_for(ctx, most, 32, 64), count), dim3(kThreads), 0, tokens);
+  if (count > 0) {
+    const int together = p.d_state % 4 == 0 ? 4 : 1;  // within a group, and aligned
+    cuda::launch(ctx, "selective_scan_sum_tokens", together == 4 ? finish_tokens<4> : finish_tokens<1>,
+                 dim3(cuda::blocks_for(ctx, most, 32 * together, 64), count), dim3(kThreads), 0, tokens);
+  }
 
   ParameterSums parameters = {.pieces = sums.pieces, .channels = p.channels};
   count = 0;
