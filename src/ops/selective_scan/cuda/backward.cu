@@ -30,6 +30,7 @@ struct Operands {
         ddelta_bias(floats(sums.ddelta_bias)),
         pieces(cut),
         length(p.u.size(2)),
+        checkpoint_size(p.d_state * p.channels),
         by_channel(p.u.stride(1) == 1 || p.u.stride(2) != 1) {}
 
   static float* floats(const Tensor& t) { return t ? static_cast<float*>(t.raw()) : nullptr; }
@@ -50,21 +51,28 @@ struct Operands {
   const float* carried = nullptr;  // of rows in pieces: gradients_between
   Pieces pieces;
   std::int64_t length;
+  std::int64_t checkpoint_size;
   bool by_channel;
 };
 
 // What the warps have summed for B and C at tokens [first, first + kFlush) of a tile, warp after warp.
 template <typename S>
-__device__ __forceinline__ void flush(const Operands& o, const float* shared, const Item<S>& item,
-                                      const Tile32& tile, int first) {
+__device__ __forceinline__ void flush(const Operands& o, const float* shared, const Tile32& tile, int first) {
   constexpr int kQuads = S::kAll / 4;
+  constexpr int kRounds = S::kFlush * 2 * kQuads / kWalkers;
+  static_assert(kRounds * kWalkers == S::kFlush * 2 * kQuads && kWalkers % (2 * kQuads) == 0);
+  const int thread = static_cast<int>(threadIdx.x);
   const auto d_state = static_cast<int>(o.in.d_state);
-  for (int i = static_cast<int>(threadIdx.x); i < S::kFlush * 2 * kQuads; i += kWalkers) {
-    const int row = first + i / (2 * kQuads);
-    const int n = i % kQuads * 4;
-    float* const sums = i / kQuads % 2 == 0 ? o.dB : o.dC;
-    if (sums == nullptr || row >= tile.count || n >= d_state) continue;
-    const auto* from = reinterpret_cast<const float4*>(shared + S::kPartials) + i;
+  const int n = thread % kQuads * 4;
+  const bool is_c = thread / kQuads % 2 != 0;
+  float* const all = is_c ? o.dC : o.dB;
+  if (all == nullptr || n >= d_state) return;
+  float* const sums = all + *reinterpret_cast<const std::int64_t*>(shared + S::kBases + 2 * kTokenSums);
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const int row = first + thread / (2 * kQuads) + round * (kWalkers / (2 * kQuads));
+    if (row >= tile.count) continue;
+    const auto* from = reinterpret_cast<const float4*>(shared + S::kPartials) + thread + round * kWalkers;
     float4 sum = *from;
 #pragma unroll
     for (int warp = 1; warp < kWalkers / 32; ++warp) {
@@ -74,10 +82,7 @@ __device__ __forceinline__ void flush(const Operands& o, const float* shared, co
       sum.z += more.z;
       sum.w += more.w;
     }
-    const std::int64_t t = tile.position(tile.row(row));
-    float* const to =
-        sums +
-        (((item.block * o.in.rows + item.piece.row) * o.length + t) * o.in.groups + item.group) * d_state + n;
+    float* const to = sums + tile.position(tile.row(row)) * (o.in.groups * d_state) + n;
     if (d_state % 4 == 0) {
       *reinterpret_cast<float4*>(to) = sum;
     } else {
@@ -102,12 +107,16 @@ struct Movement {
 
   const Operands& o;
   const Item<S>& item;
+  const std::int64_t* bases;
   Moves moves;
   bool packed = true;  // elements of whole tiles lie side by side and aligned
   bool narrow = true;  // and have one type of 16 bits
 
-  __device__ Movement(const Operands& operands, const Item<S>& of, const Moves& share)
-      : o(operands), item(of), moves(share) {
+  __device__ Movement(const Operands& operands, const Item<S>& of, const Moves& share, const float* shared)
+      : o(operands),
+        item(of),
+        bases(reinterpret_cast<const std::int64_t*>(shared + S::kBases)),
+        moves(share) {
     narrow = cuda::is_narrow(o.in.u.dtype);
     const auto check = [&](const AnyView<3>& view) {
       packed = packed && track(view).packed(item.piece, item.channels);
@@ -120,13 +129,14 @@ struct Movement {
     check(o.du);
     check(o.ddelta);
     check(o.dz);
-    narrow = narrow && packed;
+    narrow = narrow && packed && o.length <= INT32_MAX;
   }
   __device__ __forceinline__ Along track(const AnyView<3>& view) const {
     return Along(view, moves, item.piece, item.first);
   }
-  __device__ __forceinline__ NarrowAlong narrow_track(const AnyView<3>& view, const Tile32& tile) const {
-    return NarrowAlong(view, moves, item.piece.row, item.first, tile);
+  __device__ __forceinline__ NarrowAlong narrow_track(Base which, const AnyView<3>& view,
+                                                      const Tile32& tile) const {
+    return NarrowAlong(view, moves, bases[which], static_cast<int>(tile.low));
   }
 
   // As they come from memory.
@@ -137,15 +147,16 @@ struct Movement {
     Narrow z[kRounds];
   };
   __device__ __forceinline__ void load(const Tile32& tile, Raw& to) const {
-    const auto one = [&](const AnyView<3>& view, Narrow(&bits)[kRounds]) {
-      const NarrowAlong from = narrow_track(view, tile);
+    const auto one = [&](Base which, const AnyView<3>& view, Narrow(&bits)[kRounds]) {
+      const NarrowAlong from = narrow_track(which, view, tile);
 #pragma unroll
       for (int round = 0; round < kRounds; ++round) from.load(round, bits[round]);
     };
-    one(o.in.u, to.u);
-    one(o.in.delta, to.delta);
-    one(o.dout, to.dout);
-    if (o.in.z) one(o.in.z, to.z);
+    one(kU, o.in.u, to.u);
+    one(kDelta, o.in.delta, to.delta);
+    one(kDout, o.dout, to.dout);
+    // Without a condition, behind which what was loaded would have to wait in local memory.
+    one(o.in.z ? kZ : kU, o.in.z ? o.in.z : o.in.u, to.z);
   }
   __device__ __forceinline__ void prefetch(const Tile32& tile) const {
     if (!packed) return;
@@ -238,28 +249,47 @@ struct Movement {
     float bias[kSums];
     load_shared(shared + S::kSkip + moves.channel_of(round, 0), skips);
     load_shared(shared + S::kBias + moves.channel_of(round, 0), bias);
+    float4 cell[kTogether];
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      const float4* const from =
+          cells + cell_at<S>(tile.row(moves.slot_of(round, e)), moves.channel_of(round, e));
+      cell[e] = *from;
+      if constexpr (S::kHalves) {
+        const float4 half = from[S::kStarts / 4];
+        cell[e].y += half.y;
+        cell[e].z += half.z;
+        cell[e].w += half.w;
+      }
+    }
+    if (o.in.z)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) {
+        const float out = fmaf(skips[kByChannel ? e : 0], x.u[e], cell[e].y);
+        const float gate = sigmoid_fast(x.z[e]);
+        const float gated = x.z[e] * gate;
+        x.z[e] = x.dout[e] * out * fmaf(gated, 1.0F - gate, gate);
+        x.dout[e] *= gated;
+      }
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) x.delta[e] += bias[kByChannel ? e : 0];
+    float slope[kTogether];
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) slope[e] = 1.0F;
+    if (o.in.softplus)
+#pragma unroll
+      for (int e = 0; e < kTogether; ++e) slope[e] = x.delta[e] <= 20.0F ? sigmoid_fast(x.delta[e]) : 1.0F;
 #pragma unroll
     for (int e = 0; e < kTogether; ++e) {
       const int of_sum = kByChannel ? e : 0;
-      const int channel = moves.channel_of(round, e);
-      const int row = tile.row(moves.slot_of(round, e));
-      const float skip = skips[of_sum];
-      const float4 cell = cells[cell_at<S>(row, channel)];
-      const float out = fmaf(skip, x.u[e], cell.y);
-      float dy = x.dout[e];
-      if (o.in.z) {
-        const float gate = sigmoid_fast(x.z[e]);
-        dy *= x.z[e] * gate;
-        x.z[e] = x.dout[e] * out * gate * (1.0F + x.z[e] * (1.0F - gate));
-      }
-      const float raw = x.delta[e] + bias[of_sum];
-      const float slope = o.in.softplus && raw <= 20.0F ? sigmoid_fast(raw) : 1.0F;
-      x.delta[e] = fmaf(cell.z, x.u[e], cell.w) * slope;
-      if (kWhole || (row < tile.count && channel < item.channels)) {
+      const float dy = x.dout[e];
+      x.delta[e] = fmaf(cell[e].z, x.u[e], kLn2 * cell[e].w) * slope[e];
+      if (kWhole ||
+          (tile.row(moves.slot_of(round, e)) < tile.count && moves.channel_of(round, e) < item.channels)) {
         skip_sums[of_sum] = fmaf(dy, x.u[e], skip_sums[of_sum]);
         bias_sums[of_sum] += x.delta[e];
       }
-      x.u[e] = fmaf(cell.z, cell.x, skip * dy);
+      x.u[e] = fmaf(cell[e].z, cell[e].x, skips[of_sum] * dy);
     }
   }
   // Eight of dD and eight of ddelta_bias, those of this thread.
@@ -281,12 +311,12 @@ struct Movement {
       Numbers x;
       widen<T>(raw, round, x);
       finish_round<true>(tile, round, x, shared, skip_sums, bias_sums);
-      const auto put = [&](const AnyView<3>& view, const float(&from)[kTogether]) {
-        if (view) narrow_track(view, tile).template store<T>(round, from);
+      const auto put = [&](Base which, const AnyView<3>& view, const float(&from)[kTogether]) {
+        if (view) narrow_track(which, view, tile).template store<T>(round, from);
       };
-      put(o.du, x.u);
-      put(o.ddelta, x.delta);
-      put(o.dz, x.z);
+      put(kDu, o.du, x.u);
+      put(kDdelta, o.ddelta, x.delta);
+      put(kDz, o.dz, x.z);
       if (!kByChannel || round + 1 == kRounds) {
         store_packed(at, skip_sums);
         store_packed(at + 8, bias_sums);
@@ -323,7 +353,7 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
                                                                : 3) unwind_tiles(Operands o) {
   using Move = Movement<S, kByChannel>;
   using Moves = typename Move::Moves;
-  using BAndC = Factors<S::kAll>;
+  using BAndC = typename S::BAndC;
   extern __shared__ __align__(16) float shared[];
   const Inputs<float>& in = o.in;
   const int mover = static_cast<int>(threadIdx.x);
@@ -342,13 +372,13 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
         const int channel = team * S::kPerTeam + (c ^ (lane % S::kPerTeam));
 #pragma unroll
         for (int k = 0; k < S::kStates; ++k)
-          if (const int n = lane * S::kStates + k; channel < item.channels && n < d_state)
+          if (const int n = lane * S::kStates + (k ^ S::order()); channel < item.channels && n < d_state)
             f(item.first + channel, n, c, k);
       }
     };
     Carried<S> carried = {};
     each_state([&](std::int64_t d, int n, int c, int k) {
-      carried.A[c][k] = kLog2E * in.A.get(d, n);
+      carried.A[c][k] = kLog2E * static_cast<const float*>(in.A.data)[in.A.offset(d, n)];
       if (o.carried != nullptr) {
         const std::int64_t from_last = piece.row * o.pieces.parts + o.pieces.parts - 1 - piece.part;
         carried.g[c][k] = o.carried[(from_last * d_state + n) * in.channels + d];
@@ -356,8 +386,21 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
         carried.g[c][k] = o.dlast_state.get(piece.sequence, d, n);
       }
     });
-    Move move(o, item, moves);
+    Move move(o, item, moves, shared);
     __syncthreads();  // the sums of the item before have been read
+    auto* const bases = reinterpret_cast<std::int64_t*>(shared + S::kBases);
+    const auto put_base = [&](Base which, const AnyView<3>& view) {
+      if (mover == which) bases[which] = piece.row * view.stride[0] + item.first * view.stride[1];
+    };
+    put_base(kU, in.u);
+    put_base(kDelta, in.delta);
+    put_base(kDout, o.dout);
+    put_base(kZ, in.z);
+    put_base(kDu, o.du);
+    put_base(kDdelta, o.ddelta);
+    put_base(kDz, o.dz);
+    if (mover == kTokenSums)
+      bases[kTokenSums] = ((item.block * in.rows + piece.row) * o.length * in.groups + item.group) * d_state;
 #pragma unroll
     for (int e = 0; e < 16; ++e) Move::totals(shared)[e] = 0.0F;
     if (mover < S::kChannels) {
@@ -373,21 +416,37 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     typename Move::Raw raw;
     typename BAndC::Narrow factor;
     if (narrow_factors) factor = factors.narrow(piece, mover);
+    const bool full = item.channels == S::kChannels && d_state == S::kAll && in.channels < 1 << 24;
     // What the tile at `begin` needs of memory.
-    const auto ask = [&](std::int64_t begin, int count) {
-      each_state([&](std::int64_t d, int n, int c, int k) {
-        if (begin > 0 || piece.part > 0)
-          h[c][k] = o.checkpoints[((piece.checkpoint + begin / kTile - 1) * d_state + n) * in.channels + d];
-        else
-          h[c][k] = in.state_before(piece, d, n);
-      });
+    const auto ask_state = [&](std::int64_t begin) {
+      if (begin == 0 && piece.part == 0) {
+        each_state([&](std::int64_t d, int n, int c, int k) { h[c][k] = in.state_before(piece, d, n); });
+        return;
+      }
+      const float* const from = o.checkpoints + (piece.checkpoint + begin / kTile - 1) * o.checkpoint_size;
+      if (!full) {
+        each_state([&](std::int64_t d, int n, int c, int k) { h[c][k] = from[n * in.channels + d]; });
+        return;
+      }
+      const auto channels = static_cast<int>(in.channels);
+      const float* const mine = from + item.first + (lane * S::kStates * channels + team * S::kPerTeam);
+#pragma unroll
+      for (int c = 0; c < S::kPerTeam; ++c)
+#pragma unroll
+        for (int k = 0; k < S::kStates; ++k)
+          h[c][k] = mine[(k ^ S::order()) * channels + (c ^ (lane % S::kPerTeam))];
+    };
+    const auto ask_elements = [&](std::int64_t begin, int count) {
       if (count != kTile) return;
       if (move.narrow) move.load(Tile32(o.pieces, piece, begin, count), raw);
       if (narrow_factors) factor.load(begin);
     };
     std::int64_t begin = piece.count == 0 ? -1 : (piece.count - 1) / kTile * kTile;
     int count = static_cast<int>(piece.count - begin);
-    if (begin >= 0) ask(begin, count);
+    if (begin >= 0) {
+      ask_elements(begin, count);
+      ask_state(begin);
+    }
     for (; begin >= 0; begin -= kTile, count = kTile) {
       const Tile32 tile(o.pieces, piece, begin, count);
       const bool whole = move.narrow && count == kTile;
@@ -408,32 +467,36 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
         with_narrow(in.u.dtype, [&](auto t) { move.template prepare<decltype(t)>(tile, raw, shared); });
       else
         move.prepare_any(tile, shared);
-      if (begin > 0) move.prefetch(Tile32(o.pieces, piece, begin - kTile, kTile));
+      if (begin > 0 && !move.narrow) move.prefetch(Tile32(o.pieces, piece, begin - kTile, kTile));
       __syncthreads();
 
       const int subs = (count + S::kSub - 1) / S::kSub;
       walk_tile<S>(shared, subs, carried.A, h);
-      for (int sub = subs - 1; sub >= 0; --sub) {
-        unwind_sub<S>(shared, sub, carried);
-        if (S::kFlush < kTile && sub * S::kSub % S::kFlush == 0) {
-          __syncthreads();
-          flush<S>(o, shared, item, tile, sub * S::kSub);
-          if (sub > 0) __syncthreads();  // the next ones take their place
-        }
-      }
-      // The elements again, which had no room in registers: on their way while sums are written.
-      move.moves.forget();
-      typename Move::Raw again;
-      if (whole) move.load(tile, again);
-      if constexpr (S::kFlush == kTile) {
+      unwind_tile<S>(shared, subs, carried, [&](int sub) {
+        if (S::kFlush == kTile || sub * S::kSub % S::kFlush != 0) return;
         __syncthreads();
-        flush<S>(o, shared, item, tile, 0);
-      }
-      if (whole)
+        flush<S>(o, shared, tile, sub * S::kSub);
+        if (sub > 0) __syncthreads();  // the next ones take their place
+      });
+      // The elements again, which had no room in registers, and those of the next tile: on their way while
+      // what can be done without them is.
+      const auto flush_tile = [&] {
+        if constexpr (S::kFlush == kTile) flush<S>(o, shared, tile, 0);
+      };
+      if constexpr (S::kFlush == kTile) __syncthreads();
+      move.moves.forget();
+      if (whole) {
+        typename Move::Raw again;
+        move.load(tile, again);
+        flush_tile();
+        if (begin > 0) ask_elements(begin - kTile, kTile);
         with_narrow(in.u.dtype, [&](auto t) { move.template finish<decltype(t)>(tile, again, shared); });
-      else
+      } else {
+        flush_tile();
         move.finish_any(tile, shared);
-      if (begin > 0) ask(begin - kTile, kTile);
+        if (begin > 0) ask_elements(begin - kTile, kTile);
+      }
+      if (begin > 0) ask_state(begin - kTile);
     }
 
     each_state([&](std::int64_t d, int n, int c, int k) {

@@ -184,15 +184,17 @@ struct NarrowTrack {
     round_bytes =
         static_cast<int>(2 * (kByChannel ? Moves::kSlots * view.stride[2] : Moves::kAcross * view.stride[1]));
   }
-  // Of one tile.
-  __device__ NarrowTrack(const cuda::AnyView<3>& view, const Moves& moves, std::int64_t row,
-                         std::int64_t first, const Tile32& tile)
+  // Of the tile whose slot 0 is at position `low`; `base` is the offset of the piece's row and first channel.
+  __device__ __forceinline__ NarrowTrack(const cuda::AnyView<3>& view, const Moves& moves, std::int64_t base,
+                                         int low)
       : at(static_cast<char*>(view.data) +
-           2 * (row * view.stride[0] + first * view.stride[1] + tile.low * view.stride[2]) +
-           std::int64_t{2} * (moves.channel * static_cast<int>(view.stride[1]) +
-                              moves.slot * static_cast<int>(view.stride[2]))),
+           2 * (base + wide(low + moves.slot, view.stride[2]) + wide(moves.channel, view.stride[1]))),
         round_bytes(2 * (kByChannel ? Moves::kSlots * static_cast<int>(view.stride[2])
                                     : Moves::kAcross * static_cast<int>(view.stride[1]))) {}
+  // Both of 32 bits.
+  __device__ __forceinline__ static std::int64_t wide(int count, std::int64_t stride) {
+    return std::int64_t{count} * static_cast<int>(stride);
+  }
   // True where steps have 32 bits.
   __device__ static bool fits(const cuda::AnyView<3>& view) {
     constexpr std::int64_t kMost = 1 << 24;
@@ -209,10 +211,12 @@ struct NarrowTrack {
   }
 };
 
-// B and C of a tile in shared memory as f32: row r holds kStates of B, then as many of C.
-template <int kStates>
+// B and C of a tile in shared memory as f32: row r holds kStates of B, then as many of C. With kOrders, each
+// of them so many times: copy p has state n at place n ^ p.
+template <int kStates, int kOrders = 1>
 struct Factors {
-  static constexpr int kRow = 2 * kStates + 4;  // rows of several tokens then begin in different banks
+  static constexpr int kOne = kStates * kOrders;  // floats of B or of C in a row
+  static constexpr int kRow = 2 * kOne + 4;       // rows of several tokens then begin in different banks
   static constexpr int kFloats = kTile * kRow;
   static constexpr int kTogether = 8;
   static constexpr int kSpans = kTile * kStates / kTogether;  // of each
@@ -318,14 +322,21 @@ struct Factors {
  private:
   __device__ __forceinline__ void put(const Tile32& tile, const Place& at, const float (&values)[kTogether],
                                       float* shared) const {
-    float* const to = shared + (at.is_c ? kStates : 0) + at.n;
+    static_assert(kOrders <= 4);
+    float* const to = shared + (at.is_c ? kOne : 0);
     if (at.along_states) {
-      float4* const quads = reinterpret_cast<float4*>(to + tile.row(at.slot) * kRow);
-      quads[0] = make_float4(values[0], values[1], values[2], values[3]);
-      quads[1] = make_float4(values[4], values[5], values[6], values[7]);
+#pragma unroll
+      for (int p = 0; p < kOrders; ++p) {
+        float4* const quads = reinterpret_cast<float4*>(to + tile.row(at.slot) * kRow + p * kStates + at.n);
+        quads[0] = make_float4(values[p], values[1 ^ p], values[2 ^ p], values[3 ^ p]);
+        quads[1] = make_float4(values[4 ^ p], values[5 ^ p], values[6 ^ p], values[7 ^ p]);
+      }
     } else {
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e) to[tile.row(at.slot + e) * kRow] = values[e];
+      for (int p = 0; p < kOrders; ++p)
+#pragma unroll
+        for (int e = 0; e < kTogether; ++e)
+          to[tile.row(at.slot + e) * kRow + p * kStates + (at.n ^ p)] = values[e];
     }
   }
 };
@@ -368,18 +379,25 @@ struct Item {
   }
 };
 
-// Of kSteps tokens of kPerTeam channels (v[.][i] of channel i ^ (lane % kPerTeam)), each to be summed over
-// the lanes of a team: put(step, sum) in one lane at least, of channel lane % kPerTeam.
-template <typename S, int kSteps, typename F>
-__device__ __forceinline__ void sum_over_team(float (&v)[kSteps][S::kPerTeam], F&& put) {
-  constexpr int kPerTeam = S::kPerTeam;
+// Of kSteps tokens of kPerTeam channels, v[.][i] of channel i ^ (lane % kPerTeam): in v[.][0] sums of channel
+// lane % kPerTeam over as many lanes as there are channels.
+template <typename S, int kSteps>
+__device__ __forceinline__ void sum_over_channels(float (&v)[kSteps][S::kPerTeam]) {
   // What a lane needs of its partner stands at the same place there, as the order of channels differs.
 #pragma unroll
-  for (int half = kPerTeam / 2; half > 0; half /= 2)
+  for (int half = S::kPerTeam / 2; half > 0; half /= 2)
 #pragma unroll
     for (int s = 0; s < kSteps; ++s)
 #pragma unroll
       for (int i = 0; i < half; ++i) v[s][i] += __shfl_xor_sync(0xffffffffU, v[s][i + half], half);
+}
+
+// The same, and then over all lanes of a team: put(step, sum) in one lane at least, of channel lane %
+// kPerTeam.
+template <typename S, int kSteps, typename F>
+__device__ __forceinline__ void sum_over_team(float (&v)[kSteps][S::kPerTeam], F&& put) {
+  constexpr int kPerTeam = S::kPerTeam;
+  sum_over_channels<S>(v);
   int count = kSteps;
   int first = 0;
   bool alone = true;
@@ -403,35 +421,6 @@ __device__ __forceinline__ void sum_over_team(float (&v)[kSteps][S::kPerTeam], F
   if (alone)
 #pragma unroll
     for (int s = 0; s < count; ++s) put(first + s, v[s][0]);
-}
-
-// Of kCount values, each to be summed over the teams of a warp: put(value, sum) in one lane of those that
-// stand at the same place of their team.
-template <typename S, int kCount, typename F>
-__device__ __forceinline__ void sum_over_teams(float (&v)[kCount], F&& put) {
-  int count = kCount;
-  int first = 0;
-  bool alone = true;
-#pragma unroll
-  for (int bit = 16; bit >= S::kLanes; bit /= 2) {
-    const bool upper = (threadIdx.x & bit) != 0;
-    if (count > 1) {
-      count /= 2;
-#pragma unroll
-      for (int i = 0; i < count; ++i) {
-        const float sent = upper ? v[i] : v[i + count];
-        const float kept = upper ? v[i + count] : v[i];
-        v[i] = kept + __shfl_xor_sync(0xffffffffU, sent, bit);
-      }
-      first += upper ? count : 0;
-    } else {
-      v[0] += __shfl_xor_sync(0xffffffffU, v[0], bit);
-      alone = alone && !upper;
-    }
-  }
-  if (alone)
-#pragma unroll
-    for (int i = 0; i < count; ++i) put(first + i, v[i]);
 }
 
 }  // namespace krait::scan
