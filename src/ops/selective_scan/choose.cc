@@ -145,7 +145,27 @@ LanePlan choose_backward(std::int64_t runs, std::int64_t groups, std::int64_t ch
   // The fewer threads share a channel, the less there is to sum. Where these would not fill the device, rows
   // are cut into pieces, which a pass over gradients of the state alone makes independent.
   const LanePlan few = {.lanes = 4, .states = 4, .per_team = 2};
-  if (2 * blocks(few) >= 3 * std::int64_t{multiprocessors}) return few;
+  if (2 * blocks(few) >= 3 * std::int64_t{multiprocessors}) {
+    // Blocks take equally long, and so come in waves. Where the last one would leave much of the device idle,
+    // rows are cut into pieces that are walked in turn: more waves of shorter blocks.
+    LanePlan plan = few;
+    const std::int64_t at_once = kResident * multiprocessors;
+    const std::int64_t steps = (length + kCheckpointSteps - 1) / kCheckpointSteps;
+    std::int64_t least = 0;
+    for (std::int64_t parts = 1; parts <= 8; parts *= 2) {
+      if (parts > 1 && (!whole_rows || blocks(few) <= at_once || length / parts < kShortest / 2)) break;
+      const std::int64_t of_part = std::max<std::int64_t>((steps + parts - 1) / parts, 1);
+      const std::int64_t pieces = blocks(few) * ((steps + of_part - 1) / of_part);
+      // What begins and ends a piece takes as long as a tile.
+      const std::int64_t cost = (pieces + at_once - 1) / at_once * (of_part + 1);
+      if (parts == 1 || cost < least) {
+        least = cost;
+        plan.piece = parts == 1 ? 0 : of_part * kCheckpointSteps;
+        plan.in_turn = parts > 1;
+      }
+    }
+    return plan;
+  }
   if (whole_rows && blocks(few) > 0) {
     std::int64_t parts = 1;
     while (length % (2 * parts * kCheckpointSteps) == 0 && length / (2 * parts) >= kShortest &&

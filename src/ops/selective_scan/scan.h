@@ -163,14 +163,15 @@ inline constexpr std::int64_t kCheckpointSteps = 32;
 [[nodiscard]] std::int64_t count_most_checkpoints(std::int64_t rows, std::int64_t length, std::int64_t steps);
 
 // How the fast kernels of a GPU share out a problem: `lanes` of a warp, a team, take `per_team` channels,
-// `states` states each of every one, and a run is cut into pieces of at most `piece` tokens (in the backward
-// into none).
+// `states` states each of every one, and a run is cut into pieces of at most `piece` tokens (in the backward:
+// 0 where it is not).
 struct LanePlan {
   int lanes = 0;
   int states = 0;
   int per_team = 1;        // channels that the lanes share
   int resident = 4;        // blocks that a multiprocessor holds at once (forward)
   std::int64_t piece = 0;  // a multiple of kCheckpointSteps
+  bool in_turn = false;    // pieces of a row wait for one another (backward)
 };
 [[nodiscard]] LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
                                       std::int64_t length, std::int64_t d_state, int multiprocessors);

@@ -366,6 +366,13 @@ TEST(SelectiveScan, LanesOfAGpu) {
   EXPECT_EQ(backward(1, 4096, 16).piece, 512);
   EXPECT_EQ(scan::choose_backward(1, 1, 4096, 2048, false, 16, 132).piece, 0);
   EXPECT_EQ(scan::choose_backward(1, 1, 4096, 2047, true, 16, 132).piece, 0);  // pieces of whole tiles
+  // One wave of blocks and a half are three half waves where pieces wait for one another.
+  EXPECT_TRUE(backward(16, 1536, 16).in_turn);
+  EXPECT_EQ(backward(16, 1536, 16).piece, 1024);
+  EXPECT_FALSE(backward(8, 4096, 16).in_turn);
+  EXPECT_FALSE(backward(1, 4096, 16).in_turn);
+  EXPECT_FALSE(scan::choose_backward(16, 1, 1536, 2048, false, 16, 132).in_turn);
+  EXPECT_EQ(scan::choose_backward(16, 1, 1536, 2000, true, 16, 132).piece, 1024);
   for (const std::int64_t d_state : {1, 16, 17, 32, 33, 64, 65, 256}) {
     for (const scan::LanePlan& p : {plan(1, 1536, 512, d_state), backward(1, 1536, d_state)}) {
       EXPECT_GE(p.lanes * p.states, d_state);

@@ -49,6 +49,11 @@ struct Operands {
   float* dD;  // (piece, D)
   float* ddelta_bias;
   const float* carried = nullptr;  // of rows in pieces: gradients_between
+  // Of rows whose pieces are walked in turn, from the last one on: the gradient of the state (B, N, D) that a
+  // piece hands on to the one before it, and the next item, followed by how many pieces of each row and block
+  // of channels are done.
+  float* handed = nullptr;
+  int* turns = nullptr;
   Pieces pieces;
   std::int64_t length;
   std::int64_t checkpoint_size;
@@ -347,6 +352,37 @@ struct Movement {
   }
 };
 
+// The item that a block takes. Where pieces are walked in turn, it is the next one that no block has, the
+// last pieces of all rows first: the item that it waits for was then taken earlier, by a block that is at
+// work.
+template <typename S>
+struct Turn {
+  std::int64_t item;
+  std::int64_t chain = 0;  // of a row and a block of channels
+
+  __device__ Turn(const Operands& o, std::int64_t i, int* shared) : item(i) {
+    if (o.handed == nullptr) return;
+    if (threadIdx.x == 0) *shared = atomicAdd(o.turns, 1);
+    __syncthreads();
+    const std::int64_t blocks = Item<S>::blocks(o.in) * o.in.groups;
+    const std::int64_t chains = o.in.rows * blocks;
+    const std::int64_t next = *shared;
+    const std::int64_t before = next / chains;  // pieces of the row
+    chain = next % chains;
+    item = (chain / blocks * o.pieces.parts + o.pieces.parts - 1 - before) * blocks + chain % blocks;
+    if (threadIdx.x == 0) {
+      while (atomicAdd(o.turns + 1 + chain, 0) < before) {
+      }
+      __threadfence();
+    }
+    __syncthreads();
+  }
+  // All threads have written what they hand on.
+  __device__ void done(const Operands& o) const {
+    if (o.handed != nullptr && threadIdx.x == 0) atomicAdd(o.turns + 1 + chain, 1);
+  }
+};
+
 template <typename S, bool kByChannel>
 __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
                                             : S::kPerTeam == 2 ? 2
@@ -363,7 +399,8 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
   const int d_state = static_cast<int>(in.d_state);
 
   for (std::int64_t i = blockIdx.x; i < Item<S>::count(in, o.pieces); i += gridDim.x) {
-    const Item<S> item(in, o.pieces, i);
+    const Turn<S> turn(o, i, reinterpret_cast<int*>(shared + S::kTicket));
+    const Item<S> item(in, o.pieces, turn.item);
     const Piece& piece = item.piece;
     // f(channel, state, c, k) for those of this thread that exist.
     const auto each_state = [&](auto&& f) {
@@ -379,7 +416,9 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     Carried<S> carried = {};
     each_state([&](std::int64_t d, int n, int c, int k) {
       carried.A[c][k] = kLog2E * static_cast<const float*>(in.A.data)[in.A.offset(d, n)];
-      if (o.carried != nullptr) {
+      if (o.handed != nullptr && !piece.last) {
+        carried.g[c][k] = __ldcg(o.handed + (piece.row * d_state + n) * in.channels + d);
+      } else if (o.carried != nullptr) {
         const std::int64_t from_last = piece.row * o.pieces.parts + o.pieces.parts - 1 - piece.part;
         carried.g[c][k] = o.carried[(from_last * d_state + n) * in.channels + d];
       } else if (piece.last && o.dlast_state) {
@@ -502,8 +541,12 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     each_state([&](std::int64_t d, int n, int c, int k) {
       if (o.dA != nullptr) o.dA[(item.piece_index * d_state + n) * in.channels + d] = carried.dA[c][k];
       if (o.dinitial_state && piece.first) o.dinitial_state.set(carried.g[c][k], piece.sequence, d, n);
+      if (o.handed != nullptr && !piece.first)
+        o.handed[(piece.row * d_state + n) * in.channels + d] = carried.g[c][k];
     });
+    if (o.handed != nullptr) __threadfence();
     __syncthreads();
+    turn.done(o);
     // The threads that have elements of a channel, one after the other.
     for (int which = 0; which < 2; ++which) {
       float* const to = which == 0 ? o.dD : o.ddelta_bias;
@@ -566,16 +609,26 @@ bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
     gradients.checkpoints = states.checkpoints;
   }
   const UploadedPieces uploaded = upload_pieces(ctx, p, plan.piece > 0 ? plan.piece : kWholeRuns);
-  Tensor carried;
-  if (uploaded.pieces.count > std::ssize(p.runs.runs))
-    carried = gradients_between(ctx, p, gradients, plan.piece);
   const std::int64_t in_block = kWalkers / plan.lanes * plan.per_team;
-  const PartialSums sums =
-      make_sums(ctx, p, gradients, (p.channels / p.groups + in_block - 1) / in_block, uploaded.pieces.count);
+  const std::int64_t blocks = (p.channels / p.groups + in_block - 1) / in_block;
+  Tensor carried;
+  Tensor handed;
+  Tensor turns;
+  if (plan.in_turn) {
+    handed = ctx.empty({p.u.size(0), p.d_state, p.channels});
+    turns = ctx.zeros({1 + p.u.size(0) * p.groups * blocks}, DType::i32);
+  } else if (uploaded.pieces.count > std::ssize(p.runs.runs)) {
+    carried = gradients_between(ctx, p, gradients, plan.piece);
+  }
+  const PartialSums sums = make_sums(ctx, p, gradients, blocks, uploaded.pieces.count);
   if (uploaded.pieces.count * p.channels > 0)
     with_shape(plan, [&](auto shape) {
       Operands o(p, gradients, sums, uploaded.pieces);
       if (carried) o.carried = static_cast<const float*>(carried.raw());
+      if (handed) {
+        o.handed = static_cast<float*>(handed.raw());
+        o.turns = static_cast<int*>(turns.raw());
+      }
       launch_tiles<decltype(shape)>(ctx, o);
     });
   finish_sums(ctx, p, gradients, sums);

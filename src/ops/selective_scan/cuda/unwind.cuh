@@ -44,7 +44,8 @@ struct UnwindShape : Teams<kLanes, kStates, kPerTeam> {
   static constexpr int kBias = kTotals + kTotal * kMovers;
   static constexpr int kSkip = kBias + Teams::kChannels;
   static constexpr int kBases = kSkip + Teams::kChannels;
-  static constexpr int kFloats = kBases + 2 * kBaseCount;
+  static constexpr int kTicket = kBases + 2 * kBaseCount;
+  static constexpr int kFloats = kTicket + 2;
 };
 
 // A cell for each (token, channel): dt, dt u, dy, nothing; then dt and the sums over states of y, of the
