@@ -11,9 +11,7 @@ std::int64_t recorded_size(std::int64_t n) {
   return n <= 128 ? up_to(16) : up_to(64);
 }
 
-bool Stepper::steps_ahead() const {
-  return ctx_.on_gpu() && !ctx_.profiling() && model_.steps_can_be_recorded();
-}
+bool Stepper::steps_ahead() const { return ctx_.on_gpu() && model_.steps_can_be_recorded(); }
 
 const Tensor& Stepper::step(std::span<const std::int64_t> ids, std::span<State* const> states) {
   require(ids.size() == states.size(), "a step of ", ids.size(), " ids for ", states.size(), " states");
@@ -68,7 +66,7 @@ const Tensor& Stepper::launch(const Tensor& ids, std::span<State* const> states)
   if (pool->address() != r.pool_memory) r.launch = nullptr;
   if (r.launch) {
     r.launch();
-  } else if (first || pool->address() != r.pool_memory) {
+  } else if (first || pool->address() != r.pool_memory || ctx_.profiling()) {
     run(r, pool);
   } else {
     r.launch = ctx_.record([&] { run(r, pool); });

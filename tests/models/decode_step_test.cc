@@ -172,6 +172,19 @@ TEST_F(DecodeStep, ModelsTakeTurns) {
     }
 }
 
+TEST_F(DecodeStep, IsOneKernelOfAProfile) {
+  ctx_ = std::make_unique<Context>(ContextOptions{.device = testing::test_device(), .profile = true});
+  const LanguageModel model = make("mamba2", DType::f16);
+  State state = model.new_state();
+  const auto ids = some_ids(model, 5);
+  walk(model, state, std::span(ids).first(1), std::span(ids).subspan(1));
+  EXPECT_TRUE(at_once_);
+  std::int64_t count = 0;
+  for (const KernelTime& time : ctx_->profile())
+    if (time.name == "decode_step") count = time.count;
+  EXPECT_EQ(count, 4);
+}
+
 TEST_F(DecodeStep, APaddingSlotLeavesStatesAlone) {
   for (const char* name : {"mamba1", "mamba2"}) {
     SCOPED_TRACE(name);

@@ -1,6 +1,6 @@
 // Stepper: decoding step by step. On a GPU a step is some two hundred kernels of a few microseconds each, so
 // that launching them one by one takes longer than running them: the Stepper records a step as a graph at its
-// second use and launches the whole of it from then on.
+// second use and launches the whole of it from then on; where the context profiles kernels, it does not.
 #pragma once
 
 #include <cstdint>
