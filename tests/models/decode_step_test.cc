@@ -27,7 +27,12 @@ const std::map<std::string, std::string>& configs() {
       {"mamba1 64 states", R"({"d_model": 64, "n_layer": 2, "vocab_size": 50,
         "ssm_cfg": {"d_state": 64, "dt_rank": 24, "conv_bias": false}})"},
       {"mamba1 as mamba-130m", R"({"d_model": 768, "n_layer": 3, "vocab_size": 5003})"},
-      {"mamba1 as mamba-2.8b", R"({"d_model": 2560, "n_layer": 1, "vocab_size": 1003})"},
+      {"mamba1 as mamba-370m", R"({"d_model": 1024, "n_layer": 2, "vocab_size": 503})"},
+      {"mamba1 as mamba-790m", R"({"d_model": 1536, "n_layer": 1, "vocab_size": 503})"},
+      {"mamba1 as mamba-1.4b", R"({"d_model": 2048, "n_layer": 1, "vocab_size": 503})"},
+      {"mamba1 as mamba-2.8b", R"({"d_model": 2560, "n_layer": 2, "vocab_size": 1003})"},
+      {"mamba1 of 768 with another dt_rank",
+       R"({"d_model": 768, "n_layer": 1, "vocab_size": 503, "ssm_cfg": {"dt_rank": 40}})"},
       {"falcon",
        R"({"model_type": "falcon_mamba", "hidden_size": 128, "num_hidden_layers": 2, "vocab_size": 50,
         "state_size": 16, "intermediate_size": 192, "use_bias": true})"},
@@ -42,8 +47,16 @@ const std::map<std::string, std::string>& configs() {
         "ssm_cfg": {"layer": "Mamba2", "headdim": 16, "d_state": 4}})"},
       {"mamba2 as mamba2-130m", R"({"d_model": 768, "n_layer": 3, "vocab_size": 5003,
         "ssm_cfg": {"layer": "Mamba2"}})"},
-      {"mamba2 as mamba2-2.7b", R"({"d_model": 2560, "n_layer": 1, "vocab_size": 1003,
-        "ssm_cfg": {"layer": "Mamba2"}})"}};
+      {"mamba2 as mamba2-370m", R"({"d_model": 1024, "n_layer": 2, "vocab_size": 503,
+        "ssm_cfg": {"layer": "Mamba2"}})"},
+      {"mamba2 as mamba2-780m", R"({"d_model": 1536, "n_layer": 1, "vocab_size": 503,
+        "ssm_cfg": {"layer": "Mamba2"}})"},
+      {"mamba2 as mamba2-1.3b", R"({"d_model": 2048, "n_layer": 1, "vocab_size": 503,
+        "ssm_cfg": {"layer": "Mamba2"}})"},
+      {"mamba2 as mamba2-2.7b", R"({"d_model": 2560, "n_layer": 2, "vocab_size": 1003,
+        "ssm_cfg": {"layer": "Mamba2"}})"},
+      {"mamba2 of 768 with another headdim", R"({"d_model": 768, "n_layer": 1, "vocab_size": 503,
+        "ssm_cfg": {"layer": "Mamba2", "headdim": 32}})"}};
   return kConfigs;
 }
 
@@ -118,7 +131,8 @@ TEST_F(DecodeStep, AgreesWithTheLayersOperatorsAndWithItself) {
         const auto got = walk(model, at_once, prompt, steps);
         EXPECT_TRUE(at_once_);
         model.logits(*ctx_, prompt, by_layer);
-        const double tolerance = dtype == DType::f16 && state_dtype == DType::f32 ? 0.002 : 0.01;
+        // y silu(z) is rounded here, y there.
+        const double tolerance = dtype == DType::f16 && state_dtype == DType::f32 ? 0.003 : 0.02;
         double worst = 0.0;
         for (std::size_t i = 0; i < steps.size(); ++i) {
           const Tensor want = ctx_->to_host(model.logits(*ctx_, steps.subspan(i, 1), by_layer));

@@ -19,11 +19,6 @@ bool mixer_fits(const DecodeSizes& s) {
          s.dt_rank + 2 * s.d_state <= kMostLow;
 }
 
-int tile_rows(std::int64_t columns, std::int64_t bytes_of_value) {
-  const auto fit = static_cast<std::uint64_t>(kTileBytes / (columns * bytes_of_value));
-  return static_cast<int>(std::min<std::uint64_t>(std::bit_floor(fit), kTileRows));
-}
-
 }  // namespace
 
 std::int64_t conv_channels(const DecodeSizes& s) {
@@ -49,16 +44,20 @@ DecodePlan choose_decode_plan(const DecodeSizes& s, int most_layers, int multipr
     if (columns < 8 || columns % 8 != 0) return plan;
   if (s.d_model > kMostModel || s.d_inner > kMostInner) return plan;
   if (s.d_state < 4 || !mixer_fits(s)) return plan;
-  plan.model_tile = tile_rows(s.d_model, 2);
-  plan.inner_tile = tile_rows(s.d_inner, 2);
+  plan.model_tile = tile_rows(s.d_model);
+  plan.inner_tile = tile_rows(s.d_inner);
   plan.state_tile = static_cast<int>(std::min<std::int64_t>(kTileBytes / (s.d_state * 4) / 2 * 2, kThreads));
   const std::int64_t x = std::int64_t{kWarps} * kStep * 2 * steps_of(std::max(s.d_model, s.d_inner));
   const std::int64_t sums = std::int64_t{2} * kWarps * kMostRows * 4;
-  const std::int64_t low = s.mamba2 ? 0 : kWarps * 2 * ((s.dt_rank + 2 * s.d_state + 7) / 8 * 8);
+  const std::int64_t low =
+      (2 * (s.mamba2 ? 2 * s.groups * s.d_state : s.dt_rank + 2 * s.d_state) + 127) / 128 * 128 +
+      (s.mamba2 ? 8 * kWarps : 0);
   const std::int64_t ring = (shared_memory - kDeclaredShared - x - sums - low) / 1024 * 1024;
   // Two tiles, so that one arrives while the other is read.
   if (ring < 2 * kTileBytes) return plan;
   plan.ring = static_cast<int>(ring);
+  plan.piece_shift = kPieceShift;
+  plan.in_flight = kInFlight;
   plan.shared = static_cast<int>(ring + x + sums + low);
   // Every block has rows of every stage but x_proj: what it reads is written again only after it has itself
   // written what that depends on.

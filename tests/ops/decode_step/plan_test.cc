@@ -41,6 +41,7 @@ TEST(DecodePlan, ABlockForEachMultiprocessorAndARingOfWhatIsLeft) {
     EXPECT_LE(plan.state_tile * s.d_state * 4, kTileBytes);
     for (const int tile : {plan.model_tile, plan.inner_tile}) EXPECT_EQ(kMostRows % tile, 0);
     EXPECT_EQ(plan.state_tile % 2, 0);
+    EXPECT_LT(plan.in_flight << plan.piece_shift, plan.ring);
   }
   EXPECT_EQ(plan_of(mamba2(768, 24)).model_tile, 32);
   EXPECT_EQ(plan_of(mamba2(2560, 64)).inner_tile, 4);

@@ -14,7 +14,7 @@ namespace krait::decode_detail {
 // Registers move between groups of four warps: of the last group one works, with few.
 inline constexpr int kBringers = 128;
 
-template <typename T, int kQuads, bool kPlain, template <typename, int, bool> class Mixer>
+template <typename T, int kSteps, template <typename, int> class Mixer>
 __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_constant__ Params p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) unsigned char memory[];
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
   const int blocks = static_cast<int>(gridDim.x);
   const unsigned before = *p.epoch;
   const Ring ring(static_cast<unsigned>(__cvta_generic_to_shared(memory)),
-                  static_cast<unsigned>(__cvta_generic_to_shared(barriers)), p.ring);
+                  static_cast<unsigned>(__cvta_generic_to_shared(barriers)), p.ring, p.piece_shift);
   if (threadIdx.x == 0) ring.begin();
   __syncthreads();
 
@@ -34,9 +34,8 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
     cuda::give_registers<40>();
 #endif
     if (threadIdx.x >= kThreads + 32) return;
-    Producer producer(ring);
-    for (int l = 0; l < p.layers; ++l)
-      Mixer<T, kQuads, kPlain>::bring(p, p.layer[l], producer, block, blocks);
+    Producer producer(ring, p.in_flight);
+    for (int l = 0; l < p.layers; ++l) Mixer<T, kSteps>::bring(p, p.layer[l], producer, block, blocks);
     producer.bring_rows<T>(p.head, p.d_model, head.first, head.count, p.model_tile);
     return;
   }
@@ -44,17 +43,20 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
 #ifdef KRAIT_WGMMA
   cuda::take_registers<232>();
 #endif
-  unsigned char* const x = memory + p.ring;
-  float* const sums =
-      reinterpret_cast<float*>(x + kWarps * kStep * sizeof(T) * max(p.model_steps, p.inner_steps));
-  const Shared shared{.ring = memory,
-                      .x = x,
-                      .sums = sums,
-                      .low = reinterpret_cast<unsigned char*>(sums + 2 * kWarps * kMostRows),
-                      .scratch = scratch};
-  Computer<T, kQuads, kPlain> computer(p, shared, ring);
-  const Part part(p.d_model, p.model_steps);
-  Mixer<T, kQuads, kPlain> mixer(computer, block, blocks);
+  // Behind the ring: the staged vector, sums, and what x_proj gave.
+  const auto x = static_cast<unsigned>(p.ring);
+  const unsigned sums =
+      x + kWarps * kStep * sizeof(T) * static_cast<unsigned>(max(p.model_steps, p.inner_steps));
+  const unsigned low = sums + 4U * 2 * kWarps * kMostRows;
+  const Shared shared{.x = ring.memory() + x,
+                      .sums = ring.memory() + sums,
+                      .scratch = static_cast<unsigned>(__cvta_generic_to_shared(scratch)),
+                      .low = ring.memory() + low,
+                      .ring = memory};
+  Computer<T, kSteps> computer(p, shared, ring);
+  constexpr int kQuads = Computer<T, kSteps>::kQuads;
+  const Part part = computer.model_part();
+  Mixer<T, kSteps> mixer(computer, block, blocks);
   float residual[kQuads][4] = {};
   for (int l = 0; l < p.layers; ++l) mixer.step(l, before + static_cast<unsigned>(l), part, residual);
 
@@ -66,46 +68,47 @@ __global__ void __launch_bounds__(kThreads + kBringers, 1) decode(const __grid_c
   computer.stage_norm(part, p.norm_bias, weight, came, residual);
   // All blocks have read the old one: something of all of them has arrived here.
   if (block == 0 && threadIdx.x == 0) *p.epoch = last;
-  computer.template multiply</*kOnePass=*/false>(p.d_model, p.model_steps, head.count, p.model_tile,
-                                                 [&](int i, bool there, float sum) {
-                                                   if (there) p.logits[head.first + i] = sum;
-                                                 });
+  computer.template multiply_model</*kOnePass=*/false>(head.count, [&](int i, bool there, float sum) {
+    if (there) p.logits[head.first + i] = sum;
+  });
 #endif
 }
 
-// What kernels know of most models beforehand (Computer).
-inline bool is_plain(const DecodePlan& plan, const Params& p) {
-  constexpr int kWhole = kWarps * kStep;  // columns of which no warp has less than others
-  bool plain = p.in_rows <= plan.blocks * (kMostRows - 2) && p.d_model <= plan.blocks * (kMostRows - 2) &&
-               p.d_model % kWhole == 0 && p.d_inner % kWhole == 0 && p.rms && p.groups == 1 &&
+// What kernels know beforehand of a model with d_model 256 x steps.
+inline bool is_known(const DecodePlan& plan, const Params& p, int steps) {
+  bool known = p.d_model == steps * kWarps * kStep && p.d_inner == 2 * p.d_model && p.rms && p.groups == 1 &&
                !p.norm_before_gate && !p.D_by_channel && !p.mixer_norm && p.gated_norm == (p.heads > 0) &&
-               (p.heads == 0 || p.d_state <= kPlainStates) && p.state_dtype == DType::f32 &&
-               p.norm_weight != nullptr && p.norm_bias == nullptr;
+               p.state_dtype == DType::f32 && p.norm_weight != nullptr && p.norm_bias == nullptr;
+  known = known && (p.heads > 0 ? p.d_state == kKnownStates && p.headdim == kKnownHeaddim
+                                : p.d_state == kKnownLowStates && p.dt_rank == steps * kKnownRankOfStep);
+  // A block's rows of each product, and states of its channels, at once.
+  known = known && p.in_rows <= plan.blocks * (kMostRows - 2) &&
+          (p.heads == 0 || p.d_inner <= plan.blocks * (p.state_tile - 2));
   for (int l = 0; l < p.layers; ++l) {
     const LayerPointers& layer = p.layer[l];
-    plain = plain && layer.norm_weight != nullptr && layer.norm_bias == nullptr && layer.in_bias == nullptr &&
+    known = known && layer.norm_weight != nullptr && layer.norm_bias == nullptr && layer.in_bias == nullptr &&
             layer.conv_bias != nullptr && layer.dt_bias != nullptr && layer.D != nullptr &&
             (!p.gated_norm || layer.gated_norm_weight != nullptr) && layer.out_bias == nullptr;
   }
-  return plain;
+  return known;
 }
 
-template <template <typename, int, bool> class Mixer>
+template <template <typename, int> class Mixer>
 void launch_decode(Context& ctx, DType dtype, const DecodePlan& plan, const Params& params) {
   const auto launch = [&](const auto kernel) {
     cuda::launch_together(ctx, "decode_step", kernel, dim3(static_cast<unsigned>(plan.blocks)),
                           dim3(kThreads + kBringers), static_cast<std::size_t>(plan.shared), params);
   };
+  // The sizes that are published; the last one takes every model.
   const auto launch_for = [&](auto element) {
     using T = decltype(element);
-    const auto fits = [&](int quads) {
-      return params.d_model <= quads * kQuadColumns && params.d_inner <= 2 * quads * kQuadColumns;
-    };
-    static_assert(4 * kQuadColumns == kMostModel && 8 * kQuadColumns == kMostInner);
-    if (!is_plain(plan, params)) return launch(decode<T, 4, false, Mixer>);
-    fits(1)   ? launch(decode<T, 1, true, Mixer>)
-    : fits(3) ? launch(decode<T, 3, true, Mixer>)
-              : launch(decode<T, 4, true, Mixer>);
+    const auto known = [&](int steps) { return is_known(plan, params, steps); };
+    known(3)    ? launch(decode<T, 3, Mixer>)
+    : known(4)  ? launch(decode<T, 4, Mixer>)
+    : known(6)  ? launch(decode<T, 6, Mixer>)
+    : known(8)  ? launch(decode<T, 8, Mixer>)
+    : known(10) ? launch(decode<T, 10, Mixer>)
+                : launch(decode<T, 0, Mixer>);
   };
   dtype == DType::f16 ? launch_for(__half{}) : launch_for(__nv_bfloat16{});
 }

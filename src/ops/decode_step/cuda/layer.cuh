@@ -17,24 +17,32 @@ __device__ __forceinline__ std::int64_t first_state(const Params& p, std::int64_
   return max(row, std::int64_t{0}) * p.ssm_stride + std::int64_t{channel} * p.d_state;
 }
 
-// in_proj's rows: a convolution of 4 taps over some of them, one row a thread.
+// A row of in_proj, of a thread: a convolution of 4 taps follows where it has a channel.
 struct ConvRow {
-  float4 taps;
-  float bias;
-  float before[3];
-  float product_bias;
+  int channel = -1;
+  std::int64_t window = 0;  // of the channel, in the layer's conv_state
+  float4 taps{};
+  float bias = 0.0F;
+  float before[3] = {};
+  float product_bias = 0.0F;
 };
 
-template <typename T, bool kPlain>
+template <typename T, bool kKnown>
 class InProjection {
  public:
   __device__ InProjection(const Params& p, Share rows, std::int64_t state_row)
       : p_(p), rows_(rows), state_row_(state_row) {}
 
-  __device__ __forceinline__ bool convolves(int row) const {
-    return row >= p_.conv_first && row < p_.conv_first + p_.conv_channels;
+  // Row `i` of the block's, which may be beyond its last one.
+  [[nodiscard]] __device__ __forceinline__ ConvRow row(int i) const {
+    ConvRow e;
+    const int channel = rows_.first + i - p_.conv_first;
+    if (i >= rows_.count || channel < 0 || channel >= p_.conv_channels) return e;
+    e.channel = channel;
+    e.window = state_row_ * p_.conv_stride[0] + channel * p_.conv_stride[1];
+    return e;
   }
-  // What `early` will read, for all rows of a block.
+  // What `load` will read, for all rows of a block.
   static __device__ __forceinline__ void announce(const Params& p, const LayerPointers& layer, Share rows,
                                                   std::int64_t state_row) {
     const int first = max(rows.first, p.conv_first) - p.conv_first;
@@ -48,38 +56,32 @@ class InProjection {
       Producer::announce(layer.conv_state, state_row * p.conv_stride[0] + k * p.conv_stride[2] + first,
                          count);
   }
-  // What row `i` of the block's needs beside its sum.
-  __device__ __forceinline__ ConvRow early(const LayerPointers& layer, int i) const {
-    ConvRow e{};
-    if (i >= rows_.count) return e;
-    const int row = rows_.first + i;
-    if (!kPlain && layer.in_bias != nullptr) e.product_bias = __ldg(layer.in_bias + row);
-    if (!convolves(row)) return e;
-    const int channel = row - p_.conv_first;
-    e.taps = __ldg(reinterpret_cast<const float4*>(layer.conv_weight) + channel);
-    if (kPlain || layer.conv_bias != nullptr) e.bias = __ldg(layer.conv_bias + channel);
-    if (state_row_ >= 0) {
-      const float* from = window(layer, channel);
+  // What row `i` needs of a layer beside its sum.
+  __device__ __forceinline__ void load(const LayerPointers& layer, int i, ConvRow& e) const {
+    if (!kKnown && layer.in_bias != nullptr && i < rows_.count)
+      e.product_bias = __ldg(layer.in_bias + rows_.first + i);
+    if (e.channel < 0) return;
+    e.taps = __ldg(reinterpret_cast<const float4*>(layer.conv_weight) + e.channel);
+    if (kKnown || layer.conv_bias != nullptr) e.bias = __ldg(layer.conv_bias + e.channel);
+    if (state_row_ < 0) return;
+    const float* from = layer.conv_state + e.window;
 #pragma unroll
-      for (int k = 0; k < 3; ++k) e.before[k] = from[k * p_.conv_stride[2]];
-    }
-    return e;
+    for (int k = 0; k < 3; ++k) e.before[k] = from[k * p_.conv_stride[2]];
   }
   __device__ __forceinline__ void finish(const LayerPointers& layer, const ConvRow& e, int i, bool there,
                                          float sum, unsigned epoch) const {
-    const int row = rows_.first + i;
     const float now = rounded<T>(sum + e.product_bias);
     float value = now;
-    if (there && convolves(row)) {
+    if (e.channel >= 0) {
       float y = fmaf(e.taps.x, e.before[0], e.bias);
       y = fmaf(e.taps.y, e.before[1], y);
       y = fmaf(e.taps.z, e.before[2], y);
       y = fmaf(e.taps.w, now, y);
-      value = state_row_ >= 0 ? y * (1.0F / (1.0F + expf(-y))) : 0.0F;
+      value = state_row_ >= 0 ? cuda::quick_silu(y) : 0.0F;
     }
-    publish<T>(p_.words.projected, row, there, value, epoch);
-    if (there && convolves(row) && state_row_ >= 0) {
-      float* const to = window(layer, row - p_.conv_first);
+    publish<T>(p_.words.projected, rows_.first + i, there, value, epoch);
+    if (e.channel >= 0 && state_row_ >= 0) {
+      float* const to = layer.conv_state + e.window;
       to[0] = e.before[1];
       to[p_.conv_stride[2]] = e.before[2];
       to[2 * p_.conv_stride[2]] = now;
@@ -87,9 +89,6 @@ class InProjection {
   }
 
  private:
-  __device__ float* window(const LayerPointers& layer, int channel) const {
-    return layer.conv_state + state_row_ * p_.conv_stride[0] + channel * p_.conv_stride[1];
-  }
   const Params& p_;
   Share rows_;
   std::int64_t state_row_;
@@ -105,7 +104,7 @@ __device__ __forceinline__ float4 load_states(const void* from, std::int64_t at,
 }
 __device__ __forceinline__ void store_states(void* to, std::int64_t at, DType dtype, float4 v) {
   if (dtype == DType::f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(to) + at) = v;
+    __stcg(reinterpret_cast<float4*>(static_cast<float*>(to) + at), v);
     return;
   }
   const auto pack = [&](float low, float high) {
@@ -135,39 +134,46 @@ __device__ __forceinline__ void read_embedding(const Params& p, const Part& part
 
 namespace krait::decode_detail {
 
-template <typename T, int kQuads, bool kPlain>
+template <typename T, int kSteps>
 class Layer {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
  public:
-  __device__ Layer(Computer<T, kQuads, kPlain>& computer, int block, int blocks)
+  __device__ Layer(Computer<T, kSteps>& computer, int block, int blocks)
       : c_(computer),
         p_(computer.p),
         in_(share_of(p_.in_rows, block, blocks)),
         channels_(share_of(p_.d_inner, block, blocks)),
         out_(share_of(p_.d_model, block, blocks)),
         row_(state_row(p_)),
-        in_projection_(p_, in_, row_) {}
+        in_projection_(p_, in_, row_),
+        own_row_(in_projection_.row(static_cast<int>(threadIdx.x))) {}
 
  protected:
+  static constexpr bool kKnown = Computer<T, kSteps>::kKnown;
+  static constexpr int kQuads = Computer<T, kSteps>::kQuads;
+  static constexpr int kInnerQuads = Computer<T, kSteps>::kInnerQuads;
+
   // From the words of the layer in front (`epoch` - 1), or the embedding, to those of in_proj.
   __device__ __forceinline__ void project_in(const LayerPointers& layer, bool first, unsigned epoch,
                                              const Part& part, float (&residual)[kQuads][4]) {
     const int thread = static_cast<int>(threadIdx.x);
     float4 weight[kQuads];
     c_.load_weight(layer.norm_weight, part, weight);
-    const ConvRow row = in_projection_.early(layer, thread);
+    ConvRow row = own_row_;
+    in_projection_.load(layer, thread, row);
     uint2 came[kQuads];
     if (first)
       read_embedding<T>(p_, part, came);
     else
       read_pairs(p_.words.hidden + part.first / 2, part.quads, epoch - 1, came);
     c_.stage_norm(part, layer.norm_bias, weight, came, residual);
-    c_.template multiply<kPlain>(p_.d_model, p_.model_steps, in_.count, p_.model_tile,
-                                 [&](int i, bool there, float sum) {
-                                   ConvRow own = row;
-                                   if (!kPlain && i != thread) own = in_projection_.early(layer, i);
-                                   in_projection_.finish(layer, own, i, there, sum, epoch);
-                                 });
+    c_.template multiply_model<kKnown>(in_.count, [&](int i, bool there, float sum) {
+      if (!kKnown && i != thread) {
+        row = in_projection_.row(i);
+        in_projection_.load(layer, i, row);
+      }
+      in_projection_.finish(layer, row, i, there, sum, epoch);
+    });
   }
 
   // Of the thread's first row of out_proj.
@@ -179,22 +185,22 @@ class Layer {
   // out_proj of the staged vector.
   __device__ __forceinline__ void project_out(const LayerPointers& layer, float bias, unsigned epoch) {
     const int thread = static_cast<int>(threadIdx.x);
-    c_.template multiply<kPlain>(p_.d_inner, p_.inner_steps, out_.count, p_.inner_tile,
-                                 [&](int i, bool there, float sum) {
-                                   float own = bias;
-                                   if (!kPlain && i != thread && there && c_.has_extra(layer.out_bias))
-                                     own = __ldg(layer.out_bias + out_.first + i);
-                                   publish<T>(p_.words.hidden, out_.first + i, there, sum + own, epoch);
-                                 });
+    c_.template multiply_inner<kKnown>(out_.count, [&](int i, bool there, float sum) {
+      float own = bias;
+      if (!kKnown && i != thread && there && c_.has_extra(layer.out_bias))
+        own = __ldg(layer.out_bias + out_.first + i);
+      publish<T>(p_.words.hidden, out_.first + i, there, sum + own, epoch);
+    });
   }
 
-  Computer<T, kQuads, kPlain>& c_;
+  Computer<T, kSteps>& c_;
   const Params& p_;
   const Share in_;
   const Share channels_;
   const Share out_;
   const std::int64_t row_;
-  const InProjection<T, kPlain> in_projection_;
+  const InProjection<T, kKnown> in_projection_;
+  const ConvRow own_row_;  // of a layer nothing yet
 #endif
 };
 

@@ -5,28 +5,31 @@
 namespace krait::decode_detail {
 namespace {
 
-template <typename T, int kQuads, bool kPlain>
-class Mamba1Mixer : Layer<T, kQuads, kPlain> {
+template <typename T, int kSteps>
+class Mamba1Mixer : Layer<T, kSteps> {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  using Base = Layer<T, kQuads, kPlain>;
+  using Base = Layer<T, kSteps>;
   using Base::c_;
   using Base::channels_;
+  using Base::kInnerQuads;
+  using Base::kKnown;
+  using Base::kQuads;
   using Base::out_;
   using Base::p_;
   using Base::row_;
 
  public:
-  __device__ Mamba1Mixer(Computer<T, kQuads, kPlain>& computer, int block, int blocks)
+  __device__ Mamba1Mixer(Computer<T, kSteps>& computer, int block, int blocks)
       : Base(computer, block, blocks),
         low_(share_of(p_.dt_rank + 2 * p_.d_state, block, blocks)),
-        part_(p_.d_inner, p_.inner_steps),
-        lanes_(p_.d_state / 4) {}
+        part_(computer.inner_part()),
+        lanes_(kKnown ? kKnownLowStates / 4 : p_.d_state / 4) {}
 
   static __device__ void bring(const Params& p, const LayerPointers& layer, Producer& producer, int block,
                                int blocks) {
     const Share in = share_of(p.in_rows, block, blocks);
     Producer::announce_share(layer.norm_weight, p.d_model, block);
-    InProjection<T, kPlain>::announce(p, layer, in, state_row(p));
+    InProjection<T, kKnown>::announce(p, layer, in, state_row(p));
     const Share channels = share_of(p.d_inner, block, blocks);
     Producer::announce(static_cast<const T*>(layer.dt_weight), std::int64_t{channels.first} * p.dt_rank,
                        channels.count * p.dt_rank);
@@ -59,9 +62,18 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
   }
 
  private:
+  // Of 16 bytes of a row of dt_proj that a lane has.
+  static constexpr int kDtPieces =
+      kKnown ? (kSteps * kKnownRankOfStep / 8 + kKnownLowStates / 4 - 1) / (kKnownLowStates / 4)
+             : kMostDtPieces;
+  // Pairs of words that x_proj gives, of a lane.
+  static constexpr int kLowPairs = kKnown ? 1 : kMostLow / 4 / kWarps / 32;
+  [[nodiscard]] __device__ int d_state() const { return kKnown ? kKnownLowStates : p_.d_state; }
+  [[nodiscard]] __device__ int dt_rank() const { return kKnown ? kSteps * kKnownRankOfStep : p_.dt_rank; }
+
   // A lane's share of a channel: 4 states, and every lanes_-th piece of its row of dt_proj.
   struct Channel {
-    uint4 dt_weight[kMostDtPieces];
+    uint4 dt_weight[kDtPieces];
     float4 state;
     float4 A;
     float bias;
@@ -74,15 +86,15 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
     const int channel = channels_.first + i;
     const int lane = c_.lane % lanes_;
     const auto* const weight = reinterpret_cast<const uint4*>(static_cast<const T*>(layer.dt_weight) +
-                                                              std::int64_t{channel} * p_.dt_rank);
+                                                              std::int64_t{channel} * dt_rank());
 #pragma unroll
-    for (int k = 0; k < kMostDtPieces; ++k) {
+    for (int k = 0; k < kDtPieces; ++k) {
       const int piece = k * lanes_ + lane;
-      if (k * lanes_ * 8 >= p_.dt_rank) break;
-      if (piece * 8 < p_.dt_rank) e.dt_weight[k] = __ldg(weight + piece);
+      if (k * lanes_ * 8 >= dt_rank()) break;
+      if (piece * 8 < dt_rank()) e.dt_weight[k] = __ldg(weight + piece);
     }
     e.state = load_states(layer.ssm_state, state_at(channel), c_.state_dtype());
-    e.A = __ldg(reinterpret_cast<const float4*>(layer.A + std::int64_t{channel} * p_.d_state) + lane);
+    e.A = __ldg(reinterpret_cast<const float4*>(layer.A + std::int64_t{channel} * d_state()) + lane);
     e.bias = c_.has(layer.dt_bias) ? __ldg(layer.dt_bias + channel) : 0.0F;
     e.skip = c_.has(layer.D) ? __ldg(layer.D + channel) : 0.0F;
     return e;
@@ -93,55 +105,56 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
 
   __device__ __forceinline__ void project_low(unsigned epoch) {
     if (low_.count == 0) return;
-    uint2 x[2 * kQuads];
+    uint2 x[kInnerQuads];
     read_pairs(p_.words.projected + part_.first / 2, part_.quads, epoch, x);
     c_.stage_plain(part_, x);
-    c_.template multiply<kPlain>(
-        p_.d_inner, p_.inner_steps, low_.count, p_.inner_tile,
-        [&](int i, bool there, float sum) { publish<T>(p_.words.low, low_.first + i, there, sum, epoch); });
+    c_.template multiply_inner<kKnown>(low_.count, [&](int i, bool there, float sum) {
+      publish<T>(p_.words.low, low_.first + i, there, sum, epoch);
+    });
   }
 
-  // Each warp reads for itself what x_proj gave: dt before its projection, B and C.
+  // What x_proj gave, dt before its projection, B and C, is read by the block once, an eighth by each warp.
   __device__ __forceinline__ void scan(const LayerPointers& layer, unsigned epoch, const Channel& early) {
-    const int values = p_.dt_rank + 2 * p_.d_state;
+    const int quads = (dt_rank() + 2 * d_state()) / 4;
+    const int of_warp = (quads + kWarps - 1) / kWarps;
+    const int first_quad = min(c_.warp * of_warp, quads);
     const int first_of_warp = c_.warp * 32 / lanes_;
-    if (first_of_warp >= channels_.count) return;
-    auto* const low = reinterpret_cast<T*>(c_.shared_.low + c_.warp * 2 * ((values + 7) / 8 * 8));
-    constexpr int kPairs = kMostLow / 4 / 32;
-    uint2 came[kPairs];
     const int own = static_cast<int>(threadIdx.x) / lanes_;
     Inputs inputs = inputs_of(own);
-    PairReader<kPairs> reader(p_.words.low, values / 4);
+    PairReader<kLowPairs> reader(p_.words.low + 2 * first_quad, min(of_warp, quads - first_quad));
     wait_for(
         [&] {
           inputs.load();
           reader.load();
         },
         [&] { return inputs.missing(epoch) || reader.missing(epoch); });
+    uint2 came[kLowPairs];
     reader.take(came);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      if (i * 32 >= values / 4) break;
+    for (int i = 0; i < kLowPairs; ++i) {
       const int quad = i * 32 + c_.lane;
-      if (quad < values / 4) *reinterpret_cast<uint2*>(low + quad * 4) = came[i];
+      if (quad < of_warp && first_quad + quad < quads)
+        write(c_.shared_.low + 8U * static_cast<unsigned>(first_quad + quad), came[i]);
     }
-    __syncwarp();
-    if (!kPlain && p_.mixer_norm) {
-      normalize(low, p_.dt_rank);
-      normalize(low + p_.dt_rank, p_.d_state);
-      normalize(low + p_.dt_rank + p_.d_state, p_.d_state);
-      __syncwarp();
+    cuda::meet<kThreads>();
+    if (!kKnown && p_.mixer_norm) {
+      auto* const low = reinterpret_cast<T*>(c_.shared_.ring + (c_.shared_.low - c_.ring_.memory()));
+      if (c_.warp == 0) normalize(low, dt_rank());
+      if (c_.warp == 1) normalize(low + dt_rank(), d_state());
+      if (c_.warp == 2) normalize(low + dt_rank() + d_state(), d_state());
+      cuda::meet<kThreads>();
     }
-    const int lane = c_.lane % lanes_;
+    if (first_of_warp >= channels_.count) return;
+    const unsigned at = c_.shared_.low + 2U * static_cast<unsigned>(dt_rank() + c_.lane % lanes_ * 4);
     float B[4];
     float C[4];
-    widen<T>(*reinterpret_cast<const uint2*>(low + p_.dt_rank + lane * 4), B);
-    widen<T>(*reinterpret_cast<const uint2*>(low + p_.dt_rank + p_.d_state + lane * 4), C);
-    scan_channel(layer, epoch, own, inputs, early, low, B, C);
+    widen<T>(read_8(at), B);
+    widen<T>(read_8(at + 2U * static_cast<unsigned>(d_state())), C);
+    scan_channel(layer, epoch, own, inputs, early, B, C);
     for (int i = own + kThreads / lanes_; first_of_warp + i - own < channels_.count; i += kThreads / lanes_) {
       inputs = inputs_of(i);
       wait_for([&] { inputs.load(); }, [&] { return inputs.missing(epoch); });
-      scan_channel(layer, epoch, i, inputs, load_channel(layer, i), low, B, C);
+      scan_channel(layer, epoch, i, inputs, load_channel(layer, i), B, C);
     }
   }
 
@@ -161,15 +174,15 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
   [[nodiscard]] __device__ Inputs inputs_of(int i) const {
     const int channel = channels_.first + (i < channels_.count ? i : 0);
     return {.x_from = p_.words.projected + channel / 2,
-            .z_from = p_.words.projected + (p_.d_inner + channel) / 2,
+            .z_from = p_.words.projected + (c_.d_inner() + channel) / 2,
             .x = {},
             .z = {}};
   }
 
   // By all lanes of a warp; channels beyond the block's are computed and dropped.
   __device__ __forceinline__ void scan_channel(const LayerPointers& layer, unsigned epoch, int i,
-                                               const Inputs& inputs, const Channel& e, const T* low,
-                                               const float (&B)[4], const float (&C)[4]) const {
+                                               const Inputs& inputs, const Channel& e, const float (&B)[4],
+                                               const float (&C)[4]) const {
     const bool there = i < channels_.count;
     const int channel = channels_.first + (there ? i : 0);
     const int lane = c_.lane % lanes_;
@@ -177,11 +190,11 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
     const float z = channel % 2 == 0 ? low_half<T>(inputs.z.x) : high_half<T>(inputs.z.x);
     float dt = 0.0F;
 #pragma unroll
-    for (int k = 0; k < kMostDtPieces; ++k) {
-      if (k * lanes_ * 8 >= p_.dt_rank) break;
+    for (int k = 0; k < kDtPieces; ++k) {
+      if (k * lanes_ * 8 >= dt_rank()) break;
       const int piece = k * lanes_ + lane;
-      if (piece * 8 >= p_.dt_rank) continue;
-      const uint4 v = *reinterpret_cast<const uint4*>(low + piece * 8);
+      if (piece * 8 >= dt_rank()) continue;
+      const uint4 v = read_16(c_.shared_.low + 16U * static_cast<unsigned>(piece));
       dot(uint2{e.dt_weight[k].x, e.dt_weight[k].y}, uint2{v.x, v.y}, dt);
       dot(uint2{e.dt_weight[k].z, e.dt_weight[k].w}, uint2{v.z, v.w}, dt);
     }
@@ -198,7 +211,7 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
     float y = (s.x * C[0] + s.y * C[1]) + (s.z * C[2] + s.w * C[3]);
     for (int apart = lanes_ / 2; apart > 0; apart /= 2) y += __shfl_xor_sync(0xffffffffU, y, apart);
     if (c_.has(layer.D)) y += e.skip * x;
-    y *= cuda::silu(z);
+    y *= cuda::quick_silu(z);
     const unsigned own = there && row_ >= 0 ? bits_of<T>(y) : 0U;
     const unsigned next =
         __shfl_down_sync(0xffffffffU, own, static_cast<unsigned>(lanes_));  // the next channel
@@ -226,7 +239,7 @@ class Mamba1Mixer : Layer<T, kQuads, kPlain> {
 
   __device__ __forceinline__ void finish(const LayerPointers& layer, unsigned epoch) {
     const float bias = Base::out_bias(layer);
-    uint2 y[2 * kQuads];
+    uint2 y[kInnerQuads];
     read_pairs(p_.words.y + part_.first / 2, part_.quads, epoch, y);
     c_.stage_plain(part_, y);
     Base::project_out(layer, bias, epoch);

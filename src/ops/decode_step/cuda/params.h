@@ -61,6 +61,8 @@ struct Params {
   int inner_tile;
   int state_tile;
   int ring;
+  int piece_shift;  // log2 of bytes that are copied at once
+  int in_flight;    // such pieces, at most
   int heads;
   int headdim;
   int heads_per_group;

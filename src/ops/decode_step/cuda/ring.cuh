@@ -1,30 +1,36 @@
 // The ring of shared memory through which one warp brings everything that a step reads and none of its stages
-// writes, in the order of use: weights, and the states of the block's channels. Pieces ("tiles") of any size
-// lie one behind the other; where one does not fit in front of the ring's end, it begins anew. Both sides
-// know the order of the sizes, so that nothing but "is there" and "is free" passes between them.
+// writes, in the order of use: weights, and the states of the block's channels. Tiles of any size lie one
+// behind the other; where one does not fit in front of the ring's end, it begins anew. Both sides know the
+// order of the sizes, so that nothing but "is there" and "is free" passes between them.
+//
+// A tile comes in pieces, of which few are on their way at a time: what keeps the memory busy, no more. All
+// that is on its way to a multiprocessor stands in one line, and the words for which its stages wait
+// (words.cuh) at the end of it.
 #pragma once
 
 #include "core/cuda/mbarrier.cuh"
 #include "core/cuda/overlap.cuh"
+#include "ops/decode_step/cuda/shared.cuh"
 #include "ops/decode_step/plan.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 
 namespace krait::decode_detail {
 
-inline constexpr int kSlots = 16;  // tiles on their way or in use at most
+inline constexpr int kSlots = 32;  // pieces on their way or in use at most: one for each lane of a warp
 
 class Ring {
  public:
+  // A tile: pieces `first` to first + pieces - 1, counted from the beginning.
   struct Place {
     int offset;
-    unsigned slot;
-    unsigned parity;
+    unsigned first;
+    unsigned pieces;
   };
 
   // `barriers`: 2 kSlots of 8 bytes. `memory` and they are addresses in shared memory.
-  __device__ Ring(unsigned memory, unsigned barriers, int size)
-      : memory_(memory), full_(barriers), empty_(barriers + 8 * kSlots), size_(size) {}
+  __device__ Ring(unsigned memory, unsigned barriers, int size, int piece_shift)
+      : memory_(memory), full_(barriers), empty_(barriers + 8 * kSlots), size_(size), shift_(piece_shift) {}
 
   // By one thread, before both sides begin.
   __device__ void begin() const {
@@ -36,23 +42,32 @@ class Ring {
   }
 
   [[nodiscard]] __device__ __forceinline__ Place next(int bytes) {
-    const int room = (bytes + 127) / 128 * 128;
+    const int room = static_cast<int>((static_cast<unsigned>(bytes) + 127U) & ~127U);
     if (head_ + room > size_) head_ = 0;
-    const Place place{head_, count_ % kSlots, count_ / kSlots % 2};
+    const Place place{head_, count_, (static_cast<unsigned>(bytes - 1) >> shift_) + 1U};
     head_ += room;
-    ++count_;
+    count_ += place.pieces;
     return place;
   }
 
+  // Addresses stay in registers (held), by way of 4 bytes of the thread's.
+  __device__ void hold(unsigned at) {
+    memory_ = held(memory_, at);
+    full_ = held(full_, at);
+    empty_ = held(empty_, at);
+  }
   [[nodiscard]] __device__ unsigned memory() const { return memory_; }
-  [[nodiscard]] __device__ unsigned full(unsigned slot) const { return full_ + 8 * slot; }
-  [[nodiscard]] __device__ unsigned empty(unsigned slot) const { return empty_ + 8 * slot; }
+  [[nodiscard]] __device__ int piece() const { return 1 << shift_; }
+  [[nodiscard]] __device__ unsigned full(unsigned piece) const { return full_ + piece % kSlots * 8; }
+  [[nodiscard]] __device__ unsigned empty(unsigned piece) const { return empty_ + piece % kSlots * 8; }
+  [[nodiscard]] static __device__ unsigned parity(unsigned piece) { return piece / kSlots % 2; }
 
  private:
   unsigned memory_;
   unsigned full_;
   unsigned empty_;
   int size_;
+  int shift_;
   int head_ = 0;
   unsigned count_ = 0;
 };
@@ -60,7 +75,8 @@ class Ring {
 // One warp. Lane i knows what the tile of slot i covers, and waits for its end.
 class Producer {
  public:
-  __device__ explicit Producer(const Ring& ring) : ring_(ring) {
+  __device__ Producer(const Ring& ring, int in_flight)
+      : ring_(ring), in_flight_(static_cast<unsigned>(in_flight)) {
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(once_));
     asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(plain_));
   }
@@ -70,24 +86,34 @@ class Producer {
   __device__ __forceinline__ void bring(const void* from, int bytes, bool once = true) {
     const Ring::Place place = ring_.next(bytes);
     const unsigned lane = threadIdx.x % 32;
-    if (held_ && (lane == place.slot || (place.offset < end_ && begin_ < place.offset + bytes))) {
-      cuda::wait_for_phase(ring_.empty(lane), parity_);
-      held_ = false;
-    }
-    __syncwarp();
-    if (lane == place.slot) {
-      held_ = true;
-      begin_ = place.offset;
-      end_ = place.offset + bytes;
-      parity_ = place.parity;
-    }
-    if (lane == 0) {
-      cuda::arrive_expecting(ring_.full(place.slot), static_cast<unsigned>(bytes));
-      asm volatile(
-          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-          "[%0], [%1], %2, [%3], %4;\n" ::"r"(ring_.memory() + static_cast<unsigned>(place.offset)),
-          "l"(from), "r"(bytes), "r"(ring_.full(place.slot)), "l"(once ? once_ : plain_)
-          : "memory");
+#pragma unroll 1
+    for (unsigned i = 0; i < place.pieces; ++i) {
+      const unsigned piece = place.first + i;
+      const int begin = static_cast<int>(i) * ring_.piece();
+      const int size = min(ring_.piece(), bytes - begin);
+      const int to = place.offset + begin;
+      if (held_ && (lane == piece % kSlots || (to < end_ && begin_ < to + size))) {
+        cuda::wait_for_phase(ring_.empty(lane), parity_);
+        held_ = false;
+      }
+      if (lane == 0 && piece >= in_flight_)
+        cuda::wait_for_phase(ring_.full(piece - in_flight_), Ring::parity(piece - in_flight_));
+      __syncwarp();
+      if (lane == piece % kSlots) {
+        held_ = true;
+        begin_ = to;
+        end_ = to + size;
+        parity_ = Ring::parity(piece);
+      }
+      if (lane == 0) {
+        cuda::arrive_expecting(ring_.full(piece), static_cast<unsigned>(size));
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+            "[%0], [%1], %2, [%3], %4;\n" ::"r"(ring_.memory() + static_cast<unsigned>(to)),
+            "l"(static_cast<const unsigned char*>(from) + begin), "r"(size), "r"(ring_.full(piece)),
+            "l"(once ? once_ : plain_)
+            : "memory");
+      }
     }
   }
 
@@ -126,6 +152,7 @@ class Producer {
   }
 
   Ring ring_;
+  unsigned in_flight_;  // pieces
   std::uint64_t once_;
   std::uint64_t plain_;
   bool held_ = false;

@@ -105,6 +105,8 @@ Params params_of(Context& ctx, const DecodeStepArgs& args, const DecodePlan& pla
   p.inner_tile = plan.inner_tile;
   p.state_tile = plan.state_tile;
   p.ring = plan.ring;
+  p.piece_shift = plan.piece_shift;
+  p.in_flight = plan.in_flight;
   p.heads = s.mamba2 ? size(s.heads) : 0;
   p.headdim = s.mamba2 ? size(s.d_inner / s.heads) : 1;
   p.heads_per_group = s.mamba2 ? size(s.heads / s.groups) : 1;

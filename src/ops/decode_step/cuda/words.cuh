@@ -83,7 +83,7 @@ class PairReader {
     if (count_ == 0) return;
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
-      if (!kShort && i * 32 >= count_) break;
+      if (i * 32 >= count_) break;
       pairs_[i] = load_pair(words_ + 2 * min(i * 32 + lane, count_ - 1));
     }
   }
@@ -91,7 +91,7 @@ class PairReader {
     bool is_missing = false;
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
-      if (!kShort && i * 32 >= count_) break;
+      if (i * 32 >= count_) break;
       is_missing = is_missing || pairs_[i].e0 != epoch || pairs_[i].e1 != epoch;
     }
     return is_missing && count_ > 0;
@@ -108,7 +108,6 @@ class PairReader {
   }
 
  private:
-  static constexpr bool kShort = kMost <= 2;  // without branches: the last pair again
   const std::uint64_t* words_;
   int count_;
   Pair pairs_[kMost];
@@ -122,14 +121,20 @@ __device__ __forceinline__ void wait_for(const Load& load, const Missing& missin
   } while (__any_sync(0xffffffffU, missing()));
 }
 
-// The values of `count` pairs, once all are there. Of long vectors only the first pairs are asked for again
-// and again: what all blocks ask for would slow the weights down.
+// The values of `count` pairs, once all are there. Of long vectors some pairs, as far apart as they lie, are
+// asked for again and again, and all of them then: what all blocks ask for slows the weights down.
 template <int kMost>
 __device__ __forceinline__ void read_pairs(const std::uint64_t* words, int count, unsigned epoch,
                                            uint2 (&to)[kMost]) {
   if constexpr (kMost > 2) {
-    PairReader<1> first(words, min(count, 32));
-    wait_for([&] { first.load(); }, [&] { return first.missing(epoch); });
+    constexpr int kAsked = 8;
+    const std::uint64_t* const from = words + 2 * (count / kAsked) * (static_cast<int>(threadIdx.x) % kAsked);
+    Pair pair{0U, 0U, 0U, 0U};
+    wait_for(
+        [&] {
+          if (count > 0) pair = load_pair(from);
+        },
+        [&] { return count > 0 && (pair.e0 != epoch || pair.e1 != epoch); });
   }
   PairReader<kMost> reader(words, count);
   wait_for([&] { reader.load(); }, [&] { return reader.missing(epoch); });
@@ -168,6 +173,14 @@ __device__ __forceinline__ unsigned bits_of(float v) {
 template <typename T>
 __device__ __forceinline__ float rounded(float v) {
   return cuda::to_float(cuda::from_float<T>(v));
+}
+
+// What a norm will scale down anyway stays finite in T.
+template <typename T>
+__device__ __forceinline__ float saturated(float v) {
+  constexpr float kMost = 65504.0F;
+  if constexpr (std::is_same_v<T, __half>) return v > kMost ? kMost : v < -kMost ? -kMost : v;
+  return v;
 }
 
 // Neighbouring lanes hold values of rows `row`, the even ones' even: the even ones store both. Values of
