@@ -1,17 +1,26 @@
-// Copies from global to shared memory that run while the thread goes on: 16 bytes each, both addresses
-// multiples of 16. A thread that reads only what it copied itself needs no barrier.
+// Copies from global to shared memory that run while the thread goes on: 16 bytes each, or 8, which also stay
+// in the first-level cache; both addresses are multiples of that. A thread that reads only what it copied
+// itself needs no barrier.
 #pragma once
 
 #include "core/cuda/gpu.h"
 
 namespace krait::cuda {
 
+template <int kBytes = 16>
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  static_assert(kBytes == 8 || kBytes == 16);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(global) : "memory");
 #else
-  *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+  if constexpr (kBytes == 16)
+    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+  else
+    *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
 #endif
 }
 

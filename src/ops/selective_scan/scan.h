@@ -173,8 +173,10 @@ struct LanePlan {
   std::int64_t piece = 0;  // a multiple of kCheckpointSteps
   bool in_turn = false;    // pieces of a row wait for one another (backward)
 };
+// `channel_last`: the kernel for tensors of that layout takes the problem (fits_channel_last).
 [[nodiscard]] LanePlan choose_forward(std::int64_t runs, std::int64_t groups, std::int64_t channels_per_group,
-                                      std::int64_t length, std::int64_t d_state, int multiprocessors);
+                                      std::int64_t length, std::int64_t d_state, bool channel_last,
+                                      int multiprocessors);
 // `whole_rows`: runs are rows of `length` tokens. 0 tokens of a piece: runs stay whole.
 [[nodiscard]] LanePlan choose_backward(std::int64_t runs, std::int64_t groups,
                                        std::int64_t channels_per_group, std::int64_t length, bool whole_rows,

@@ -180,6 +180,27 @@ inline std::vector<Options> sizes_of_a_gpu() {
     o.skip = o.gate = o.bias = o.softplus = o.initial = true;
     o.positions = o.batch < 200 && o.length != 512;
   }
+  // Tensors whose channels lie side by side have a kernel of their own, where no states are wanted: from four
+  // channels of a team down to one, whole and broken tiles, whole and broken blocks of channels.
+  for (const std::int64_t batch : {250, 130, 33, 2}) {
+    for (const std::int64_t length : {1, 31, 104}) {
+      Options o = {.batch = batch, .channels = 128, .length = length, .d_state = 16};
+      o.dtype = dtypes[all.size() % 3];
+      o.reverse = length == 31;
+      o.bias = o.initial = length != 31;
+      o.skip = length != 1;
+      o.gate = o.softplus = o.channel_last = true;
+      all.push_back(o);
+      o.groups = 2;
+      o.channels = 2 * 36;
+      o.d_state = 5;
+      o.dtype = dtypes[all.size() % 3];
+      o.sequences = batch == 2 ? 3 : batch == 33 ? 1 : 0;
+      all.push_back(o);
+    }
+  }
+  all.push_back(all[2]);  // in pieces
+  all.back().positions = false;
   return all;
 }
 

@@ -347,7 +347,10 @@ TEST(SelectiveScan, PathsOfAGpu) {
 
 TEST(SelectiveScan, LanesOfAGpu) {
   const auto plan = [](std::int64_t runs, std::int64_t channels, std::int64_t length, std::int64_t d_state) {
-    return scan::choose_forward(runs, 1, channels, length, d_state, 132);
+    return scan::choose_forward(runs, 1, channels, length, d_state, false, 132);
+  };
+  const auto channel_last = [](std::int64_t runs, std::int64_t channels) {
+    return scan::choose_forward(runs, 1, channels, 2048, 16, true, 132).per_team;
   };
   const auto backward = [](std::int64_t runs, std::int64_t channels, std::int64_t d_state) {
     return scan::choose_backward(runs, 1, channels, 2048, true, d_state, 132);
@@ -359,6 +362,9 @@ TEST(SelectiveScan, LanesOfAGpu) {
   EXPECT_EQ(plan(2, 4096, 2048, 16).per_team, 1);
   EXPECT_EQ(plan(2, 4096, 2048, 16).resident, 2);
   EXPECT_EQ(plan(1, 4096, 2048, 16).per_team, 1);
+  EXPECT_EQ(channel_last(8, 4096), 4);
+  EXPECT_EQ(channel_last(4, 4096), 2);
+  EXPECT_EQ(channel_last(1, 4096), 1);
   EXPECT_EQ(backward(8, 4096, 16).per_team, 2);
   EXPECT_EQ(backward(8, 4096, 16).piece, 0);
   EXPECT_EQ(backward(1, 64, 16).lanes, 16);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/selective_scan/cuda/channel_last.h"
 #include "ops/selective_scan/cuda/kernels.h"
 #include "ops/selective_scan/cuda/operands.cuh"
 #include "ops/selective_scan/cuda/stage.cuh"
@@ -503,14 +504,15 @@ Tensor gradients_between(Context& ctx, const Problem& problem, const Gradients& 
   p.out = p.last_state = p.states = p.checkpoints = {};
   const UploadedPieces uploaded = upload_pieces(ctx, p, length);
   const LanePlan plan = choose_forward(uploaded.pieces.count, p.groups, p.channels / p.groups, length,
-                                       p.d_state, cuda::limits_of(ctx).multiprocessors);
+                                       p.d_state, false, cuda::limits_of(ctx).multiprocessors);
   return carry<Pass::gradients>(ctx, Operands(p, uploaded.pieces), plan);
 }
 
 bool run_fast_forward(Context& ctx, const Problem& p) {
   if (!fits_tiles(p)) return false;
+  const bool channel_last = fits_channel_last(p);
   const LanePlan plan = choose_forward(std::ssize(p.runs.runs), p.groups, p.channels / p.groups, p.u.size(2),
-                                       p.d_state, cuda::limits_of(ctx).multiprocessors);
+                                       p.d_state, channel_last, cuda::limits_of(ctx).multiprocessors);
   if (!fits(ctx, plan)) return false;
   const UploadedPieces uploaded = upload_pieces(ctx, p, plan.piece);
   const Pieces& pieces = uploaded.pieces;
@@ -521,6 +523,7 @@ bool run_fast_forward(Context& ctx, const Problem& p) {
     carried = carry<Pass::states>(ctx, o, plan);
     o.carried = static_cast<const float*>(carried.raw());
   }
+  if (channel_last && run_channel_last(ctx, p, pieces, plan, o.carried)) return true;
   p.out ? launch_tiles<Pass::outputs>(ctx, o, plan) : launch_tiles<Pass::states>(ctx, o, plan);
   return true;
 }
