@@ -64,6 +64,21 @@ __device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorM
       : "memory");
 }
 
+// Begins to write the tile at `shared` there; what lies outside of the tensor is left out. What threads have
+// written to it is fenced (fence_shared) and waited for by whoever calls this. Stores of a thread are closed
+// into a group, and `wait_for_stored_tiles` waits until those of all its groups have read their tiles.
+__device__ __forceinline__ void store_tile_async(const CUtensorMap& map, int p, int h, int l, int b,
+                                                 unsigned shared) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n"
+      "cp.async.bulk.commit_group;\n" ::"l"(&map),
+      "r"(p), "r"(h), "r"(l), "r"(b), "r"(shared)
+      : "memory");
+}
+__device__ __forceinline__ void wait_for_stored_tiles() {
+  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
+
 #endif
 
 }  // namespace krait::cuda

@@ -177,6 +177,7 @@ TEST(SsdParts, CutRunsAgreeWithTheReference) {
   if (!on_gpu()) return;
   check(sizes(5, 130, 56, 16), DType::bf16, {});  // more units than blocks: some in two
   check(sizes(3, 200, 97, 64), DType::f16, {});
+  check(sizes(1, 6000, 30, 16), DType::bf16, {});  // parts of more chunks than twice what is in flight
   check(sizes(1, 1700, 24, 32), DType::bf16, {0, 1, 70, 70, 1400, 1700});
 }
 

@@ -29,6 +29,10 @@ __device__ __forceinline__ int afresh(int v) {
   asm volatile("" : "+r"(v));
   return v;
 }
+__device__ __forceinline__ unsigned afresh(unsigned v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
 
 // Two elements in a register; `low` comes first in memory.
 template <typename T>

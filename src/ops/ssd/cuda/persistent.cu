@@ -1,8 +1,8 @@
 // The chunked forward with products of warpgroups (compute capability 9.0a): one launch of blocks that stay,
 // each with its share of all chunks (parts.h). A block works on two tiles of 64 channels of one group of
 // heads at a time, one in each of two warpgroups, with the state in f32 in the registers that its product
-// accumulates in; a third warpgroup brings x, B and C of the chunks that come next, sums the exponents and
-// makes C B^T, once for both tiles.
+// accumulates in. A third one makes C B^T of the chunks that come next, once for both tiles; of a fourth one
+// warp brings x, B and C, and two sum the exponents.
 //
 // Outputs are formed transposed, channels by tokens, so that left operands come from registers:
 //   y^T = (S C^T + x'^T K^T) exp(a_i),   x'_j = d_j exp(-a_j) x_j,   K_ij = C_i . B_j for j <= i, else 0
@@ -10,7 +10,8 @@
 // where exp(-a_63) is not too large for x', and
 //   y^T = (S C^T) exp(a_i) + x^T M^T,    M_ij = (C_i . B_j) exp(a_i - a_j) d_j for j <= i
 //   S  <- exp(a_63) S + (d x exp(a_63 - a))^T B
-// where it is. Rounded to 16 bits are: the state as operand, C B^T, d x with its factor, and M.
+// where it is. S is multiplied by exp(a_63) of several chunks at once (Factors). Rounded to 16 bits are: the
+// state as operand, C B^T, d x with its factor, and M.
 #include <optional>
 #include <type_traits>
 
@@ -29,13 +30,12 @@ __device__ int forgotten_chunks(const Inputs& in, const Segments& chunks, const 
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const TileOf tile(in, part.pair, warp % 2);
-  const std::int64_t first = chunks.first(part.run) + part.begin;
   float total[2] = {};
   for (int end = part.count; end > 0; end -= kAtOnce) {
     const int own = end - 1 - warp / 2;
     float sum = 0.0F;
     if (own >= 0) {
-      const Segment chunk = chunks.at(first + own);
+      const Segment chunk = chunks.of_run(part.run, part.begin + own);
       for (std::int64_t t = lane; t < chunk.count; t += 32) {
         const float exponent = step_of(in, chunk.row, chunks.position(chunk, t), tile.head).exponent;
         sum += exponent < kLeastExponent ? kLeastExponent : exponent;
@@ -65,12 +65,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   char* const memory = reinterpret_cast<char*>(shared_memory);
   const unsigned shared = shared_address(shared_memory);
   const Barriers barriers{shared + At::barriers};
-  unsigned* const number = reinterpret_cast<unsigned*>(memory + At::barriers + 120);
+  unsigned* const number = reinterpret_cast<unsigned*>(memory + At::number);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      cuda::begin_barrier(barriers.full(stage), kWarpgroup);
-      cuda::begin_barrier(barriers.empty(stage), 2 * kWarpgroup);
-      cuda::begin_barrier(barriers.loaded(stage), 1);
+      cuda::begin_barrier(barriers.loaded(stage), kMaps ? 1 : kCopyingWarps);
+      cuda::begin_barrier(barriers.factored(stage), 2);
+      cuda::begin_barrier(barriers.paired(stage), kWarps);
+      cuda::begin_barrier(barriers.empty(stage), 2 * kWarps);
+      cuda::begin_barrier(barriers.stored(stage), kMaps ? 2 : 2 * kWarps);
     }
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.
@@ -90,26 +92,37 @@ __global__ void __launch_bounds__(kThreads, 1)
     parts.skip(forgotten_chunks(in, chunks, part, reinterpret_cast<float*>(memory + At::factors)));
     __syncthreads();
   }
-  // A block begins with 168 registers a thread, and a warpgroup waits for ever for more than others give
-  // back: 104 + 2 * 200 = 3 * 168.
-  if (__shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0) == 0) {
-    cuda::give_registers<104>();
-    produce<T, kN, kMaps>(in, chunks, parts, maps, memory, shared, barriers);
+  // A block begins with 128 registers a thread, and a warpgroup waits for ever for more than others give
+  // back: 40 + 72 + 2 * 200 = 4 * 128.
+  const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  if (warpgroup == 0) {
+    cuda::give_registers<40>();
+    const int warp = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / 32, 0);
+    if (warp == 1 || warp == 2)
+      prepare_factors<T>(in, chunks, parts, warp - 1, memory + At::factors, barriers);
+    else if constexpr (!kMaps)
+      copy_rows<T, kN>(in, chunks, parts, warp / 2, shared, barriers);
+    else if (threadIdx.x == 0)
+      copy_tiles<kN>(in, chunks, parts, maps, shared, barriers);
+  } else if (warpgroup == 1) {
+    cuda::give_registers<72>();
+    multiply_pairs<T, kN>(parts, shared, barriers);
   } else {
     cuda::take_registers<200>();
-    Consumer<T, kN> consumer;
-    consumer.run(in, chunks, parts, block, exchange, out, final_states, memory, shared, barriers);
+    Consumer<T, kN, kMaps> consumer;
+    consumer.run(in, chunks, parts, block, exchange, maps, out, final_states, memory, shared, barriers);
   }
 #endif
 }
 
-std::optional<Maps> describe_inputs(const Segments& chunks, const Problem& p) {
+std::optional<Maps> describe_tensors(const Segments& chunks, const Problem& p) {
   if (chunks.listed != nullptr || chunks.reverse) return std::nullopt;
   const auto x = cuda::describe_tiles(p.x, kTokens);
   const auto B = cuda::describe_tiles(p.B, kTokens);
   const auto C = cuda::describe_tiles(p.C, kTokens);
-  if (!x || !B || !C) return std::nullopt;
-  return Maps{*x, *B, *C};
+  const auto out = cuda::describe_tiles(p.out, kTokens);
+  if (!x || !B || !C || !out) return std::nullopt;
+  return Maps{*x, *B, *C, *out};
 }
 
 }  // namespace
@@ -132,7 +145,7 @@ void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, 
                           .decays = decays.data<float>(),
                           .flags = words,
                           .ticket = words + blocks * 2};
-  const std::optional<Maps> maps = describe_inputs(chunks, p);
+  const std::optional<Maps> maps = describe_tensors(chunks, p);
   cuda::dispatch_element(in.x.dtype, "[ssd] x", [&](auto element) {
     using T = decltype(element);
     if constexpr (!std::is_same_v<T, float>) {

@@ -16,17 +16,28 @@ using cuda::Operand;
 using Panel = cuda::PanelTile<kTokens>;
 
 inline constexpr int kWarpgroup = 128;
-inline constexpr int kThreads = 3 * kWarpgroup;
+inline constexpr int kWarps = kWarpgroup / 32;
+inline constexpr int kThreads = 4 * kWarpgroup;
 inline constexpr int kStages = 4;
-inline constexpr int kAhead = kStages - 2;  // chunks whose copies run while one is worked on
 inline constexpr int kTile = Panel::bytes(kChannels);
 inline constexpr int kStagedColumns = 16;  // of a state on its way from or to memory
 inline constexpr int kStagingBytes = kChannels * kStagedColumns * static_cast<int>(sizeof(float));
 
-// One value for each token of a chunk, as Steps; but `left` is d exp(-a) where the factors separate.
+// Of a chunk and a tile. A state is kept without the decay that it has had since it was last multiplied by
+// it: exp(pending) is that decay, whose exponent (in powers of two, as all) is -kMostPending at least.
 struct Factors {
-  float a[kTokens], d[kTokens], start[kTokens], left[kTokens];
+  float a[kTokens];  // as Steps has them
+  float d[kTokens];
+  float start[kTokens];  // exp(pending + a): what the token has of the state as it is kept
+  float left[kTokens];   // d exp(-pending - a) where the factors separate, else d exp(a_last - a)
+  struct alignas(16) Whole {
+    float last;   // of a
+    float scale;  // of the state: after the chunk where the factors separate, else before
+    float rest;   // exp(pending) after the chunk
+    int way;      // 0: the factors do not separate, 1: they do, 2: and the state is scaled
+  } whole;
 };
+inline constexpr float kMostPending = 32.0F;
 
 // Bytes from the begin of dynamic shared memory.
 template <int kN>
@@ -40,15 +51,16 @@ struct Layout {
 
   static constexpr int pairs = kStages * stage;                // two: C B^T, 0 above the diagonal
   static constexpr int staging = pairs + 2 * kTile;            // of each tile
-  static constexpr int factors = staging + 2 * kStagingBytes;  // two, of each tile
-  static constexpr int steps = factors + 4 * static_cast<int>(sizeof(Factors));
-  static constexpr int barriers = steps + kStages * 2 * kTokens * static_cast<int>(sizeof(float2));
-  static constexpr int total = barriers + 128;
+  static constexpr int factors = staging + 2 * kStagingBytes;  // of each stage and tile
+  static constexpr int barriers = factors + kStages * 2 * static_cast<int>(sizeof(Factors));
+  static constexpr int number = barriers + 5 * kStages * 8;  // of the block
+  static constexpr int total = number + 16;
 };
 
-// Of x, B and C, where they are copied by tiles: whole rows that are walked from their first token on.
+// Of x, B, C and outputs, where they are copied by tiles: whole rows that are walked from their first token
+// on.
 struct Maps {
-  CUtensorMap x, B, C;
+  CUtensorMap x, B, C, out;
 };
 
 // What blocks hand on: memory that is not read before it was written in the same launch, but for `flags` and
@@ -69,9 +81,9 @@ struct FirstChunk {
   }
 };
 
-// Whether exp(a_i - a_j) may be formed as exp(a_i) exp(-a_j) in a chunk, whose sum of exponents is `last` in
-// powers of two: the second factor, which multiplies d x before it is rounded, and the sums of products with
-// it have to be far from the largest number. Those of f16 are too few for that.
+// Whether exp(a_i - a_j) may be formed as exp(a_i) exp(-a_j) in a chunk, whose sum of exponents is, with what
+// is pending, `last` in powers of two: the second factor, which multiplies d x before it is rounded, and the
+// sums of products with it have to be far from the largest number. Those of f16 are too few for that.
 template <typename T>
 __device__ __forceinline__ bool factors_separate(float last) {
   constexpr float kLeast = -80.0F;
@@ -98,9 +110,8 @@ __device__ __forceinline__ void store_matrices(unsigned address, const unsigned 
 
 // Tokens of a part as a segment of their own.
 __device__ __forceinline__ Segment segment_of(const Segments& chunks, const Part& part) {
-  const std::int64_t first = chunks.first(part.run) + part.begin;
-  Segment segment = chunks.at(first);
-  const Segment last = chunks.at(first + part.count - 1);
+  Segment segment = chunks.of_run(part.run, part.begin);
+  const Segment last = chunks.of_run(part.run, part.begin + part.count - 1);
   segment.count = std::int64_t{part.count - 1} * kTokens + last.count;
   segment.final = last.final;
   return segment;
@@ -110,12 +121,12 @@ __device__ __forceinline__ Segment segment_of(const Segments& chunks, const Part
 struct TileOf {
   std::int64_t group, head, channel0;
   bool own;
-  __device__ TileOf(const Inputs& in, std::int64_t pair, int which) {
-    const std::int64_t of_head = in.headdim / kChannels;
-    const std::int64_t tiles = in.heads_per_group * of_head;
-    const std::int64_t pairs = (tiles + 1) / 2;
+  __device__ TileOf(const Inputs& in, int pair, int which) {
+    const int of_head = static_cast<int>(in.headdim) / kChannels;
+    const int tiles = static_cast<int>(in.heads_per_group) * of_head;
+    const int pairs = (tiles + 1) / 2;
     group = pair / pairs;
-    std::int64_t tile = pair % pairs * 2 + which;
+    int tile = pair % pairs * 2 + which;
     own = tile < tiles;
     tile = own ? tile : tiles - 1;
     head = group * in.heads_per_group + tile / of_head;
@@ -123,16 +134,48 @@ struct TileOf {
   }
 };
 
-// Barriers, by address, of each stage: `loaded` by copies, `full`, and `empty` again. With its stage go a
-// chunk's factors and C B^T, of which there are two.
-struct Barriers {
-  unsigned at;
-  __device__ unsigned full(int stage) const { return at + static_cast<unsigned>(stage * 8); }
-  __device__ unsigned empty(int stage) const { return at + static_cast<unsigned>((kStages + stage) * 8); }
-  __device__ unsigned loaded(int stage) const {
-    return at + static_cast<unsigned>((2 * kStages + stage) * 8);
+// An operand of products as describe() has it, in a tile that begins at `tile`: what depends on the tile is
+// formed once, and numbers that are the same in all threads stay so.
+template <Operand kOperand>
+struct TileOperand {
+  std::uint64_t begin;
+  explicit __device__ __forceinline__ TileOperand(unsigned tile)
+      : begin(cuda::describe<kTokens, kOperand>(tile, 0, 0)) {}
+  // From `row` and `column` on, a part of the tile: no sum leaves the descriptor's bits for addresses.
+  __device__ __forceinline__ std::uint64_t at(int row, int column) const {
+    const unsigned low =
+        static_cast<unsigned>(begin) +
+        static_cast<unsigned>(column / 64 * Panel::kPanel + row * 128 + column % 64 * 2) / 16;
+    return begin >> 32 << 32 | low;
   }
 };
+
+// One arrival for a warp, whose threads have all come here.
+__device__ __forceinline__ void arrive_of_warp(unsigned barrier, int lane) {
+  __syncwarp();
+  cuda::arrive_if(lane == 0, barrier);
+}
+
+// Barriers, by address, of each stage: `loaded` by copies, `factored` and `paired` when factors and C B^T are
+// there (of C B^T there are two), `empty` when all that has been read, and `stored` when outputs are no
+// longer in the place of x. Who waits for one does so in every chunk, or could not tell its phases apart.
+struct Barriers {
+  unsigned at;
+  __device__ unsigned loaded(int stage) const { return of(0, stage); }
+  __device__ unsigned factored(int stage) const { return of(1, stage); }
+  __device__ unsigned paired(int stage) const { return of(2, stage); }
+  __device__ unsigned empty(int stage) const { return of(3, stage); }
+  __device__ unsigned stored(int stage) const { return of(4, stage); }
+
+ private:
+  __device__ unsigned of(int kind, int stage) const {
+    return at + static_cast<unsigned>((kind * kStages + stage) * 8);
+  }
+};
+
+// A chunk's place among those of the block.
+__device__ __forceinline__ int stage_of(unsigned k) { return static_cast<int>(k % kStages); }
+__device__ __forceinline__ unsigned phase_of(unsigned k) { return k / kStages % 2; }
 
 #endif  // KRAIT_WGMMA
 

@@ -7,6 +7,15 @@
 
 namespace krait::ssd_detail {
 
+// The two elements of a register.
+template <typename T>
+__device__ __forceinline__ float2 values_of(unsigned v) {
+  if constexpr (std::is_same_v<T, __half>)
+    return unpack<T>(v);
+  else  // a half where it is in a float is one instruction less than its conversion
+    return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000U));
+}
+
 // The masked matrix of a chunk with the tile's factors, from C B^T: of strips of 8 rows a warp has one and
 // its mirror image.
 template <typename T>
@@ -31,7 +40,7 @@ __device__ __forceinline__ void mask_pairs(unsigned pairs, unsigned M, const Fac
           const int j = j0 + k;
           const float2 a_other = *reinterpret_cast<const float2*>(&factors.a[j * 8 + column]);
           const float2 d_other = *reinterpret_cast<const float2*>(&factors.d[j * 8 + column]);
-          const float2 product = unpack<T>(v[k]);
+          const float2 product = values_of<T>(v[k]);
           v[k] = pack<T>(product.x * (exp2_fast(a - a_other.x) * d_other.x),
                          product.y * (exp2_fast(a - a_other.y) * d_other.y)) &
                  (j < strip    ? 0xffffffffU
@@ -44,10 +53,10 @@ __device__ __forceinline__ void mask_pairs(unsigned pairs, unsigned M, const Fac
   }
 }
 
-template <typename T, int kN>
+template <typename T, int kN, bool kMaps>
 struct Consumer {
   using At = Layout<kN>;
-  float S[kN / 8][4];
+  float S[kN / 8][4];            // without the decay that is pending (Factors)
   unsigned operand[kN / 16][4];  // S, rounded
 
   __device__ __forceinline__ void round_state() {
@@ -145,7 +154,13 @@ struct Consumer {
       asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(exchange.flags + slot), "r"(1U) : "memory");
   }
 
-  // Where outputs of a part go, 8 channels a thread of every 16th token.
+  // Where outputs of a part go: by tiles,
+  struct Tiles {
+    const CUtensorMap* map;
+    int channel, head, token, row;
+    bool own;  // the tile is the warpgroup's own
+  };
+  // or 8 channels a thread of every 16th token.
   struct Rows {
     T* at;                          // of the thread's first token of the chunk
     std::int64_t stride;            // of 16 tokens; of a position where `positions`
@@ -173,13 +188,75 @@ struct Consumer {
     }
   };
 
+  using Outputs = std::conditional_t<kMaps, Tiles, Rows>;
+
+  static __device__ __forceinline__ Outputs outputs_of(const Segments& chunks, const Segment& segment,
+                                                       const TileOf& tile, const Maps& maps,
+                                                       const AnyView<4>& out, int thread) {
+    if constexpr (kMaps) {
+      return Tiles{.map = &maps.out,
+                   .channel = static_cast<int>(tile.channel0),
+                   .head = static_cast<int>(tile.head),
+                   .token = static_cast<int>(segment.start),
+                   .row = static_cast<int>(segment.row),
+                   .own = tile.own};
+    } else {
+      const int first = thread / 8;
+      Rows rows{.at = static_cast<T*>(out.data) + out.offset(segment.row, 0, tile.head, tile.channel0) +
+                      thread % 8 * 8,
+                .stride = out.stride[1],
+                .positions = nullptr,
+                .rest = tile.own ? static_cast<int>(segment.count) - first : 0};
+      if (segment.listed >= 0) {
+        rows.positions = chunks.positions + segment.listed + first;
+      } else {
+        rows.at += (segment.start + first * segment.step) * out.stride[1];
+        rows.stride *= segment.step * 16;
+      }
+      return rows;
+    }
+  }
+
   // Where a chunk's tiles lie, and what it has of each token.
   struct Place {
     unsigned x, B, C, pairs;
     char* x_tile;
     const Factors& factors;
     int warpgroup, warp, lane;
+    unsigned stored, stored_before;  // barriers of this chunk and of the one before, 0 where there is none
   };
+
+  // What a chunk begins with.
+  struct Operands {
+    unsigned x[kTokens / 16][4];  // x^T as left operand, where the factors separate with the factors `left`
+    Factors::Whole whole;
+    int way;  // the same in all threads, and known to be
+  };
+
+  // Copies of tiles run on beside the next chunk, in which they are waited for.
+  static __device__ __forceinline__ void release_before(const Place& at) {
+    if constexpr (kMaps) {
+      if (at.stored_before != 0 && at.warp == 0 && at.lane == 0) {
+        cuda::wait_for_stored_tiles();
+        cuda::arrive(at.stored_before);
+      }
+      __syncwarp();
+    }
+  }
+  // Outputs from the tile of x to memory.
+  static __device__ __forceinline__ void write_outputs(const Place& at, Outputs& outputs) {
+    cuda::fence_shared();  // what has been written is read by copies, or written by the next ones
+    sync_warpgroup(at.warpgroup);
+    if constexpr (kMaps) {
+      if (outputs.own && at.warp == 0 && at.lane == 0)
+        cuda::store_tile_async(*outputs.map, outputs.channel, outputs.head, outputs.token, outputs.row, at.x);
+      __syncwarp();
+      outputs.token += kTokens;
+    } else {
+      outputs.write(at.x_tile, at.warp * 32 + at.lane);
+      arrive_of_warp(at.stored, at.lane);
+    }
+  }
 
   __device__ __forceinline__ void scale_state(float factor) {
 #pragma unroll
@@ -190,31 +267,26 @@ struct Consumer {
   }
   // y = S C^T, begun.
   __device__ __forceinline__ void begin_outputs(float (&y)[kTokens / 8][4], unsigned C) {
-    cuda::fence_sums();
+    const TileOperand<Operand::along_depth> tile(C);
 #pragma unroll
     for (int n = 0; n < kN; n += 16)
-      cuda::multiply_add_async<T, Operand::along_depth>(
-          y, operand[n / 16], cuda::describe<kTokens, Operand::along_depth>(C, 0, n), n > 0);
+      cuda::multiply_add_async<T, Operand::along_depth>(y, operand[n / 16], tile.at(0, n), n > 0);
   }
   // y += x^T M^T, S += x^T B, begun.
   __device__ __forceinline__ void add_inside(float (&y)[kTokens / 8][4], const unsigned (&x)[kTokens / 16][4],
                                              unsigned M) {
+    const TileOperand<Operand::along_depth> tile(M);
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j)
-      cuda::multiply_add_async<T, Operand::along_depth>(
-          y, x[j], cuda::describe<kTokens, Operand::along_depth>(M, 0, j * 16), 1);
+      cuda::multiply_add_async<T, Operand::along_depth>(y, x[j], tile.at(0, j * 16), 1);
   }
   __device__ __forceinline__ void add_to_state(const unsigned (&x)[kTokens / 16][4], unsigned B) {
+    const TileOperand<Operand::across_depth> tile(B);
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j)
-      cuda::multiply_add_async<T, Operand::across_depth>(
-          S, x[j], cuda::describe<kTokens, Operand::across_depth>(B, j * 16, 0), 1);
+      cuda::multiply_add_async<T, Operand::across_depth>(S, x[j], tile.at(j * 16, 0), 1);
   }
-  // x^T as left operand, and the same with a factor of each token.
-  static __device__ __forceinline__ void load_x(unsigned (&x)[kTokens / 16][4], const Place& at) {
-#pragma unroll
-    for (int j = 0; j < kTokens / 16; ++j) load_a_transposed<kChannels>(x[j], at.x, j * 16, at.warp * 2);
-  }
+  // x^T as left operand with a factor of each token.
   static __device__ __forceinline__ void weigh(unsigned (&to)[kTokens / 16][4],
                                                const unsigned (&x)[kTokens / 16][4], const float* factors,
                                                int lane) {
@@ -223,7 +295,7 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 factor = *reinterpret_cast<const float2*>(&factors[j * 16 + i / 2 * 8 + lane % 4 * 2]);
-        const float2 v = unpack<T>(x[j][i]);
+        const float2 v = values_of<T>(x[j][i]);
         to[j][i] = pack<T>(v.x * factor.x, v.y * factor.y);
       }
     }
@@ -240,21 +312,22 @@ struct Consumer {
   }
 
   // A chunk whose factors are products, exp(a_i) exp(-a_j): C B^T serves as it is, both products take d x
-  // exp(-a), and exp(a) multiplies their sums.
-  template <bool kOutputs>
-  __device__ __forceinline__ void separate_chunk(const Place& at, const float (&skip)[2], float decay) {
+  // exp(-a), and exp(a) multiplies their sums. `fetch` brings the next chunk's operands.
+  template <bool kOutputs, typename Fetch>
+  __device__ __forceinline__ void separate_chunk(const Place& at, Outputs& outputs, const float (&skip)[2],
+                                                 Operands& own, const Fetch& fetch) {
     float y[kTokens / 8][4];
-    if constexpr (kOutputs) begin_outputs(y, at.C);
-    unsigned x[kTokens / 16][4];
-    load_x(x, at);
-    weigh(x, x, at.factors.left, at.lane);
     cuda::fence_sums();
     if constexpr (kOutputs) {
-      add_inside(y, x, at.pairs);
+      begin_outputs(y, at.C);
+      add_inside(y, own.x, at.pairs);
       cuda::commit_products();
     }
-    add_to_state(x, at.B);
+    add_to_state(own.x, at.B);
     cuda::commit_products();
+    release_before(at);
+    Operands next;
+    fetch(next);
     if constexpr (kOutputs) {
       cuda::wait_for_products<1>();
       cuda::keep_registers(y);
@@ -270,37 +343,41 @@ struct Consumer {
               *reinterpret_cast<const float2*>(&at.factors.start[(n + m) * 8 + at.lane % 4 * 2]);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float2 v = unpack<T>(again[m * 2 + i]);
+            const float2 v = values_of<T>(again[m * 2 + i]);
             y[n + m][2 * i] = fmaf(y[n + m][2 * i], start.x, skip[i] * v.x);
             y[n + m][2 * i + 1] = fmaf(y[n + m][2 * i + 1], start.y, skip[i] * v.y);
           }
         }
       }
       store_outputs(y, at);
+      write_outputs(at, outputs);
     }
     cuda::wait_for_products<0>();
     cuda::keep_registers(S);
-    cuda::keep_registers(x);
-    scale_state(decay);
+    cuda::keep_registers(own.x);
+    if (own.way == 2) scale_state(own.whole.scale);
+    own = next;
   }
 
   // Any chunk: the factors exp(a_i - a_j) multiply C B^T by elements.
-  template <bool kOutputs>
-  __device__ __forceinline__ void masked_chunk(const Place& at, const float (&skip)[2], float decay) {
+  template <bool kOutputs, typename Fetch>
+  __device__ __forceinline__ void masked_chunk(const Place& at, Outputs& outputs, const float (&skip)[2],
+                                               Operands& own, const Fetch& fetch) {
     // While products run, nothing else may write what a later one adds to: S is scaled before all.
-    scale_state(decay);
+    scale_state(own.whole.scale);
     float y[kTokens / 8][4];
     if constexpr (kOutputs) {
+      cuda::fence_sums();
       begin_outputs(y, at.C);
       cuda::commit_products();
     }
-    unsigned x[kTokens / 16][4];
+    auto& x = own.x;
     unsigned left[kTokens / 16][4];
-    load_x(x, at);
     weigh(left, x, at.factors.left, at.lane);
     cuda::fence_sums();
     add_to_state(left, at.B);
     cuda::commit_products();
+    release_before(at);
     if constexpr (kOutputs) {
       // Not later: M takes registers, too.
       cuda::wait_for_products<1>();
@@ -311,13 +388,13 @@ struct Consumer {
         const float2 start = *reinterpret_cast<const float2*>(&at.factors.start[n * 8 + at.lane % 4 * 2]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float2 v = unpack<T>(x[n / 2][n % 2 * 2 + i]);
+          const float2 v = values_of<T>(x[n / 2][n % 2 * 2 + i]);
           y[n][2 * i] = fmaf(y[n][2 * i], start.x, skip[i] * v.x);
           y[n][2 * i + 1] = fmaf(y[n][2 * i + 1], start.y, skip[i] * v.y);
         }
       }
       sync_warpgroup(at.warpgroup);  // x is in registers, and M takes its tile
-      mask_pairs<T>(at.pairs, at.x, at.factors, at.warp, afresh(at.lane));
+      mask_pairs<T>(at.pairs, at.x, at.factors, at.warp, static_cast<int>(afresh(threadIdx.x) % 32));
       cuda::fence_shared();
       sync_warpgroup(at.warpgroup);
       cuda::fence_sums();
@@ -332,53 +409,77 @@ struct Consumer {
       cuda::keep_registers(x);
       sync_warpgroup(at.warpgroup);  // all have read M
       store_outputs(y, at);
+      write_outputs(at, outputs);
     }
+    fetch(own);
   }
 
-  // Chunk k of the block; returns the sum of its exponents.
+  static __device__ __forceinline__ unsigned x_of(unsigned shared, int stage, int which) {
+    return shared + static_cast<unsigned>(stage * At::stage + At::x + which * kTile);
+  }
+  // What chunk k begins with, once it is there.
+  static __device__ __forceinline__ void fetch(Operands& to, unsigned k, int which, const char* memory,
+                                               unsigned shared, const Barriers& barriers) {
+    const unsigned thread = afresh(threadIdx.x) % kWarpgroup;
+    const int stage = __shfl_sync(0xffffffffU, stage_of(k), 0);
+    const Factors& factors = reinterpret_cast<const Factors*>(memory + At::factors)[stage * 2 + which];
+    cuda::wait_for_phase(barriers.factored(stage), phase_of(k));
+    cuda::wait_for_phase(barriers.loaded(stage), phase_of(k));
+    to.whole = factors.whole;
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j)
+      load_a_transposed<kChannels>(to.x[j], x_of(shared, stage, which), j * 16,
+                                   static_cast<int>(thread / 32) * 2);
+    to.way = __shfl_sync(0xffffffffU, to.whole.way, 0);
+    if (!std::is_same_v<T, __half> && to.way != 0)
+      weigh(to.x, to.x, factors.left, static_cast<int>(thread % 32));
+  }
+
+  // Chunk k of the block with what it begins with, then the same of the next chunk if there is one.
   template <bool kOutputs>
-  __device__ __forceinline__ float chunk(Rows& rows, const float (&skip)[2], int k, int warpgroup,
-                                         char* memory, unsigned shared, const Barriers& barriers) {
-    const int which = warpgroup - 1;
-    const int thread = afresh(static_cast<int>(threadIdx.x) % kWarpgroup);
-    const int stage = k % kStages;
+  __device__ __forceinline__ void chunk(Operands& own, bool more, Outputs& outputs, const float (&skip)[2],
+                                        unsigned k, int warpgroup, char* memory, unsigned shared,
+                                        const Barriers& barriers) {
+    const int which = warpgroup - 2;
+    const unsigned thread = afresh(threadIdx.x) % kWarpgroup;
+    const int stage = __shfl_sync(0xffffffffU, stage_of(k), 0);
     const unsigned at = shared + static_cast<unsigned>(stage * At::stage);
-    const Place place{.x = at + static_cast<unsigned>(At::x + which * kTile),
+    const Place place{.x = x_of(shared, stage, which),
                       .B = at + At::B,
                       .C = at + At::C,
-                      .pairs = shared + static_cast<unsigned>(At::pairs + k % 2 * kTile),
+                      .pairs = shared + static_cast<unsigned>(At::pairs + stage % 2 * kTile),
                       .x_tile = memory + stage * At::stage + At::x + which * kTile,
-                      .factors = reinterpret_cast<const Factors*>(memory + At::factors)[k % 2 * 2 + which],
+                      .factors = reinterpret_cast<const Factors*>(memory + At::factors)[stage * 2 + which],
                       .warpgroup = warpgroup,
-                      .warp = __shfl_sync(0xffffffffU, thread / 32, 0),
-                      .lane = thread % 32};
-    cuda::wait_for_phase(barriers.full(stage), k / kStages % 2);
-    const float exponent = place.factors.a[kTokens - 1];
-    const float decay = exp2_fast(exponent);
-    if (__shfl_sync(0xffffffffU, factors_separate<T>(exponent) ? 1 : 0, 0) != 0)
-      separate_chunk<kOutputs>(place, skip, decay);
+                      .warp = __shfl_sync(0xffffffffU, static_cast<int>(thread / 32), 0),
+                      .lane = static_cast<int>(thread % 32),
+                      .stored = barriers.stored(stage),
+                      .stored_before = k > 0 ? barriers.stored((stage + kStages - 1) % kStages) : 0};
+    const auto next = [&](Operands& to) {
+      if (more) fetch(to, k + 1, which, memory, shared, barriers);
+    };
+    cuda::wait_for_phase(barriers.paired(stage), phase_of(k));
+    if (!std::is_same_v<T, __half> && own.way != 0)
+      separate_chunk<kOutputs>(place, outputs, skip, own, next);
     else
-      masked_chunk<kOutputs>(place, skip, decay);
-    if constexpr (kOutputs) {
+      masked_chunk<kOutputs>(place, outputs, skip, own, next);
+    arrive_of_warp(barriers.empty(stage), place.lane);
+    if constexpr (kOutputs)
       round_state();
-      sync_warpgroup(warpgroup);
-      rows.write(place.x_tile, thread);
-    }
-    cuda::fence_shared();  // outputs have been written where copies come next
-    cuda::arrive(barriers.empty(stage));
-    return exponent;
+    else if constexpr (!kMaps)
+      arrive_of_warp(place.stored, place.lane);
   }
 
   __device__ __forceinline__ void run(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
-                                      int block, const Exchange& exchange, const AnyView<4>& out,
-                                      const AnyView<4>& final_states, char* memory, unsigned shared,
-                                      const Barriers& barriers) {
+                                      int block, const Exchange& exchange, const Maps& maps,
+                                      const AnyView<4>& out, const AnyView<4>& final_states, char* memory,
+                                      unsigned shared, const Barriers& barriers) {
     const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-    const int which = warpgroup - 1;
+    const int which = warpgroup - 2;
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
     float* const staging = reinterpret_cast<float*>(memory + At::staging + which * kStagingBytes);
 
-    int k = 0;
+    unsigned k = 0;
     Part part;
     while (parts.next(part)) {
       const TileOf tile(in, part.pair, which);
@@ -394,35 +495,34 @@ struct Consumer {
         for (int n = 0; n < kN / 8; ++n) S[n][0] = S[n][1] = S[n][2] = S[n][3] = 0.0F;
       }
       float exponents = 0.0F;
+      float rest = 1.0F;
+      Operands operands;
+      fetch(operands, k, which, memory, shared, barriers);
       if (part.outputs) {
         round_state();
-        const int first = thread / 8;
-        Rows rows{.at = static_cast<T*>(out.data) + out.offset(segment.row, 0, tile.head, tile.channel0) +
-                        thread % 8 * 8,
-                  .stride = out.stride[1],
-                  .positions = nullptr,
-                  .rest = tile.own ? static_cast<int>(segment.count) - first : 0};
-        if (segment.listed >= 0) {
-          rows.positions = chunks.positions + segment.listed + first;
-        } else {
-          rows.at += (segment.start + first * segment.step) * out.stride[1];
-          rows.stride *= segment.step * 16;
-        }
+        Outputs outputs = outputs_of(chunks, segment, tile, maps, out, thread);
         float skip[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           skip[i] =
               in.D ? in.D.load(tile.head, tile.channel0 + thread / 32 * 16 + thread % 32 / 4 + i * 8) : 0.0F;
 #pragma unroll 1
-        for (int i = 0; i < part.count; ++i)
-          exponents += chunk<true>(rows, skip, k++, warpgroup, memory, shared, barriers);
+        for (int i = 0; i < part.count; ++i) {
+          exponents += operands.whole.last;
+          rest = operands.whole.rest;
+          chunk<true>(operands, i + 1 < part.count, outputs, skip, k++, warpgroup, memory, shared, barriers);
+        }
       } else {
-        Rows rows{};
+        Outputs outputs{};
 #pragma unroll 1
-        for (int i = 0; i < part.count; ++i)
-          exponents += chunk<false>(rows, {}, k++, warpgroup, memory, shared, barriers);
+        for (int i = 0; i < part.count; ++i) {
+          exponents += operands.whole.last;
+          rest = operands.whole.rest;
+          chunk<false>(operands, i + 1 < part.count, outputs, {}, k++, warpgroup, memory, shared, barriers);
+        }
       }
 
+      scale_state(rest);
       if (part.publishes) hand_on(exchange, block, which, warpgroup, exp2_fast(exponents));
       if (part.outputs && segment.final && final_states)
         each<false>(staging, warpgroup, in.d_state, [&](int p, int n, float v) {

@@ -44,9 +44,12 @@ struct Segments {
 
 #if defined(__CUDACC__) || defined(__HIPCC__)
   __device__ Segment at(std::int64_t s) const {
-    if (listed != nullptr) return listed[s];
-    const std::int64_t run = s / per_run;
-    const std::int64_t begin = s % per_run * tokens;
+    return listed != nullptr ? listed[s] : of_run(s / per_run, s % per_run);
+  }
+  // Segment i of a run, without a division.
+  __device__ Segment of_run(std::int64_t run, std::int64_t i) const {
+    if (listed != nullptr) return listed[first(run) + i];
+    const std::int64_t begin = i * tokens;
     const std::int64_t rest = length - begin;
     Segment result;
     result.run = result.row = result.sequence = run;
