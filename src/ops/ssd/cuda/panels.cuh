@@ -86,9 +86,10 @@ __device__ __forceinline__ void copy_out_async(void* to, unsigned from, int byte
 __device__ __forceinline__ void commit_copies_out() {
   asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
 }
-// The thread's copies have read their sources.
+// All but the kReading latest groups of the thread's copies have read their sources.
+template <int kReading>
 __device__ __forceinline__ void wait_for_sources() {
-  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(kReading) : "memory");
 }
 __device__ __forceinline__ void wait_for_copies_out() {
   asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory");

@@ -18,13 +18,12 @@
 namespace krait::ssd_detail {
 namespace {
 
-// Two warpgroups for the states of two tiles of a group of heads, which share B or C, and one that copies
-// what comes and has the steps ready. Chunks are handed on by barriers, a full and an empty one for each
-// stage, so that copies are ahead by as many as there are.
+// Two warpgroups for the states of two tiles of a group of heads, which share B or C, and one of whose warps
+// some copy what comes and others have the factors of tokens ready. Chunks are handed on by barriers of each
+// stage, so that both are ahead by as many as there are.
 constexpr int kSums = 256;
 constexpr int kThreads = kSums + 128;
-constexpr int kStages = 5;
-[[maybe_unused]] constexpr int kAhead = kStages - 2;  // unused without KRAIT_WGMMA
+constexpr int kStages = 4;
 
 // Of x, dout, B and C, where they are copied by tiles: whole rows that are walked from their first token on.
 struct Maps {
@@ -41,6 +40,12 @@ struct Walk {
   AnyView<4> dfinal, dinitial;
 };
 
+// Of a tile and chunk: what multiplies the rows of tokens, and the state.
+struct alignas(16) Factors {
+  float of_token[kTokens];
+  float of_state;
+};
+
 // Bytes from the begin of dynamic shared memory.
 template <int kN>
 struct Layout {
@@ -49,11 +54,42 @@ struct Layout {
   static constexpr int u = 0;             // x or dy, two
   static constexpr int v = u + 2 * kOfP;  // B or C
   static constexpr int stage = v + kTile;
-  static constexpr int S = kStages * stage;    // two
-  static constexpr int steps = S + 2 * kTile;  // two of each stage
-  static constexpr int barriers = steps + 2 * kStages * static_cast<int>(sizeof(Steps));
+  static constexpr int S = kStages * stage;  // of each tile those of two chunks, one of which is copied out
+  static constexpr int factors = S + 4 * kTile;  // two of each stage
+  static constexpr int barriers = (factors + 2 * kStages * static_cast<int>(sizeof(Factors)) + 7) / 8 * 8;
   static constexpr int total = barriers + 3 * kStages * 8;
 };
+
+#ifdef KRAIT_WGMMA
+
+// Of two tokens for each lane of a warp, those before `count`: exp(a) or, forward, d exp(a_last - a), where a
+// is the sum of the exponents up to a token.
+__device__ __forceinline__ void compute_factors(const Inputs& in, bool backward, const float (&dt)[2],
+                                                float bias, float rate, std::int64_t count, int lane,
+                                                Factors& factors) {
+  float d[2];
+  float a[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool inside = lane + i * 32 < count;
+    const Step step = step_from(in, dt[i], bias, rate);
+    d[i] = inside ? step.d : 0.0F;
+    a[i] = inside ? (step.exponent < kLeastExponent ? kLeastExponent : step.exponent) * kLog2e : 0.0F;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const float other = __shfl_up_sync(0xffffffffU, a[i], distance);
+      if (lane >= distance) a[i] += other;
+    }
+  }
+  a[1] += __shfl_sync(0xffffffffU, a[0], 31);
+  const float last = __shfl_sync(0xffffffffU, a[1], 31);
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+    factors.of_token[lane + i * 32] = backward ? exp2_fast(a[i]) : d[i] * exp2_fast(last - a[i]);
+  if (lane == 0) factors.of_state = exp2_fast(last);
+}
+
+#endif
 
 template <typename T, int kN, bool kMaps>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -64,22 +100,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   extern __shared__ __align__(1024) float4 shared_memory[];
   char* const shared = reinterpret_cast<char*>(shared_memory);
   const unsigned tiles_at = shared_address(shared_memory);
-  Steps* const steps_of = reinterpret_cast<Steps*>(shared + At::steps);
+  Factors* const factors_of = reinterpret_cast<Factors*>(shared + At::factors);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = __shfl_sync(0xffffffffU, thread / 32 % 4, 0);  // of the warpgroup
   const int warpgroup = __shfl_sync(0xffffffffU, thread / 128, 0);
-  const auto full = [&](std::int64_t i) {
+  // Of chunk i: copied, used, and its factors are there.
+  const auto copied = [&](int i) {
     return tiles_at + static_cast<unsigned>(At::barriers + i % kStages * 24);
   };
-  const auto empty = [&](std::int64_t i) { return full(i) + 8; };
-  const auto loaded = [&](std::int64_t i) { return full(i) + 16; };
-  const auto parity_of = [&](std::int64_t i) { return static_cast<unsigned>(i / kStages % 2); };
+  const auto used = [&](int i) { return copied(i) + 8; };
+  const auto prepared = [&](int i) { return copied(i) + 16; };
+  const auto parity_of = [&](int i) { return static_cast<unsigned>(i / kStages % 2); };
+  constexpr int kCopying = kMaps ? 1 : 2;  // warps; the rest of four prepare
   if (thread == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      cuda::begin_barrier(full(stage), 128);
-      cuda::begin_barrier(empty(stage), kSums);
-      cuda::begin_barrier(loaded(stage), 1);
+      cuda::begin_barrier(copied(stage), kMaps ? 1 : kCopying * 32);
+      cuda::begin_barrier(used(stage), kSums);
+      cuda::begin_barrier(prepared(stage), 2);
     }
     cuda::fence_barriers();
   }
@@ -98,84 +136,93 @@ __global__ void __launch_bounds__(kThreads, 1)
     return group * of_group + (first_tile + which < of_group ? first_tile + which : first_tile);
   };
 
-  const std::int64_t count = (segment.count + kTokens - 1) / kTokens;  // of chunks
-  const auto begin_of = [&](std::int64_t i) { return (backward ? count - 1 - i : i) * kTokens; };
+  const int count = static_cast<int>((segment.count + kTokens - 1) / kTokens);  // of chunks
+  const auto begin_of = [&](int i) { return std::int64_t{backward ? count - 1 - i : i} * kTokens; };
   const AnyView<4>& rows = backward ? dout : in.x;
   const AnyView<4>& columns = backward ? in.C : in.B;
-  const T* v = static_cast<const T*>(columns.data) + columns.offset(segment.row, 0, group, 0);
-  if (warpgroup == 2) {
-    const int own = thread - kSums;
-    const T* u[2];
-    for (int which = 0; which < 2; ++which)
-      u[which] = static_cast<const T*>(rows.data) +
-                 rows.offset(segment.row, 0, tile_of(which) / tiles, tile_of(which) % tiles * kChannels);
-    const auto load = [&](std::int64_t i) {
-      if (i < count) {
-        const unsigned at = tiles_at + static_cast<unsigned>(i % kStages * At::stage);
-        if constexpr (kMaps) {
-          if (own == 0) {
-            const int l = static_cast<int>(segment.start + begin_of(i));
-            const int b = static_cast<int>(segment.row);
-            cuda::arrive_expecting(loaded(i), At::stage);
-#pragma unroll
-            for (int which = 0; which < 2; ++which)
-              cuda::copy_tile_async(at + static_cast<unsigned>(At::u + which * At::kOfP),
-                                    backward ? maps.dout : maps.x,
-                                    static_cast<int>(tile_of(which) % tiles * kChannels),
-                                    static_cast<int>(tile_of(which) / tiles), l, b, loaded(i));
-#pragma unroll
-            for (int panel = 0; panel < kN / 64; ++panel)
-              cuda::copy_tile_async(at + static_cast<unsigned>(At::v + panel * Panels::kPanel),
-                                    backward ? maps.C : maps.B, panel * 64, static_cast<int>(group), l, b,
-                                    loaded(i));
-          }
-          __syncwarp();
-        } else {
+  const auto wait_for_room = [&](int i) {
+    if (i >= kStages) cuda::wait_for_phase(used(i - kStages), parity_of(i - kStages));
+  };
+  if (warpgroup == 2 && warp < kCopying) {
+    const auto panel_of = [&](const AnyView<4>& view, std::int64_t of, std::int64_t column) {
+      return static_cast<const T*>(view.data) + view.offset(segment.row, 0, of, column);
+    };
+    for (int i = 0; i < count; ++i) {
+      wait_for_room(i);
+      const unsigned at = tiles_at + static_cast<unsigned>(i % kStages * At::stage);
+      if constexpr (kMaps) {
+        if (lane == 0) {
+          const int l = static_cast<int>(segment.start + begin_of(i));
+          const int b = static_cast<int>(segment.row);
+          cuda::arrive_expecting(copied(i), At::stage);
 #pragma unroll
           for (int which = 0; which < 2; ++which)
-            load_panels<kChannels, 128>(at + static_cast<unsigned>(At::u + which * At::kOfP), u[which],
-                                        rows.stride[1], kChannels, walk.segments, segment, begin_of(i), own);
-          load_panels<kN, 128>(at + At::v, v, columns.stride[1], in.d_state, walk.segments, segment,
-                               begin_of(i), own);
+            cuda::copy_tile_async(at + static_cast<unsigned>(At::u + which * At::kOfP),
+                                  backward ? maps.dout : maps.x,
+                                  static_cast<int>(tile_of(which) % tiles * kChannels),
+                                  static_cast<int>(tile_of(which) / tiles), l, b, copied(i));
+#pragma unroll
+          for (int panel = 0; panel < kN / 64; ++panel)
+            cuda::copy_tile_async(at + static_cast<unsigned>(At::v + panel * Panels::kPanel),
+                                  backward ? maps.C : maps.B, panel * 64, static_cast<int>(group), l, b,
+                                  copied(i));
+        }
+        __syncwarp();
+      } else {
+        const int own = thread - kSums;
+#pragma unroll
+        for (int which = 0; which < 2; ++which)
+          load_panels<kChannels, 64>(
+              at + static_cast<unsigned>(At::u + which * At::kOfP),
+              panel_of(rows, tile_of(which) / tiles, tile_of(which) % tiles * kChannels), rows.stride[1],
+              kChannels, walk.segments, segment, begin_of(i), own);
+#pragma unroll
+        for (int panel = 0; panel < kN / 64; ++panel)
+          load_panels<64, 64>(at + static_cast<unsigned>(At::v + panel * Panels::kPanel),
+                              panel_of(columns, group, panel * 64), columns.stride[1],
+                              in.d_state - panel * 64, walk.segments, segment, begin_of(i), own);
+        cuda::commit_copies();
+        if (i > 1) {
+          cuda::wait_for_copies<2>();
+          cuda::fence_shared();
+          cuda::arrive(copied(i - 2));
         }
       }
-      if constexpr (!kMaps) cuda::commit_copies();
-    };
-    // Two chunks ahead, each warp those of one tile in every second chunk.
-    const std::int64_t head = tile_of(warp % 2) / tiles;
-    const float bias = bias_of(in, head);
-    const float rate = rate_of(in, head);
+    }
+    if constexpr (!kMaps) {
+      cuda::wait_for_copies<0>();
+      cuda::fence_shared();
+      for (int i = count > 2 ? count - 2 : 0; i < count; ++i) cuda::arrive(copied(i));
+    }
+    return;
+  }
+  if (warpgroup == 2) {
+    // Tiles of chunks in turn: of number k / 2 that of k % 2.
+    constexpr int kPreparing = 4 - kCopying;
+    const std::int64_t heads[2] = {tile_of(0) / tiles, tile_of(1) / tiles};
+    const float bias[2] = {bias_of(in, heads[0]), bias_of(in, heads[1])};
+    const float rate[2] = {rate_of(in, heads[0]), rate_of(in, heads[1])};
     unsigned dt[2] = {};
-    const auto begin_dt = [&](std::int64_t i) {
-      for (int k = 0; k < 2; ++k) {
-        const std::int64_t t = begin_of(i) + lane + k * 32;
-        if (i < count && t < segment.count)
-          dt[k] = load_bits(in.dt, in.dt.offset(segment.row, walk.segments.position(segment, t), head));
+    const auto begin_dt = [&](int k) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const std::int64_t t = begin_of(k / 2) + lane + j * 32;
+        if (k / 2 < count && t < segment.count)
+          dt[j] = load_bits(in.dt, in.dt.offset(segment.row, walk.segments.position(segment, t),
+                                                k % 2 == 0 ? heads[0] : heads[1]));
       }
     };
-    const auto prepare_steps = [&](std::int64_t i) {
-      if (i % 2 != warp / 2 || i >= count) return;
+    begin_dt(warp - kCopying);
+    for (int k = warp - kCopying; k < 2 * count; k += kPreparing) {
+      const int i = k / 2;
+      const bool first = k % 2 == 0;
       const float values[2] = {value_of(dt[0], in.dt.dtype), value_of(dt[1], in.dt.dtype)};
-      compute_steps(in, values, bias, rate, segment.count - begin_of(i), lane,
-                    steps_of[i % kStages * 2 + warp % 2]);
-      begin_dt(i + 2);
-    };
-    begin_dt(warp / 2);
-    for (int i = 0; i < kAhead; ++i) load(i);
-    prepare_steps(0);
-    prepare_steps(1);
-    for (std::int64_t i = 0; i < count; ++i) {
-      if constexpr (kMaps) {
-        cuda::wait_for_phase(loaded(i), parity_of(i));
-      } else {
-        cuda::wait_for_copies<kAhead - 1>();
-        cuda::fence_shared();
-      }
-      cuda::arrive(full(i));
-      // The stage of two chunks before, which the next copies and, after it, steps are for.
-      if (i > 1 && i + kAhead < count) cuda::wait_for_phase(empty(i - 2), parity_of(i - 2));
-      load(i + kAhead);
-      prepare_steps(i + 2);
+      begin_dt(k + kPreparing);
+      wait_for_room(i);
+      compute_factors(in, backward, values, first ? bias[0] : bias[1], first ? rate[0] : rate[1],
+                      segment.count - begin_of(i), lane, factors_of[i % kStages * 2 + k % 2]);
+      __syncwarp();
+      if (lane == 0) cuda::arrive(prepared(i));
     }
     return;
   }
@@ -211,36 +258,39 @@ __global__ void __launch_bounds__(kThreads, 1)
       static_cast<char*>(backward ? walk.gradients : walk.states) +
       ((walk.chunks.first(segment.run) + segment.begin / kTokens) * in.heads * tiles + tile) * At::kTile +
       warp * 2048;
-  const unsigned S_at = tiles_at + static_cast<unsigned>(At::S + warpgroup * At::kTile);
+  const auto S_at = [&](int i) {
+    return tiles_at + static_cast<unsigned>(At::S + (i % 2 * 2 + warpgroup) * At::kTile);
+  };
 
   // The left operand of a chunk's product, whose rows are channels, and the chunk's decay; waits for the
   // chunk.
   using Left = unsigned[kTokens / 16][4];
   float decay = 1.0F;
-  const auto load_left = [&](std::int64_t i, Left& left) {
-    const Steps& steps = steps_of[i % kStages * 2 + warpgroup];
+  const auto load_left = [&](int i, Left& left) {
+    const Factors& factors = factors_of[i % kStages * 2 + warpgroup];
     const unsigned at =
         tiles_at + static_cast<unsigned>(i % kStages * At::stage + At::u + warpgroup * At::kOfP);
-    const float* factors = backward ? steps.start : steps.left;
-    cuda::wait_for_phase(full(i), parity_of(i));
+    cuda::wait_for_phase(prepared(i), parity_of(i));
+    cuda::wait_for_phase(copied(i), parity_of(i));
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j) {
       load_a_transposed<kChannels>(left[j], at, j * 16, warp * 2);
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const float2 factor = *reinterpret_cast<const float2*>(&factors[j * 16 + k / 2 * 8 + lane % 4 * 2]);
+        const float2 factor =
+            *reinterpret_cast<const float2*>(&factors.of_token[j * 16 + k / 2 * 8 + lane % 4 * 2]);
         const float2 value = unpack<T>(left[j][k]);
         left[j][k] = pack<T>(value.x * factor.x, value.y * factor.y);
       }
     }
-    decay = exp2_fast(steps.a[kTokens - 1]);
+    decay = factors.of_state;
   };
   // The state before chunk i goes out, and the chunk is added to it while the next one's operand is made.
   // False where nothing comes after.
-  const auto walk_chunk = [&](std::int64_t i, Left& left, Left& next) {
-    if (lane == 0) wait_for_sources();
+  const auto walk_chunk = [&](int i, Left& left, Left& next) {
+    if (lane == 0) wait_for_sources<1>();
     __syncwarp();
-    store_sums<T>(S_at, warp * 16, S, lane);
+    store_sums<T>(S_at(i), warp * 16, S, lane);
     cuda::fence_shared();
     __syncwarp();
     if (lane == 0 && written) {
@@ -248,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int panel = 0; panel < kN / 64; ++panel)
         copy_out_async(to + panel * Panels::kPanel,
-                       S_at + static_cast<unsigned>(panel * Panels::kPanel + warp * 2048), 2048);
+                       S_at(i) + static_cast<unsigned>(panel * Panels::kPanel + warp * 2048), 2048);
       commit_copies_out();
     }
     __syncwarp();
@@ -271,13 +321,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     cuda::wait_for_products<0>();
     cuda::keep_registers(S);
     cuda::keep_registers(left);
-    cuda::arrive(empty(i));
+    cuda::arrive(used(i));
     return more;
   };
   Left left;
   Left other;
   if (count > 0) load_left(0, left);
-  for (std::int64_t i = 0; i < count; i += 2)
+  for (int i = 0; i < count; i += 2)
     if (!walk_chunk(i, left, other) || !walk_chunk(i + 1, other, left)) break;
   if (lane == 0) wait_for_copies_out();
   if (wants_end && written) {
