@@ -324,56 +324,66 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// to[i] (B, L, G, N) = the sum over the parts, in order.
-__global__ void sum_parts_kernel(const float* parts, std::int64_t count, AnyView<4> to, std::int64_t length,
-                                 std::int64_t groups, std::int64_t d_state, std::int64_t total) {
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < total;
-       i += std::int64_t{gridDim.x} * kThreads) {
-    float sum = 0.0F;
-    for (std::int64_t part = 0; part < count; ++part) sum += parts[part * total + i];
-    const std::int64_t token = i / (groups * d_state);
-    to.store(sum, token / length, token % length, i / d_state % groups, i % d_state);
+// What blocks leave for others to add up, which one launch does.
+struct Leftovers {
+  // (parts, B, L, G, N) become (B, L, G, N), in the order of parts.
+  struct OfParts {
+    const float* values;
+    AnyView<4> to;
+  };
+  // (segments, count, width) are added to (rows, columns), count of them.
+  struct OfSegments {
+    const float* values;
+    std::int64_t width, count, columns;
+    AnyView<2> to;
+  };
+  OfParts of_parts[2];
+  OfSegments of_segments[3];
+  std::int64_t tensors = 0;  // of the first kind
+  std::int64_t parts = 1, length = 0, groups = 0, d_state = 0, elements = 0;
+  std::int64_t segments = 0;
+  unsigned blocks_of_parts = 0;  // then one for each element of the second kind
+};
+
+// A warp for each row of a tensor.
+__device__ void add_parts(const Leftovers& left) {
+  const std::int64_t rows = left.elements / left.d_state;
+  for (std::int64_t i = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; i < left.tensors * rows;
+       i += std::int64_t{left.blocks_of_parts} * kWarps) {
+    const Leftovers::OfParts& of = left.of_parts[i / rows];
+    const std::int64_t row = i % rows;
+    const std::int64_t token = row / left.groups;
+    for (std::int64_t n = threadIdx.x % 32; n < left.d_state; n += 32) {
+      float sum = 0.0F;
+      for (std::int64_t part = 0; part < left.parts; ++part)
+        sum += of.values[part * left.elements + row * left.d_state + n];
+      of.to.store(sum, token / left.length, token % left.length, row % left.groups, n);
+    }
   }
 }
 
-// to[i] (rows, columns) += the sum of `width` values a segment, over the segments: a block for each i.
-__global__ void add_sums_kernel(const float* values, std::int64_t segments, std::int64_t width,
-                                std::int64_t columns, std::int64_t total, AnyView<2> to) {
+__global__ void add_up_kernel(const __grid_constant__ Leftovers left) {
+  if (blockIdx.x < left.blocks_of_parts) {
+    add_parts(left);
+    return;
+  }
   __shared__ double scratch[kThreads];
-  for (std::int64_t i = blockIdx.x; i < total; i += gridDim.x) {
-    double sum = 0.0;
-    for (std::int64_t k = threadIdx.x; k < segments * width; k += kThreads)
-      sum += static_cast<double>(values[(k / width * total + i) * width + k % width]);
-    scratch[threadIdx.x] = sum;
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-      __syncthreads();
-      if (static_cast<int>(threadIdx.x) < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) {
-      const double before = static_cast<double>(to.load(i / columns, i % columns));
-      to.store(static_cast<float>(before + scratch[0]), i / columns, i % columns);
-    }
+  std::int64_t i = blockIdx.x - left.blocks_of_parts;
+  int which = 0;
+  for (; i >= left.of_segments[which].count; ++which) i -= left.of_segments[which].count;
+  const Leftovers::OfSegments& of = left.of_segments[which];
+  double sum = 0.0;
+  for (std::int64_t k = threadIdx.x; k < left.segments * of.width; k += kThreads)
+    sum += static_cast<double>(of.values[(k / of.width * of.count + i) * of.width + k % of.width]);
+  scratch[threadIdx.x] = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
     __syncthreads();
+    if (static_cast<int>(threadIdx.x) < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
   }
-}
-
-// `to` (rows, columns) += the sums over the segments of `values` (segments, H) or (segments, H, P), and over
-// P where `to` has one value a head.
-void add_sums(Context& ctx, const Tensor& values, const Tensor& to) {
-  const std::int64_t total = to.numel();
-  if (total == 0 || values.numel() == 0) return;
-  cuda::launch(ctx, "ssd_backward sums", add_sums_kernel,
-               static_cast<unsigned>(std::min<std::int64_t>(total, std::int64_t{1} << 30)), kThreads, 0,
-               values.data<float>(), values.size(0), values.numel() / values.size(0) / total, to.size(1),
-               total, AnyView<2>(to));
-}
-
-void sum_parts(Context& ctx, const Tensor& parts, const Tensor& to) {
-  const std::int64_t total = to.numel();
-  if (total == 0) return;
-  cuda::launch(ctx, "ssd_backward sums of dB, dC", sum_parts_kernel, cuda::blocks_for(ctx, total, kThreads),
-               kThreads, 0, parts.data<float>(), parts.size(0), AnyView<4>(to), to.size(1), to.size(2),
-               to.size(3), total);
+  if (threadIdx.x == 0) {
+    const double before = static_cast<double>(of.to.load(i / of.columns, i % of.columns));
+    of.to.store(static_cast<float>(before + scratch[0]), i / of.columns, i % of.columns);
+  }
 }
 
 }  // namespace
@@ -482,27 +492,56 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   Sums sums{.parts = warpgroups ? choose_warpgroup_parts(independent, in.heads_per_group)
                                 : choose_parts(independent, in.heads_per_group, chunked ? 512 : 256),
             .stride = p.B.numel()};
+  // Of dB and dC the plain kernel adds to what is there, and nobody writes those of tokens that are left out.
   Tensor dB, dC, dA, ddt_bias, dD;
-  const auto room = [&](const Tensor& wanted, const Dims& shape, Tensor& memory_of, float*& data) {
+  const auto room = [&](const Tensor& wanted, const Dims& shape, bool all_written, Tensor& memory_of,
+                        float*& data) {
     if (!wanted) return;
-    memory_of = ctx.zeros(shape);
+    memory_of = all_written ? ctx.empty(shape) : ctx.zeros(shape);
     data = memory_of.data<float>();
   };
   const Dims parts{sums.parts, p.B.size(0), p.B.size(1), p.B.size(2), p.B.size(3)};
-  room(b.dB, parts, dB, sums.dB);
-  room(b.dC, parts, dC, sums.dC);
-  room(b.dA, {segments.count, in.heads}, dA, sums.dA);
-  room(b.ddt_bias, {segments.count, in.heads}, ddt_bias, sums.ddt_bias);
-  room(b.dD, {segments.count, in.heads, chunked ? 1 : in.headdim}, dD, sums.dD);
+  const bool every_token = chunked && segments.padding_count == 0;
+  room(b.dB, parts, every_token, dB, sums.dB);
+  room(b.dC, parts, every_token, dC, sums.dC);
+  room(b.dA, {segments.count, in.heads}, true, dA, sums.dA);
+  room(b.ddt_bias, {segments.count, in.heads}, true, ddt_bias, sums.ddt_bias);
+  room(b.dD, {segments.count, in.heads, chunked ? 1 : in.headdim}, true, dD, sums.dD);
   (warpgroups ? backward_of_warpgroups
    : chunked  ? backward_of_chunks
               : plain_backward)(ctx, b, in, segments, to, sums);
 
-  if (b.dB) sum_parts(ctx, dB, b.dB);
-  if (b.dC) sum_parts(ctx, dC, b.dC);
-  if (b.dA) add_sums(ctx, dA, b.dA.unsqueeze(1));
-  if (b.ddt_bias) add_sums(ctx, ddt_bias, b.ddt_bias.unsqueeze(1));
-  if (b.dD) add_sums(ctx, dD, b.dD.ndim() == 2 ? b.dD : b.dD.unsqueeze(1));
+  Leftovers left{.parts = sums.parts,
+                 .length = p.B.size(1),
+                 .groups = in.groups,
+                 .d_state = in.d_state,
+                 .elements = p.B.numel(),
+                 .segments = segments.count};
+  const auto add_parts_to = [&](const Tensor& values, const Tensor& wanted) {
+    if (wanted) left.of_parts[left.tensors++] = {values.data<float>(), AnyView<4>(wanted)};
+  };
+  add_parts_to(dB, b.dB);
+  add_parts_to(dC, b.dC);
+  if (left.tensors * left.elements > 0)
+    left.blocks_of_parts = cuda::blocks_for(ctx, left.tensors * left.elements / in.d_state, kWarps);
+  std::int64_t blocks = left.blocks_of_parts;
+  int sets = 0;
+  const auto add_segments_to = [&](const Tensor& values, const Tensor& wanted) {
+    if (!wanted || values.numel() == 0) return;
+    const Tensor matrix = wanted.ndim() == 2 ? wanted : wanted.unsqueeze(1);
+    const std::int64_t count = matrix.numel();
+    left.of_segments[sets++] = {.values = values.data<float>(),
+                                .width = values.numel() / segments.count / count,
+                                .count = count,
+                                .columns = matrix.size(1),
+                                .to = AnyView<2>(matrix)};
+    blocks += count;
+  };
+  add_segments_to(dA, b.dA);
+  add_segments_to(ddt_bias, b.ddt_bias);
+  add_segments_to(dD, b.dD);
+  if (blocks > 0)
+    cuda::launch(ctx, "ssd_backward sums", add_up_kernel, static_cast<unsigned>(blocks), kThreads, 0, left);
   for (const Tensor* t : {&b.dx, &b.dz})
     if (*t) clear_padding(ctx, segments, *t);
   if (b.ddt) clear_padding(ctx, segments, b.ddt.unsqueeze(3));
