@@ -54,8 +54,8 @@ GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors) {
 
 GpuPlan choose_gpu_plan(const Problem& p) {
   if (!all_in_vectors({&p.x, &p.residual, &p.z, &p.weight, &p.bias, &p.out, &p.residual_out})) return {};
-  const DType dtype = p.x.dtype();
-  if (!all_of_dtype(dtype, {&p.z, &p.out})) return {};
+  const DType dtype = p.out.dtype();
+  if (!all_of_dtype(dtype, {&p.x, &p.z})) return {};
   if (!all_of_dtype(dtype, {&p.residual, &p.residual_out}) &&
       !all_of_dtype(DType::f32, {&p.residual, &p.residual_out}))
     return {};

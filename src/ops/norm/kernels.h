@@ -46,6 +46,7 @@ struct Normalisation {
   Rows bias;    // one row
 };
 
+// On a GPU x may be absent where there is a residual.
 struct Problem : Normalisation {
   Rows residual;
   Rows out;

@@ -231,6 +231,10 @@ NormResult run(Context& ctx, NormKind kind, const NormArgs& args, std::string_vi
   problem.residual_out = rows_of(result.residual);
   if constexpr (kWithCuda) {
     if (ctx.on_gpu()) {
+      // To the kernels a residual stream that gives activations of 16 bits is a residual without x.
+      const bool alone = !args.z && !args.residual && !result.residual;
+      if (alone && args.x.dtype() == DType::f32 && result.out.dtype() != DType::f32)
+        std::swap(problem.x, problem.residual);
       norm_kernels::cuda(ctx, problem, norm_kernels::choose_gpu_plan(problem));
       return result;
     }

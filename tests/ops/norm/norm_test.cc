@@ -272,6 +272,23 @@ TEST(Norm, RowsOfModels) {
           }
 }
 
+// A residual stream in f32 that gives activations of 16 bits.
+TEST(Norm, NarrowsAStream) {
+  Rng rng(11);
+  Context ctx;
+  for (const Dims& shape : {Dims{37, 768}, Dims{5, 2560}, Dims{3, 100}})
+    for (const DType dtype : {DType::bf16, DType::f16})
+      for (const NormKind kind : kKinds) {
+        SCOPED_TRACE(concat(shape, ' ', dtype, kind == NormKind::rms ? " rms" : " layer"));
+        const NormArgs args{.x = random_tensor(rng, shape, DType::f32, -2.0, 3.0),
+                            .weight = random_tensor(rng, {shape[1]}, DType::f32, 0.5, 2.0),
+                            .eps = 1e-5,
+                            .out = Tensor::empty(shape, dtype)};
+        const NormResult expected = norm(ctx, kind, widened(args));
+        expect_close(run(ctx, kind, args).out, expected.out, 4e-6 + rounding_of(dtype), "out");
+      }
+}
+
 // More rows than a GPU works on at once: blocks go on to others, several warps and one warp for each row.
 TEST(Norm, ManyRows) {
   Rng rng(10);

@@ -105,6 +105,8 @@ __global__ void plain_backward(const PlainBackward p) {
   }
 }
 
+enum class Gate : std::uint8_t { none, before_norm, after_norm };
+
 // One read and one write of every operand. A thread keeps the sums of its channels in registers over all rows
 // of its share. Rows are copied to shared memory ahead of time, each thread's part by itself: no barriers,
 // and the memory is busy while sums are on their way through the block.
@@ -126,12 +128,12 @@ struct FastBackward {
   int group_size;
   float eps;
   bool layer;
-  bool norm_before_gate;
 };
 
 // Rows in shared memory, one in turn and the others on their way: as many as fit for the largest block.
-template <typename T, typename X, int kVectors, bool kGate>
-inline constexpr int kRowSlots = kVectors*(kSlots<X> + kSlots<T> + kSlots<std::conditional_t<kGate, T, X>>);
+template <typename T, typename X, int kVectors, Gate kGate>
+inline constexpr int kRowSlots = kVectors*(kSlots<X> + kSlots<T> +
+                                           kSlots<std::conditional_t<kGate == Gate::none, X, T>>);
 template <int kSlotsOfRow>
 inline constexpr int kStagesFor = kSlotsOfRow <= 6   ? 4
                                   : kSlotsOfRow <= 9 ? 3
@@ -139,15 +141,16 @@ inline constexpr int kStagesFor = kSlotsOfRow <= 6   ? 4
 // Threads that a multiprocessor has registers for.
 constexpr int threads_at_once(int vectors) { return vectors == 3 ? 384 : 512; }
 
-template <typename T, typename X, int kVectors, bool kGate, bool kBias>
+template <typename T, typename X, int kVectors, Gate kGate, bool kBias>
 __global__ void __launch_bounds__(32 * most_warps(kVectors),
                                   threads_at_once(kVectors) / 32 / most_warps(kVectors))
     fast_backward(const FastBackward<T, X> p) {
   __shared__ float scratch[GroupSums<3>::kFloats];
   __shared__ float mean_scratch[GroupSums<1>::kFloats];
   extern __shared__ uint4 staged[];
-  using Other = std::conditional_t<kGate, T, X>;  // z or dresidual
-  constexpr int kDout = kVectors * kSlots<X>;     // the first slot of dout
+  constexpr bool kGated = kGate != Gate::none;
+  using Other = std::conditional_t<kGated, T, X>;  // z or dresidual
+  constexpr int kDout = kVectors * kSlots<X>;      // the first slot of dout
   constexpr int kOther = kDout + kVectors * kSlots<T>;
   constexpr int kSlotsOfRow = kRowSlots<T, X, kVectors, kGate>;
   constexpr int kStages = kStagesFor<kSlotsOfRow>;
@@ -155,9 +158,11 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
   GroupSums<3> sum_up(scratch);
   GroupSums<1> sum_up_one(mean_scratch);
   const auto count = static_cast<float>(p.group_size);
-  const bool gate_first = kGate && !p.norm_before_gate;
   const int place = first_channel<kVectors>();
   const auto holds = [&](int k) { return place + k * kStep < p.group_size; };
+  const auto left = [&](int k) {  // of the group, from the warp's first channel on
+    return p.group_size - (place - static_cast<int>(threadIdx.x) % 32 * kPack) - k * kStep;
+  };
   const std::int64_t channel = place + static_cast<std::int64_t>(blockIdx.x % p.groups) * p.group_size;
   const std::int64_t share = std::int64_t{blockIdx.x / p.groups} * blockDim.y + threadIdx.y;
   // Of several warps with rows of their own the last may have none; blocks of one group always have some.
@@ -168,13 +173,12 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
     if (row < end) {
 #pragma unroll
       for (int k = 0; k < kVectors; ++k) {
-        if (!holds(k)) continue;
-        stages.copy(stage, k * kSlots<X>, p.x.at(row, channel) + k * kStep);
-        stages.copy(stage, kDout + k * kSlots<T>, p.dout.at(row, channel) + k * kStep);
-        if constexpr (kGate)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.z.at(row, channel) + k * kStep);
+        stages.copy(stage, k * kSlots<X>, p.x.at(row, channel) + k * kStep, left(k));
+        stages.copy(stage, kDout + k * kSlots<T>, p.dout.at(row, channel) + k * kStep, left(k));
+        if constexpr (kGated)
+          stages.copy(stage, kOther + k * kSlots<Other>, p.z.at(row, channel) + k * kStep, left(k));
         else if (p.dresidual)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.dresidual.at(row, channel) + k * kStep);
+          stages.copy(stage, kOther + k * kSlots<Other>, p.dresidual.at(row, channel) + k * kStep, left(k));
       }
     }
     cuda::commit_copies();
@@ -187,9 +191,11 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
 #pragma unroll
   for (int ahead = 0; ahead < kStages - 1; ++ahead) copy(row + ahead, ahead);
   for (; row < end; ++row, stage = (stage + 1) % kStages) {
-    // What this writes over was read in the turn before, by this thread.
+    // What this writes over was read in the turn before, by this warp.
+    stages.meet();
     copy(row + kStages - 1, (stage + kStages - 1) % kStages);
     cuda::wait_for_copies<kStages - 1>();
+    stages.meet();
 
     float g[kVectors][kPack];
 #pragma unroll
@@ -197,11 +203,11 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
       if (!holds(k)) continue;
       const Pack<X> x = stages.read<X>(stage, k * kSlots<X>);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) g[k][i] = cuda::to_float(x.v[i]);
-      if (gate_first) {
+      for (int i = 0; i < kPack; ++i) g[k][i] = cuda::float_of(x, i);
+      if constexpr (kGate == Gate::before_norm) {
         const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::to_float(z.v[i]));
+        for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::float_of(z, i));
       }
     }
     if (p.layer) {
@@ -228,11 +234,11 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
       p.weight.load(channel + k * kStep, 1.0F, dh_of);
       const Pack<T> dout = stages.read<T>(stage, kDout + k * kSlots<T>);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::to_float(dout.v[i]);
-      if (kGate && !gate_first) {
+      for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::float_of(dout, i);
+      if constexpr (kGate == Gate::after_norm) {
         const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::quick_silu(cuda::to_float(z.v[i]));
+        for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::quick_silu(cuda::float_of(z, i));
       }
 #pragma unroll
       for (int i = 0; i < kPack; ++i) {
@@ -248,48 +254,51 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
     const float product = sums[2] * rstd / count;
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
-      if (!holds(k)) continue;
-      float w[kPack];
-      float b[kPack];
       float dx[kPack];
       float dz[kPack];
-      p.weight.load(channel + k * kStep, 1.0F, w);
-      if (kGate && !gate_first) p.bias.load(channel + k * kStep, 0.0F, b);
-      const Pack<X> x = stages.read<X>(stage, k * kSlots<X>);
-      const Pack<T> dout = stages.read<T>(stage, kDout + k * kSlots<T>);
-      Pack<Other> other;
-      if (kGate || p.dresidual) other = stages.read<Other>(stage, kOther + k * kSlots<Other>);
+      if (holds(k)) {
+        float w[kPack];
+        float b[kPack];
+        p.weight.load(channel + k * kStep, 1.0F, w);
+        if constexpr (kGate == Gate::after_norm) p.bias.load(channel + k * kStep, 0.0F, b);
+        const Pack<X> x = stages.read<X>(stage, k * kSlots<X>);
+        const Pack<T> dout = stages.read<T>(stage, kDout + k * kSlots<T>);
+        Pack<Other> other;
+        if (kGated || p.dresidual) other = stages.read<Other>(stage, kOther + k * kSlots<Other>);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        const float h = g[k][i] * rstd;
-        float dn = cuda::to_float(dout.v[i]);
-        float gate = 1.0F;
-        float slope = 0.0F;
-        if constexpr (kGate) {
-          const float z = cuda::to_float(other.v[i]);
-          const float sigmoid = cuda::quick_sigmoid(z);
-          gate = z * sigmoid;
-          slope = cuda::silu_slope(z, sigmoid);
-          if (!gate_first) {
-            dz[i] = dn * fmaf(h, w[i], b[i]) * slope;
-            dn *= gate;
+        for (int i = 0; i < kPack; ++i) {
+          const float h = g[k][i] * rstd;
+          float dn = cuda::float_of(dout, i);
+          float gate = 1.0F;
+          float slope = 0.0F;
+          if constexpr (kGated) {
+            const float z = cuda::float_of(other, i);
+            const float sigmoid = cuda::quick_sigmoid(z);
+            gate = z * sigmoid;
+            slope = cuda::silu_slope(z, sigmoid);
+            if constexpr (kGate == Gate::after_norm) {
+              dz[i] = dn * fmaf(h, w[i], b[i]) * slope;
+              dn *= gate;
+            }
           }
-        }
-        dx[i] = rstd * (dn * w[i] - dh_mean - h * product);
-        dweight[k][i] = fmaf(dn, h, dweight[k][i]);
-        if constexpr (kBias) dbias[k][i] += dn;
-        if constexpr (kGate) {
-          if (gate_first) {
-            dz[i] = dx[i] * cuda::to_float(x.v[i]) * slope;
-            dx[i] *= gate;
+          dx[i] = rstd * (dn * w[i] - dh_mean - h * product);
+          dweight[k][i] = fmaf(dn, h, dweight[k][i]);
+          if constexpr (kBias) dbias[k][i] += dn;
+          if constexpr (kGated) {
+            if constexpr (kGate == Gate::before_norm) {
+              dz[i] = dx[i] * cuda::float_of(x, i) * slope;
+              dx[i] *= gate;
+            }
+          } else if (p.dresidual) {
+            dx[i] += cuda::float_of(other, i);
           }
-        } else if (p.dresidual) {
-          dx[i] += cuda::to_float(other.v[i]);
         }
       }
-      if (p.dx) cuda::store_pack(p.dx.at(row, channel + k * kStep), dx);
-      if (!kGate && p.dx_rounded) cuda::store_pack(p.dx_rounded.at(row, channel + k * kStep), dx);
-      if (kGate && p.dz) cuda::store_pack(p.dz.at(row, channel + k * kStep), dz);
+      if (p.dx) stages.store(stage, k * kSlots<X>, p.dx.at(row, channel) + k * kStep, left(k), dx);
+      if (!kGated && p.dx_rounded)
+        stages.store(stage, kDout + k * kSlots<T>, p.dx_rounded.at(row, channel) + k * kStep, left(k), dx);
+      if (kGated && p.dz)
+        stages.store(stage, kOther + k * kSlots<T>, p.dz.at(row, channel) + k * kStep, left(k), dz);
     }
   }
 #pragma unroll
@@ -302,9 +311,9 @@ __global__ void __launch_bounds__(32 * most_warps(kVectors),
 }
 
 // to[c] += the sum of partial[s][c] over all shares s: a thread takes every kDepth-th share of a channel, and
-// the first adds what they found.
-constexpr int kWidth = 32;
-constexpr int kDepth = 16;
+// what they found is added pairwise. Few channels a block: the time is that of a thread's loads.
+constexpr int kWidth = 8;
+constexpr int kDepth = 64;
 
 __global__ void add_shares(const float* partial, std::int64_t shares, std::int64_t channels, float* to,
                            std::int64_t stride) {
@@ -312,14 +321,15 @@ __global__ void add_shares(const float* partial, std::int64_t shares, std::int64
   const std::int64_t c = std::int64_t{blockIdx.x} * kWidth + threadIdx.x;
   float sum = 0.0F;
   if (c < channels) {
-#pragma unroll 8
+#pragma unroll 16
     for (std::int64_t s = threadIdx.y; s < shares; s += kDepth) sum += partial[s * channels + c];
   }
   found[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || c >= channels) return;
-  for (int i = 1; i < kDepth; ++i) sum += found[i][threadIdx.x];
-  to[c * stride] += sum;
+  for (unsigned half = kDepth / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.y < half) found[threadIdx.y][threadIdx.x] += found[threadIdx.y + half][threadIdx.x];
+  }
+  if (threadIdx.y == 0 && c < channels) to[c * stride] += found[0][threadIdx.x];
 }
 
 void add_up(Context& ctx, const Tensor& partial, const Rows& to) {
@@ -329,7 +339,7 @@ void add_up(Context& ctx, const Tensor& partial, const Rows& to) {
                partial.data<float>(), partial.size(0), channels, to.row(0), to.channel_stride());
 }
 
-template <typename T, typename X, int kVectors, bool kGate>
+template <typename T, typename X, int kVectors, Gate kGate>
 std::size_t shared_bytes(const GpuPlan& plan) {
   constexpr int kRow = kRowSlots<T, X, kVectors, kGate>;
   return static_cast<std::size_t>(plan.warps) * plan.groups * 32 * kStagesFor<kRow> * kRow * 16;
@@ -338,7 +348,7 @@ std::size_t shared_bytes(const GpuPlan& plan) {
 // f(kernel, bytes of shared memory) with the kernel that suits.
 template <typename T, typename X, typename F>
 void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
-  const auto call = [&]<bool kGate, bool kBias>() {
+  const auto call = [&]<Gate kGate, bool kBias>() {
     const auto with = [&]<int kVectors>() {
       f(fast_backward<T, X, kVectors, kGate, kBias>, shared_bytes<T, X, kVectors, kGate>(plan));
     };
@@ -349,9 +359,11 @@ void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
     }
   };
   if constexpr (std::is_same_v<T, X>)
-    if (p.z) return call.template operator()<true, false>();
-  if (p.dbias) return call.template operator()<false, true>();
-  return call.template operator()<false, false>();
+    if (p.z)
+      return p.norm_before_gate ? call.template operator()<Gate::after_norm, false>()
+                                : call.template operator()<Gate::before_norm, false>();
+  if (p.dbias) return call.template operator()<Gate::none, true>();
+  return call.template operator()<Gate::none, false>();
 }
 
 // Shares to fill the device once, of rows enough to be worth their sums.
@@ -434,8 +446,7 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
                                      .groups = static_cast<int>(groups),
                                      .group_size = static_cast<int>(p.group_size),
                                      .eps = static_cast<float>(p.eps),
-                                     .layer = p.kind == NormKind::layer,
-                                     .norm_before_gate = p.norm_before_gate};
+                                     .layer = p.kind == NormKind::layer};
     const std::int64_t blocks = (shares + plan.groups - 1) / plan.groups * groups;
     cuda::launch(ctx, "norm_backward", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,

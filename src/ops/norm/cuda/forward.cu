@@ -265,8 +265,8 @@ void run_fast(const Context& ctx, const Problem& p, const GpuPlan& plan) {
   const std::int64_t units = p.rows * groups;
   const DType residual = p.residual       ? p.residual.dtype()
                          : p.residual_out ? p.residual_out.dtype()
-                                          : p.x.dtype();
-  dispatch_pair(p.x.dtype(), residual, [&](auto t, auto r) {
+                                          : p.out.dtype();
+  dispatch_pair(p.out.dtype(), residual, [&](auto t, auto r) {
     using T = decltype(t);
     using R = decltype(r);
     const FastForward<T, R> problem{.x = PackedRows<T>(p.x),

@@ -9,6 +9,8 @@
 
 namespace krait::norm_kernels {
 
+using cuda::Pack;
+
 // Rows as a kernel sees them, in any layout.
 struct GpuRows {
   std::byte* data = nullptr;
@@ -137,40 +139,89 @@ __device__ __forceinline__ int first_channel() {
   return (warp * kVectors * 32 + lane) * cuda::kPack;
 }
 
-// Rows are copied to shared memory ahead of their turn, each thread's vectors by the thread itself: that
-// takes no barriers, and the memory is busy while sums go round the block. Neighbouring threads' 16 bytes are
-// neighbours, for the sake of the banks.
+// Rows are copied to shared memory ahead of their turn, each warp's vectors by the warp itself: that takes no
+// barriers of the block, and the memory is busy while sums go round it. What a warp moves by one instruction
+// lies side by side in memory: 16-bit vectors are 16 bytes, which each thread moves for itself. Those of f32
+// are two pieces of 16 bytes; in memory's order they alternate between the halves of neighbouring threads, so
+// that a thread moves pieces of others, and they change hands in shared memory.
 template <typename T>
-inline constexpr int kSlots = static_cast<int>(sizeof(cuda::Pack<T>) / 16);  // of 16 bytes for a vector
+inline constexpr int kSlots = static_cast<int>(sizeof(Pack<T>) / 16);  // of 16 bytes for a vector
 
 class Stages {
  public:
   // `per_row` slots for each of a thread's rows.
   __device__ Stages(uint4* shared, int per_row)
-      : own_(shared + threadIdx.y * blockDim.x + threadIdx.x),
+      : warp_(shared + threadIdx.y * blockDim.x + threadIdx.x / 32 * 32),
+        lane_(static_cast<int>(threadIdx.x) % 32),
         threads_(static_cast<int>(blockDim.x * blockDim.y)),
         per_row_(per_row) {}
 
+  // All lanes take part in these three. `left`: channels that the group has from the warp's first on; `from`
+  // and `to` are those of the lane.
   template <typename T>
-  __device__ __forceinline__ void copy(int stage, int slot, const T* from) const {
+  __device__ __forceinline__ void copy(int stage, int slot, const T* from, int left) const {
+    if constexpr (kSlots<T> == 1) {
+      if (lane_ * cuda::kPack < left) cuda::copy_async(at(stage, slot, lane_), from);
+    } else {
+      const T* const first = from - lane_ * cuda::kPack;
 #pragma unroll
-    for (int i = 0; i < kSlots<T>; ++i)
-      cuda::copy_async(at(stage, slot + i), reinterpret_cast<const uint4*>(from) + i);
+      for (int i = 0; i < kSlots<T>; ++i) {
+        const int piece = i * 32 + lane_;
+        if (piece * kPiece < left) cuda::copy_async(place_of(stage, slot, piece), first + piece * kPiece);
+      }
+    }
   }
+  // Through the slots of a vector that this lane has read.
   template <typename T>
-  __device__ __forceinline__ cuda::Pack<T> read(int stage, int slot) const {
-    cuda::Pack<T> pack;
+  __device__ __forceinline__ void store(int stage, int slot, T* to, int left,
+                                        const float (&values)[cuda::kPack]) const {
+    if constexpr (kSlots<T> == 1) {
+      if (lane_ * cuda::kPack < left) cuda::store_pack(to, values);
+    } else {
 #pragma unroll
-    for (int i = 0; i < kSlots<T>; ++i) reinterpret_cast<uint4*>(&pack)[i] = *at(stage, slot + i);
+      for (int i = 0; i < kSlots<T>; ++i)
+        *reinterpret_cast<float4*>(place_of(stage, slot, lane_ * kSlots<T> + i)) =
+            make_float4(values[4 * i], values[4 * i + 1], values[4 * i + 2], values[4 * i + 3]);
+      __syncwarp();
+      T* const first = to - lane_ * cuda::kPack;
+#pragma unroll
+      for (int i = 0; i < kSlots<T>; ++i) {
+        const int piece = i * 32 + lane_;
+        if (piece * kPiece < left)
+          *reinterpret_cast<uint4*>(first + piece * kPiece) = *place_of(stage, slot, piece);
+      }
+    }
+  }
+  // What lanes wrote and read before this, others may read and write after it.
+  __device__ __forceinline__ void meet() const { __syncwarp(); }
+
+  template <typename T>
+  __device__ __forceinline__ Pack<T> read(int stage, int slot) const {
+    Pack<T> pack;
+    if constexpr (kSlots<T> == 1) {
+      *reinterpret_cast<uint4*>(&pack) = *at(stage, slot, lane_);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSlots<T>; ++i)
+        reinterpret_cast<uint4*>(&pack)[i] = *place_of(stage, slot, lane_ * kSlots<T> + i);
+    }
     return pack;
   }
 
  private:
-  __device__ __forceinline__ uint4* at(int stage, int slot) const {
-    return own_ + (stage * per_row_ + slot) * threads_;
+  static constexpr int kPiece = 4;  // channels of f32
+
+  __device__ __forceinline__ uint4* at(int stage, int slot, int lane) const {
+    return warp_ + (stage * per_row_ + slot) * threads_ + lane;
+  }
+  // Of a piece in memory's order: neighbours are exchanged in every other eight of them, so that neither
+  // order meets the banks twice.
+  __device__ __forceinline__ uint4* place_of(int stage, int slot, int piece) const {
+    return at(stage, slot + piece / 32, (piece ^ (piece >> 3 & 1)) % 32);
   }
 
-  uint4* own_;
+  uint4* warp_;
+  int lane_;
   int threads_;
   int per_row_;
 };
