@@ -203,9 +203,19 @@ void copy_elements(cudaStream_t stream, const Tensor& from, const Tensor& to) {
   const bool from_host = from.device().kind == Device::Kind::cpu;
   const bool to_host = to.device().kind == Device::Kind::cpu;
   if (from.dtype() == to.dtype() && from.is_contiguous() && to.is_contiguous()) {
-    check(cudaMemcpyAsync(to.raw(), from.raw(), to.nbytes(), cudaMemcpyDefault, stream), "copy");
-    // Pageable memory of the host is staged before the call returns only where it is small.
-    if (to_host || (from_host && to.nbytes() > 64 * 1024)) check(cudaStreamSynchronize(stream), "copy");
+    // Pageable memory of the host is staged before the call returns only where it is small. What is a few
+    // times larger goes in such pieces, so that the host need not wait until the device has come this far.
+    constexpr std::size_t kStaged = 64 * 1024;
+    constexpr std::size_t kMostPieces = 16;
+    const std::size_t bytes = to.nbytes();
+    const bool in_pieces = from_host && bytes <= kMostPieces * kStaged;
+    const std::size_t piece = in_pieces ? std::min(bytes, kStaged) : bytes;
+    for (std::size_t at = 0; at < bytes; at += piece)
+      check(cudaMemcpyAsync(static_cast<std::byte*>(to.raw()) + at,
+                            static_cast<const std::byte*>(from.raw()) + at, std::min(piece, bytes - at),
+                            cudaMemcpyDefault, stream),
+            "copy");
+    if (to_host || (from_host && !in_pieces)) check(cudaStreamSynchronize(stream), "copy");
     return;
   }
   if (!from_host && !to_host) return convert_on_device(stream, from, to);

@@ -45,6 +45,13 @@ struct Table {
 
 // The table of these records on the device; `key` tells apart the operators that keep one.
 const Table& table_of(Context& ctx, const void* key, const std::vector<Record>& records) {
+  std::shared_ptr<void>& kept = ctx.attachment(key);
+  if (!kept) kept = std::make_shared<Table>();
+  Table& table = *static_cast<Table*>(kept.get());
+  // The pieces follow from the records.
+  if (table.device && table.records == static_cast<std::int64_t>(records.size()) &&
+      std::memcmp(table.host.data(), records.data(), records.size() * sizeof(Record)) == 0)
+    return table;
   std::vector<Piece> pieces;
   for (std::size_t t = 0; t < records.size(); ++t)
     for (std::int64_t begin = 0; begin < records[t].count; begin += kPiece)
@@ -55,17 +62,12 @@ const Table& table_of(Context& ctx, const void* key, const std::vector<Record>& 
   if (head > 0) std::memcpy(host.data(), records.data(), head);
   if (tail > 0) std::memcpy(host.data() + head, pieces.data(), tail);
 
-  std::shared_ptr<void>& kept = ctx.attachment(key);
-  if (!kept) kept = std::make_shared<Table>();
-  Table& table = *static_cast<Table*>(kept.get());
-  if (table.host != host) {
-    const auto bytes = static_cast<std::int64_t>(host.size());
-    table.host = std::move(host);
-    table.records = static_cast<std::int64_t>(records.size());
-    table.pieces = static_cast<std::int64_t>(pieces.size());
-    table.device = ctx.empty({bytes}, DType::u8);
-    ctx.copy(Tensor::wrap(table.host.data(), {bytes}, DType::u8), table.device);
-  }
+  const auto bytes = static_cast<std::int64_t>(host.size());
+  table.host = std::move(host);
+  table.records = static_cast<std::int64_t>(records.size());
+  table.pieces = static_cast<std::int64_t>(pieces.size());
+  table.device = ctx.empty({bytes}, DType::u8);
+  ctx.copy(Tensor::wrap(table.host.data(), {bytes}, DType::u8), table.device);
   return table;
 }
 
