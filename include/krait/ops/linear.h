@@ -24,10 +24,11 @@ struct LinearArgs {
   Tensor bias;    // (out), optional
   Tensor out;     // (..., out), optional destination: x's shape but for the last size; f32, bf16 or f16
   bool accumulate = false;  // out += x W^T + b instead of out = ...
+  Tensor addend;            // (..., out), optional: out = addend + x W^T + b; may be out, which accumulate is
   LinearPath path = LinearPath::automatic;
 };
 
-// Returns (..., out) in args.out, or in a new tensor of x's dtype. Sums are in f32. Products of f32 by
+// Returns (..., out) in args.out, or in a new tensor of x's dtype, of the addend's where there is one. Sums are in f32. Products of f32 by
 // f32 are exact to f32; a bf16 weight may be multiplied with x rounded to bf16 where the CPU has such
 // products and there are many rows. On a GPU, few rows are multiplied as they are; for many (gemv stops at
 // 16), x is rounded to the dtype of the weight, which is where a 16-bit weight meets the tensor cores.

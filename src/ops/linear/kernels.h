@@ -1,8 +1,10 @@
 // The paths of linear, one file each. All take what linear.cc has validated and flattened.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "krait/core/context.h"
 #include "krait/core/tensor.h"
@@ -16,6 +18,7 @@ struct Problem {
   Tensor bias;    // (out) or absent
   Tensor out;     // (rows, out)
   bool accumulate = false;
+  Tensor addend{};  // (rows, out) or absent: what out is first, for gpu::cublaslt alone
 };
 
 void reference(Context& ctx, const Problem& problem);
@@ -65,6 +68,9 @@ void gemv(Context& ctx, const Problem& problem);
 // The same for up to 16 rows of x of the weight's 16-bit dtype, on tensor cores. False where sizes or layouts
 // are not made for it.
 bool few_rows(Context& ctx, const Problem& problem);
+// Adds sums of up to 192 terms, which memory bounds: out is read and written once. 16-bit x, weight and out
+// of one dtype. False where sizes or layouts are not made for it.
+bool add_short_sums(Context& ctx, const Problem& problem);
 // x is rounded to the dtype of the weight. False where the plain kernel computed what cuBLASLt has no kernel
 // for.
 bool cublaslt(Context& ctx, const Problem& problem);
@@ -72,6 +78,23 @@ bool cublaslt(Context& ctx, const Problem& problem);
 void plain(Context& ctx, const Problem& problem);
 
 void column_sums(Context& ctx, const Tensor& dout, const Tensor& bias);
+
+// A kernel that cuBLASLt proposes for a product: how often its tiles fill the multiprocessors (undivided
+// sums), and among how many blocks it divides a sum.
+struct ProductProposal {
+  float waves = 0.0F;
+  int splits = 1;
+};
+struct ProductSize {
+  std::int64_t rows = 0;
+  std::int64_t in = 0;
+  std::int64_t out = 0;
+  DType out_dtype = DType::f32;
+};
+// The place of the proposal to take, of those in an order of preference. cuBLASLt's leaves out what storing a
+// tile takes, which counts where sums are short.
+[[nodiscard]] std::size_t choose_proposal(const ProductSize& size, std::span<const ProductProposal> proposals,
+                                          int multiprocessors);
 
 // How gemv divides the weight. A unit is the kGemvRows rows of it that a warp takes with each `lanes` of its
 // lanes; `splits` of the kGemvWarps warps of a block share a unit and take steps along `in` in turn.

@@ -4,6 +4,7 @@
 #include "core/parallel.h"
 #include "krait/core/error.h"
 #include "ops/linear/kernels.h"
+#include "ops/overlap.h"
 
 namespace krait {
 namespace {
@@ -42,11 +43,18 @@ void validate(const LinearArgs& args) {
             ", expected ", shape_of_out(args.x, out));
   }
   require(args.out || !args.accumulate, "[linear] accumulate is set without an out to add to");
+  if (args.addend) {
+    check_dtype(args.addend, "addend");
+    require(!args.accumulate, "[linear] both accumulate and addend are given, expected one");
+    require(args.addend.shape() == shape_of_out(args.x, out), "[linear] addend has shape ",
+            args.addend.shape(), ", expected ", shape_of_out(args.x, out));
+  }
 }
 
 bool any_f64(const LinearArgs& args) {
   const auto is_f64 = [](const Tensor& t) { return t && t.dtype() == DType::f64; };
-  return is_f64(args.x) || is_f64(args.weight) || is_f64(args.bias) || is_f64(args.out);
+  return is_f64(args.x) || is_f64(args.weight) || is_f64(args.bias) || is_f64(args.out) ||
+         is_f64(args.addend);
 }
 
 LinearPath path_of(const Context& ctx, const LinearArgs& args, std::int64_t rows) {
@@ -114,8 +122,7 @@ void run(Context& ctx, const Problem& problem, LinearPath path) {
   }
 }
 
-void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] const Problem& p,
-                [[maybe_unused]] LinearPath path) {
+void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] Problem p, [[maybe_unused]] LinearPath path) {
   if constexpr (kWithCuda) {
     namespace gpu = linear_detail::gpu;
     if (path == LinearPath::automatic) {
@@ -123,6 +130,11 @@ void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] const Problem& p
       // gemv reads rows of weights, cuBLASLt columns too.
       const bool by_columns = p.weight.stride(1) != 1 && p.weight.stride(0) == 1;
       if (path == LinearPath::gemv && by_columns) path = LinearPath::cublaslt;
+    }
+    if (p.addend && path != LinearPath::cublaslt) {
+      ctx.copy(p.addend, p.out);
+      p.addend = {};
+      p.accumulate = true;
     }
     switch (path) {
       case LinearPath::gemv:
@@ -138,6 +150,10 @@ void run_on_gpu([[maybe_unused]] Context& ctx, [[maybe_unused]] const Problem& p
         ctx.set_backend("linear", "cuda plain");
         return;
       case LinearPath::cublaslt:
+        if (p.accumulate && gpu::add_short_sums(ctx, p)) {
+          ctx.set_backend("linear", "cuda short sums");
+          return;
+        }
         ctx.set_backend("linear", gpu::cublaslt(ctx, p) ? "cublaslt" : "cuda plain");
         return;
       default:
@@ -217,25 +233,43 @@ Tensor linear_detail::bias_as_f32(Context& ctx, const Tensor& bias) {
 Tensor linear(Context& ctx, const LinearArgs& args) {
   validate(args);
   require_on_device(ctx, "linear",
-                    {{"x", args.x}, {"weight", args.weight}, {"bias", args.bias}, {"out", args.out}});
+                    {{"x", args.x},
+                     {"weight", args.weight},
+                     {"bias", args.bias},
+                     {"out", args.out},
+                     {"addend", args.addend}});
   require(!ctx.on_gpu() || !any_f64(args), "[linear] f64 runs on the CPU alone, this is ",
           name_of(ctx.device()));
-  Tensor out = args.out ? args.out : ctx.empty(shape_of_out(args.x, args.weight.size(0)), args.x.dtype());
+  Tensor out = args.out ? args.out
+                        : ctx.empty(shape_of_out(args.x, args.weight.size(0)),
+                                    args.addend ? args.addend.dtype() : args.x.dtype());
   if (out.numel() == 0) return out;
+  const bool in_place = args.addend && same_view(args.addend, out);
+  require(!args.addend || in_place || !may_overlap(args.addend, out),
+          "[linear] addend overlaps out, expected the same view or another memory");
 
   // Leading sizes that no single stride describes are copied, which is little beside the product.
   Problem problem{.x = linear_detail::as_rows(ctx, args.x),
                   .weight = args.weight,
                   .bias = args.bias,
-                  .accumulate = args.accumulate};
+                  .accumulate = args.accumulate || in_place};
   const auto out_rows = linear_detail::rows_view(out);
   Tensor gathered;
   if (out_rows) {
     problem.out = *out_rows;
   } else {
     gathered = ctx.empty(out.shape(), out.dtype());
-    if (args.accumulate) ctx.copy(out, gathered);
+    if (problem.accumulate) ctx.copy(out, gathered);
     problem.out = *linear_detail::rows_view(gathered);
+  }
+  if (args.addend && !in_place) {
+    const auto addend = linear_detail::rows_view(args.addend);
+    if (ctx.on_gpu() && addend) {
+      problem.addend = *addend;
+    } else {
+      ctx.copy(args.addend, gathered ? gathered : out);
+      problem.accumulate = true;
+    }
   }
   if (ctx.on_gpu())
     run_on_gpu(ctx, problem, args.path);

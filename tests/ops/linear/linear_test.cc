@@ -535,5 +535,76 @@ TEST(Linear, PlansOfFewRows) {
   EXPECT_EQ(choose_few_rows_plan(16, 40960, 64, 132, kShared).tiles, 0);  // x is too large
 }
 
+TEST(Linear, AddsAnAddend) {
+  Context ctx;
+  for (const LinearPath path : general_paths())
+    for (const Case& c : kCases)
+      for (const DType dtype : kStored)
+        for (const bool in_place : {false, true}) {
+          SCOPED_TRACE(concat("rows ", c.rows, " in ", c.in, " out ", c.out, " path ", static_cast<int>(path),
+                              ' ', dtype, " in place ", in_place));
+          const Tensor addend = random_tensor({c.rows, c.out}, DType::f32, 4);
+          const Tensor before = addend.clone();
+          LinearArgs args{.x = random_tensor({c.rows, c.in}, dtype, 1),
+                          .weight = random_tensor({c.out, c.in}, dtype, 2),
+                          .bias = random_tensor({c.out}, dtype, 3),
+                          .out = in_place ? addend : Tensor(),
+                          .addend = addend,
+                          .path = path};
+          const Tensor got = run_linear(ctx, args);
+          EXPECT_EQ(got.dtype(), DType::f32);
+          args.addend = {};
+          args.accumulate = true;
+          expect_close(ctx, args, before, got);
+        }
+}
+
+// Sizes beside those of whole tiles and steps, either layout of the weight, rows with gaps between them.
+TEST(Linear, ShortSumsOnAGpu) {
+  if (!testing::on_gpu()) GTEST_SKIP() << "of a GPU";
+  Context ctx;
+  for (const DType dtype : {DType::bf16, DType::f16})
+    for (const Case& c :
+         {Case{17, 8, 8}, Case{64, 48, 128}, Case{77, 80, 136}, Case{300, 160, 1000}, Case{1025, 192, 264}})
+      for (const bool by_columns : {false, true})
+        for (const bool accumulate : {false, true}) {
+          SCOPED_TRACE(concat(dtype, " rows ", c.rows, " in ", c.in, " out ", c.out, " by columns ",
+                              by_columns, " accumulate ", accumulate));
+          const Tensor weight =
+              by_columns ? random_tensor({c.in, c.out + 16}, dtype, 2).slice(1, 8, c.out + 8).transpose(0, 1)
+                         : random_tensor({c.out, c.in + 8}, dtype, 2).slice(1, 8, c.in + 8);
+          const LinearArgs args{.x = random_tensor({c.rows, c.in + 24}, dtype, 1).slice(1, 16, c.in + 16),
+                                .weight = weight,
+                                .out = random_tensor({c.rows, c.out + 40}, dtype, 4).slice(1, 32, c.out + 32),
+                                .accumulate = accumulate,
+                                .path = LinearPath::cublaslt};
+          const Tensor before = args.out.clone();
+          expect_close(ctx, args, before, run_linear(ctx, args));
+          if (accumulate) {
+            EXPECT_EQ(testing::gpu_context().backend(), "linear: cuda short sums");
+          }
+        }
+}
+
+// The proposals for products of models with 768 channels and 32,768 tokens, in cuBLASLt's order, with the
+// tile of each and its time on an H200.
+TEST(Linear, ChoosesAmongProposals) {
+  using linear_detail::gpu::choose_proposal;
+  using linear_detail::gpu::ProductProposal;
+  constexpr std::int64_t kTokens = 32768;
+  const std::vector<ProductProposal> wide = {{20.727F},   // 192 x 192: 248 us
+                                             {23.273F},   // 128 x 256: 249 us
+                                             {37.273F}};  // 128 x 160: 209 us
+  EXPECT_EQ(choose_proposal({kTokens, 768, 3072, DType::bf16}, wide, 132), 2U);
+  const std::vector<ProductProposal> long_sums = {{5.818F},   // 256 x 128: 233 us
+                                                  {9.318F}};  // 128 x 160: 240 us
+  EXPECT_EQ(choose_proposal({kTokens, 3352, 768, DType::bf16}, long_sums, 132), 0U);
+  const std::vector<ProductProposal> divided = {{0.242F, 4},   // 192 x 192: 114 us
+                                                {0.273F, 3},   // 256 x 128: 126 us
+                                                {0.455F, 2}};  // 128 x 160: 120 us
+  EXPECT_EQ(choose_proposal({768, kTokens, 1536, DType::f32}, divided, 132), 0U);
+  EXPECT_EQ(choose_proposal({64, 64, 64, DType::bf16}, std::vector<ProductProposal>{{0.0F}}, 132), 0U);
+}
+
 }  // namespace
 }  // namespace krait

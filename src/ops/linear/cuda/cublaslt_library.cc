@@ -58,6 +58,10 @@ CublasLt load_cublaslt() {
   find(table.preference_destroy, "cublasLtMatmulPreferenceDestroy");
   find(table.preference_set, "cublasLtMatmulPreferenceSetAttribute");
   find(table.heuristic, "cublasLtMatmulAlgoGetHeuristic");
+  find(table.algorithm_check, "cublasLtMatmulAlgoCheck");
+  find(table.config_get, "cublasLtMatmulAlgoConfigGetAttribute");
+  find(table.config_set, "cublasLtMatmulAlgoConfigSetAttribute");
+  find(table.version, "cublasLtGetVersion");
   find(table.status_name, "cublasLtGetStatusName");
   return table;
 }

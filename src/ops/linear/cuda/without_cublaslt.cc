@@ -5,11 +5,12 @@
 namespace krait::linear_detail {
 
 bool gpu::cublaslt(Context& ctx, const Problem& p) {
+  if (p.addend) ctx.copy(p.addend, p.out);
   plain(ctx, {.x = ctx.to(p.x, p.weight.dtype()),
               .weight = p.weight,
               .bias = p.bias,
               .out = p.out,
-              .accumulate = p.accumulate});
+              .accumulate = p.accumulate || p.addend});
   return false;
 }
 
