@@ -29,23 +29,23 @@ class MixerModel final : public Backbone {
   }
 
   Tensor forward(Context& ctx, Tensor hidden, const Batch& batch, Tape* tape) const override {
-    Tensor residual;
+    ResidualStream stream{.hidden = hidden, .residual = {}, .dtype = hidden.dtype()};
+    hidden = {};  // the first block may let go of it
     int layer = 0;
-    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++, tape);
-    const Tensor out = add_norm(ctx, norm_f_, hidden, residual, tape != nullptr);
-    if (tape != nullptr) tape->frame(layer, "norm_f").keep("residual", residual);
+    for (const Block& block : blocks_) block.forward(ctx, stream, batch, layer++, tape);
+    const Tensor out = add_norm(ctx, norm_f_, stream, tape != nullptr);
+    if (tape != nullptr) tape->frame(layer, "norm_f").keep("residual", stream.residual);
     return out;
   }
 
   void step(Context& ctx, const Tensor& embedded, const Batch& batch, const Tensor& head_weight,
             const Tensor& logits) const override {
-    Tensor hidden = embedded;
-    Tensor residual;
+    ResidualStream stream{.hidden = embedded, .residual = {}, .dtype = embedded.dtype()};
     int layer = 0;
-    for (const Block& block : blocks_) hidden = block.forward(ctx, hidden, residual, batch, layer++);
+    for (const Block& block : blocks_) block.forward(ctx, stream, batch, layer++);
     ProjectionInput normed = input_of(norm_f_);
-    normed.residual = residual;
-    projection(ctx, {.x = hidden, .input = normed, .weight = head_weight, .out = logits});
+    normed.residual = stream.residual;
+    projection(ctx, {.x = stream.hidden, .input = normed, .weight = head_weight, .out = logits});
   }
 
   bool step_at_once(Context& ctx, const Tensor& ids, const Tensor& embedding, const Batch& batch,

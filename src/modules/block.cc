@@ -9,17 +9,27 @@ namespace krait {
 Block::Block(std::unique_ptr<Mixer> mixer, NormLayer norm, std::optional<GatedMlp> mlp)
     : norm_(norm), mixer_(std::move(mixer)), norm2_(std::move(norm)), mlp_(std::move(mlp)) {}
 
-Tensor add_norm(Context& ctx, const NormLayer& layer, const Tensor& hidden, Tensor& residual, bool keep) {
-  const NormResult result = norm(ctx, layer.rms ? NormKind::rms : NormKind::layer,
-                                 {.x = hidden,
+Tensor add_norm(Context& ctx, const NormLayer& layer, ResidualStream& stream, bool keep) {
+  const NormKind kind = layer.rms ? NormKind::rms : NormKind::layer;
+  if (!stream.hidden)
+    return norm(ctx, kind,
+                {.x = stream.residual,
+                 .weight = layer.weight,
+                 .bias = layer.bias,
+                 .eps = layer.eps,
+                 .out = ctx.empty(stream.residual.shape(), stream.dtype)})
+        .out;
+  const NormResult result = norm(ctx, kind,
+                                 {.x = stream.hidden,
                                   .weight = layer.weight,
                                   .bias = layer.bias,
-                                  .residual = residual,
+                                  .residual = stream.residual,
                                   .eps = layer.eps,
                                   .prenorm = true,
                                   .residual_in_fp32 = true,
-                                  .residual_out = keep ? Tensor() : residual});
-  residual = result.residual;
+                                  .residual_out = keep ? Tensor() : stream.residual});
+  stream.residual = result.residual;
+  stream.hidden = {};
   return result.out;
 }
 
@@ -39,7 +49,10 @@ void add_norm_backward(Context& ctx, const NormLayer& layer, const Tensor& r, co
 
 Tensor Mixer::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {
   if (input.norm == nullptr) return forward(ctx, input.hidden, batch, layer);
-  return forward(ctx, add_norm(ctx, *input.norm, input.hidden, *input.residual), batch, layer);
+  ResidualStream stream{input.hidden, *input.residual, input.hidden.dtype()};
+  const Tensor normed = add_norm(ctx, *input.norm, stream);
+  *input.residual = stream.residual;
+  return forward(ctx, normed, batch, layer);
 }
 
 namespace {
@@ -50,45 +63,47 @@ std::uint64_t mlp_site(int layer) { return 2 + 2 * static_cast<std::uint64_t>(la
 
 }  // namespace
 
-Tensor Block::run(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
-                  Tape* tape) const {
+void Block::run(Context& ctx, ResidualStream& stream, const Batch& batch, int layer, Tape* tape) const {
   const bool keep = tape != nullptr;
   if (!keep && batch.is_step()) {
-    const Tensor mixed = mixer_->step(ctx, {hidden, &norm_, &residual}, batch, layer);
-    return mlp_ ? mlp_->step(ctx, {mixed, &norm2_, &residual}) : mixed;
+    stream.hidden = mixer_->step(ctx, {stream.hidden, &norm_, &stream.residual}, batch, layer);
+    if (mlp_) stream.hidden = mlp_->step(ctx, {stream.hidden, &norm2_, &stream.residual});
+    return;
   }
-  const Tensor normed = add_norm(ctx, norm_, hidden, residual, keep);
-  if (keep) tape->frame(layer, "block").keep("residual", residual);
-  const Tensor mixed = mixer_->forward(ctx, normed, batch, layer, tape);
-  if (keep) tape->dropout(ctx, mixed, mixer_site(layer));
-  if (!mlp_) return mixed;
-  const Tensor normed2 = add_norm(ctx, norm2_, mixed, residual, keep);
-  if (keep) tape->frame(layer, "block").keep("residual2", residual);
-  const Tensor out = mlp_->forward(ctx, normed2, keep ? &tape->frame(layer, "mlp") : nullptr);
-  if (keep) tape->dropout(ctx, out, mlp_site(layer));
-  return out;
+  // A GPU's products add to the residual as they end, which spares the norm two passes over it. Dropout comes
+  // in between.
+  const bool adds = ctx.on_gpu() && (!keep || tape->options().dropout == 0.0);
+  Tensor* const sum = adds ? &stream.residual : nullptr;
+  const Tensor normed = add_norm(ctx, norm_, stream, keep);
+  if (keep) tape->frame(layer, "block").keep("residual", stream.residual);
+  stream.hidden = mixer_->forward(ctx, normed, batch, layer, tape, sum);
+  if (keep && stream.hidden) tape->dropout(ctx, stream.hidden, mixer_site(layer));
+  if (!mlp_) return;
+  const Tensor normed2 = add_norm(ctx, norm2_, stream, keep);
+  if (keep) tape->frame(layer, "block").keep("residual2", stream.residual);
+  stream.hidden = mlp_->forward(ctx, normed2, keep ? &tape->frame(layer, "mlp") : nullptr, sum);
+  if (keep && stream.hidden) tape->dropout(ctx, stream.hidden, mlp_site(layer));
 }
 
-Tensor Block::forward(Context& ctx, const Tensor& hidden, Tensor& residual, const Batch& batch, int layer,
-                      Tape* tape) const {
+void Block::forward(Context& ctx, ResidualStream& stream, const Batch& batch, int layer, Tape* tape) const {
   if (tape == nullptr || tape->options().recompute == Recompute::none)
-    return run(ctx, hidden, residual, batch, layer, tape);
-  const Tensor before = residual;
-  Tensor out = run(ctx, hidden, residual, batch, layer, tape);
+    return run(ctx, stream, batch, layer, tape);
+  const ResidualStream before = stream;
+  run(ctx, stream, batch, layer, tape);
   for (const char* module : {"block", "mixer", "mlp"}) tape->drop(layer, module);
   Tape::Frame& frame = tape->frame(layer, "input");
-  frame.keep("hidden", hidden);
-  if (before) frame.keep("residual", before);
-  return out;
+  if (before.hidden) frame.keep("hidden", before.hidden);
+  if (before.residual) frame.keep("residual", before.residual);
 }
 
 void Block::backward(Context& ctx, const StreamGradient& dsum, const Batch& batch, int layer,
                      Tape& tape) const {
   if (tape.options().recompute == Recompute::block) {
     const Tape::Frame& input = tape.frame(layer, "input");
-    Tensor residual = input.has("residual") ? input["residual"] : Tensor();
+    const auto kept = [&](const char* name) { return input.has(name) ? input[name] : Tensor(); };
+    ResidualStream stream{kept("hidden"), kept("residual"), dsum.for_products().dtype()};
     tape.set_recomputing(true);
-    run(ctx, input["hidden"], residual, batch, layer, &tape);
+    run(ctx, stream, batch, layer, &tape);
     tape.set_recomputing(false);
     tape.measure();
   }

@@ -16,7 +16,7 @@ GatedMlp::GatedMlp(std::int64_t d_model, std::int64_t hidden_features, bool bias
   fc2_ = {.in = hidden, .out = d_model, .has_bias = bias};
 }
 
-Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame) const {
+Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame, Tensor* sum) const {
   const Tensor projected = fc1_(ctx, x);
   const Tensor y = projected.slice(-1, 0, fc2_.in);
   const Tensor gate = projected.slice(-1, fc2_.in, 2 * fc2_.in);
@@ -25,6 +25,10 @@ Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame) cons
     frame->keep("x", x);
     frame->keep("projected", projected);
     frame->keep("gated", gated);
+  }
+  if (sum != nullptr) {
+    fc2_.add_to(ctx, gated, *sum, frame != nullptr);
+    return {};
   }
   return fc2_(ctx, gated);
 }

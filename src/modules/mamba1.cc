@@ -65,7 +65,8 @@ SelectiveScanArgs Mamba1::scan_args(const Batch& batch, const Tensor& x, const T
           .delta_softplus = true};
 }
 
-Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape,
+                       Tensor* sum) const {
   if (tape == nullptr && batch.is_step()) return step(ctx, {.hidden = hidden}, batch, layer);
   const auto& c = config_;
   const Tensor xz = in_proj_(ctx, hidden);
@@ -104,6 +105,10 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("dt_B_C", dt_B_C);
     frame.keep("y", y);
     if (checkpoints) frame.keep("checkpoints", checkpoints);
+  }
+  if (sum != nullptr) {
+    out_proj_.add_to(ctx, y, *sum, tape != nullptr);
+    return {};
   }
   return out_proj_(ctx, y);
 }

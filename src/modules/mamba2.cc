@@ -118,7 +118,8 @@ Tensor Mamba2::learnt_states(const Batch& batch) const {
   return init_states_.unsqueeze(0).expand({batch.size(), nheads(), config_.headdim, config_.d_state});
 }
 
-Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape,
+                       Tensor* sum) const {
   if (tape == nullptr && batch.is_step()) return step(ctx, {.hidden = hidden}, batch, layer);
   const auto& c = config_;
   const std::int64_t T = hidden.size(0);
@@ -158,6 +159,10 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("convolved", convolved);
     frame.keep("joined", joined);
     if (c.rmsnorm) frame.keep("y", y);
+  }
+  if (sum != nullptr) {
+    out_proj_.add_to(ctx, joined, *sum, tape != nullptr);
+    return {};
   }
   return out_proj_(ctx, joined);
 }

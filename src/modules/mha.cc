@@ -124,7 +124,8 @@ void Mha::turn(Context& ctx, const Heads& heads, const Batch& batch, bool invers
                            .inverse = inverse});
 }
 
-Tensor Mha::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape) const {
+Tensor Mha::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape,
+                    Tensor* sum) const {
   const auto& c = config_;
   const std::int64_t T = hidden.size(0);
   const std::int64_t q_dim = c.num_heads * c.head_dim;
@@ -154,6 +155,10 @@ Tensor Mha::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int 
     frame->keep("hidden", hidden);
     frame->keep("projected", projected);
     frame->keep("joined", joined);
+  }
+  if (sum != nullptr) {
+    out_proj_.add_to(ctx, joined, *sum, tape != nullptr);
+    return {};
   }
   return out_proj_(ctx, joined);
 }

@@ -8,6 +8,10 @@ Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
   return linear(ctx, {.x = x, .weight = weight, .bias = bias});
 }
 
+void LinearLayer::add_to(Context& ctx, const Tensor& x, Tensor& sum, bool keep) const {
+  sum = linear(ctx, {.x = x, .weight = weight, .bias = bias, .out = keep ? Tensor() : sum, .addend = sum});
+}
+
 Tensor LinearLayer::backward(Context& ctx, const Tensor& x, const Tensor& dout) const {
   const Tensor dx = ctx.empty(x.shape(), x.dtype());
   linear_backward(ctx,

@@ -16,8 +16,8 @@ class GatedMlp {
   explicit GatedMlp(std::int64_t d_model, std::int64_t hidden_features = 0, bool bias = false,
                     std::int64_t multiple_of = 128);
 
-  // x (..., d_model) -> (..., d_model); with a frame, keeps there what backward reads.
-  Tensor forward(Context& ctx, const Tensor& x, Tape::Frame* frame = nullptr) const;
+  // x (..., d_model) -> (..., d_model); with a frame, keeps there what backward reads. `sum` as in Mixer.
+  Tensor forward(Context& ctx, const Tensor& x, Tape::Frame* frame = nullptr, Tensor* sum = nullptr) const;
   // forward of an input that may still want its norm.
   Tensor step(Context& ctx, const StepInput& input) const;
   // dout (..., d_model) -> the gradient of x. Adds to the gradients of parameters that have one.

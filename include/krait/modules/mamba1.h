@@ -32,8 +32,8 @@ class Mamba1 final : public Mixer {
   // Fills in d_inner and dt_rank; throws where a size is not positive.
   explicit Mamba1(const Mamba1Config& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
-                 Tape* tape = nullptr) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape = nullptr,
+                 Tensor* sum = nullptr) const override;
   Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const override;
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   bool describe(DecodeModel& model, DecodeLayer& layer) const override;

@@ -42,8 +42,8 @@ class Mamba2 : public Mixer {
   // Fills in d_ssm; throws where sizes do not fit together.
   explicit Mamba2(const Mamba2Config& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
-                 Tape* tape = nullptr) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape = nullptr,
+                 Tensor* sum = nullptr) const override;
   Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const override;
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   bool describe(DecodeModel& model, DecodeLayer& layer) const override;

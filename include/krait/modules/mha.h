@@ -28,8 +28,8 @@ class Mha final : public Mixer {
  public:
   explicit Mha(const MhaConfig& config);
 
-  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
-                 Tape* tape = nullptr) const override;
+  Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer, Tape* tape = nullptr,
+                 Tensor* sum = nullptr) const override;
   Tensor backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const override;
   [[nodiscard]] LayerStateShape state_shape() const override;
   void visit(const std::string& prefix, const ParameterVisitor& visitor) override;

@@ -29,9 +29,11 @@ class Mixer {
   virtual ~Mixer() = default;
   // hidden (T, d_model) of the batch's packed tokens -> (T, d_model). Reads and advances the batch's
   // states of layer `layer`. Prefill, step, every split of the two and training are this one function; with
-  // a tape it keeps there what backward reads.
+  // a tape it keeps there what backward reads. Where `sum` (T, d_model) is given the output is added to it,
+  // rounded to its dtype alone (in place, with a tape into a new tensor), and nothing is returned; not in a
+  // step.
   virtual Tensor forward(Context& ctx, const Tensor& hidden, const Batch& batch, int layer,
-                         Tape* tape = nullptr) const = 0;
+                         Tape* tape = nullptr, Tensor* sum = nullptr) const = 0;
   // forward for a batch that is_step() of an input that may still want its norm, which a mixer may compute
   // together with its first product. As it is here: the norm, then forward.
   virtual Tensor step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const;

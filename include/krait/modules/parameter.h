@@ -39,6 +39,9 @@ struct LinearLayer {
 
   // x (..., in) -> (..., out)
   Tensor operator()(Context& ctx, const Tensor& x) const;
+  // Adds that to `sum` (..., out), in place, or into a new tensor that `sum` becomes where the old one is
+  // kept.
+  void add_to(Context& ctx, const Tensor& x, Tensor& sum, bool keep) const;
   // Adds to dweight and dbias where they are present; returns dx (..., in).
   Tensor backward(Context& ctx, const Tensor& x, const Tensor& dout) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
