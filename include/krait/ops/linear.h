@@ -28,10 +28,11 @@ struct LinearArgs {
   LinearPath path = LinearPath::automatic;
 };
 
-// Returns (..., out) in args.out, or in a new tensor of x's dtype, of the addend's where there is one. Sums are in f32. Products of f32 by
-// f32 are exact to f32; a bf16 weight may be multiplied with x rounded to bf16 where the CPU has such
-// products and there are many rows. On a GPU, few rows are multiplied as they are; for many (gemv stops at
-// 16), x is rounded to the dtype of the weight, which is where a 16-bit weight meets the tensor cores.
+// Returns (..., out) in args.out, or in a new tensor of x's dtype, of the addend's where there is one. Sums
+// are in f32. Products of f32 by f32 are exact to f32; a bf16 weight may be multiplied with x rounded to bf16
+// where the CPU has such products and there are many rows. On a GPU, few rows are multiplied as they are; for
+// many (gemv stops at 16), x is rounded to the dtype of the weight, which is where a 16-bit weight meets the
+// tensor cores.
 Tensor linear(Context& ctx, const LinearArgs& args);
 
 // What oneDNN multiplies fast in this build and on this processor: bf16 by bf16 needs AVX512_BF16 or AMX.
