@@ -70,6 +70,12 @@ __device__ __forceinline__ std::uint64_t describe(unsigned tile, int row, int co
          (kOperand == Operand::across_depth ? kNextPanel : std::uint64_t{1} << 16) | ((at >> 4) & 0x3fffU);
 }
 
+// That of what lies `bytes` behind, a multiple of 16: one addition, where describe() takes several.
+__device__ __forceinline__ std::uint64_t behind(std::uint64_t descriptor, int bytes) {
+  return (descriptor & ~std::uint64_t{0xffffffff}) |
+         (static_cast<std::uint32_t>(descriptor) + static_cast<std::uint32_t>(bytes >> 4));
+}
+
 #ifdef KRAIT_WGMMA
 
 // Registers of a thread, given up or taken by a whole warpgroup: a multiple of 8.

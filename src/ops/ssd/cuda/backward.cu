@@ -469,7 +469,14 @@ void backward_of_warpgroups(Context& ctx, const BackwardProblem& b, const Inputs
     pass_gradients(ctx, in, segments, decays, b.dfinal_states, b.dinitial_states, at.ends);
   }
   warpgroup_states(ctx, in, segments, chunks, b, at);
-  warpgroup_backward(ctx, in, chunks, b.dout, at, to, sums);
+  warpgroup_backward(ctx, in, chunks, b, at, to, sums);
+}
+
+// Whether blocks may write two neighbours of `t`, absent or in `dtype`, at once.
+bool in_pairs(const Tensor& t, DType dtype) {
+  if (!t) return true;
+  return t.dtype() == dtype && t.stride(3) == 1 && t.stride(0) % 2 == 0 && t.stride(1) % 2 == 0 &&
+         t.stride(2) % 2 == 0 && reinterpret_cast<std::uintptr_t>(t.raw()) % 4 == 0;
 }
 
 }  // namespace
@@ -487,7 +494,7 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   const bool warpgroups = path == BackwardPath::warpgroups;
   Tensor memory;
   const Segments segments = cut_into_segments(ctx, *p.runs, p.x.size(1), kSegment, memory);
-  const Gradients to{.dx = AnyView<4>(b.dx), .dz = AnyView<4>(b.dz), .ddt = AnyView<3>(b.ddt)};
+  Gradients to{.dx = AnyView<4>(b.dx), .dz = AnyView<4>(b.dz), .ddt = AnyView<3>(b.ddt)};
   const std::int64_t independent = segments.count * in.groups;
   Sums sums{.parts = warpgroups ? choose_warpgroup_parts(independent, in.heads_per_group)
                                 : choose_parts(independent, in.heads_per_group, chunked ? 512 : 256),
@@ -502,8 +509,15 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   };
   const Dims parts{sums.parts, p.B.size(0), p.B.size(1), p.B.size(2), p.B.size(3)};
   const bool every_token = chunked && segments.padding_count == 0;
-  room(b.dB, parts, every_token, dB, sums.dB);
-  room(b.dC, parts, every_token, dC, sums.dC);
+  const bool whole =
+      warpgroups && sums.parts == 1 && in_pairs(b.dB, p.x.dtype()) && in_pairs(b.dC, p.x.dtype());
+  if (whole) {
+    to.dB = AnyView<4>(b.dB);
+    to.dC = AnyView<4>(b.dC);
+  } else {
+    room(b.dB, parts, every_token, dB, sums.dB);
+    room(b.dC, parts, every_token, dC, sums.dC);
+  }
   room(b.dA, {segments.count, in.heads}, true, dA, sums.dA);
   room(b.ddt_bias, {segments.count, in.heads}, true, ddt_bias, sums.ddt_bias);
   room(b.dD, {segments.count, in.heads, chunked ? 1 : in.headdim}, true, dD, sums.dD);
@@ -518,7 +532,7 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
                  .elements = p.B.numel(),
                  .segments = segments.count};
   const auto add_parts_to = [&](const Tensor& values, const Tensor& wanted) {
-    if (wanted) left.of_parts[left.tensors++] = {values.data<float>(), AnyView<4>(wanted)};
+    if (wanted && !whole) left.of_parts[left.tensors++] = {values.data<float>(), AnyView<4>(wanted)};
   };
   add_parts_to(dB, b.dB);
   add_parts_to(dC, b.dC);
@@ -542,8 +556,8 @@ void run_cuda_backward(Context& ctx, const BackwardProblem& b) {
   add_segments_to(dD, b.dD);
   if (blocks > 0)
     cuda::launch(ctx, "ssd_backward sums", add_up_kernel, static_cast<unsigned>(blocks), kThreads, 0, left);
-  for (const Tensor* t : {&b.dx, &b.dz})
-    if (*t) clear_padding(ctx, segments, *t);
+  for (const Tensor* t : {&b.dx, &b.dz, whole ? &b.dB : nullptr, whole ? &b.dC : nullptr})
+    if (t != nullptr && *t) clear_padding(ctx, segments, *t);
   if (b.ddt) clear_padding(ctx, segments, b.ddt.unsqueeze(3));
 }
 

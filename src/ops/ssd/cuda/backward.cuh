@@ -22,6 +22,7 @@ struct Sums {
 struct Gradients {
   AnyView<4> dx, dz;
   AnyView<3> ddt;
+  AnyView<4> dB, dC;  // where the blocks of warpgroup_backward have all of these sums, in place of Sums
 };
 
 // On tensor cores, for what suits_tensor_cores. What each segment adds to the gradient by the state before
@@ -53,7 +54,7 @@ struct StateTiles {
 // The gradient by initial states is written too, where no run is cut.
 void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, const Segments& chunks,
                       const BackwardProblem& b, const StateTiles& tiles);
-void warpgroup_backward(Context& ctx, const Inputs& in, const Segments& chunks, const Tensor& dout,
+void warpgroup_backward(Context& ctx, const Inputs& in, const Segments& chunks, const BackwardProblem& b,
                         const StateTiles& tiles, const Gradients& to, const Sums& sums);
 // What blocks of the two take, in bytes of shared memory.
 [[nodiscard]] int warpgroup_backward_shared_memory();

@@ -76,6 +76,14 @@ __device__ __forceinline__ void store_sums(unsigned tile, int row, const float (
                    pack<T>(d[n + 1][2], d[n + 1][3]));
 }
 
+// Bytes from global to shared memory, multiples of 16 as both addresses are; announced to `barrier`
+// (core/cuda/mbarrier.cuh) by whoever calls this.
+__device__ __forceinline__ void copy_in_async(unsigned to, const void* from, int bytes, unsigned barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
 // Bytes from shared to global memory that run while the thread goes on, in a group of their own; both
 // addresses and `bytes` are multiples of 16. The source was written before fence_shared.
 __device__ __forceinline__ void copy_out_async(void* to, unsigned from, int bytes) {

@@ -1,73 +1,21 @@
-// What the warpgroups of warpgroup_backward.cu leave for each head, how it becomes gradients, and sums over
-// the heads of a part.
+// What warpgroups of warpgroup_backward.cu do beside the pairs: the products with states, dB and dC, sums
+// over the heads, and the gradients that the sums of a head become.
 #pragma once
 
-#include <cstdint>
-
-#include "ops/ssd/cuda/backward.cuh"
-#include "ops/ssd/cuda/panels.cuh"
-
-namespace krait::ssd_detail {
-
-inline constexpr int kGroup = 128;  // threads of a warpgroup
-inline constexpr int kWarps = kGroup / 32;
-
-// Sums of one value for each token. What several warps have a part of is kept apart by them, and added in
-// order.
-enum Sum {
-  kRows,                    // of T over j: by the strips of rows of the pairs, which are j
-  kStart = kRows + kWarps,  // dC' . C
-  kColumns,                 // of T over i
-  kEnds,                    // x . v'
-  kSteps,                   // x . v
-  kSums,
-};
-
-// Values of a head.
-struct alignas(16) Values {
-  Steps steps;
-  float sums[kSums][kTokens];
-  float through[kWarps];  // <G, S>
-  float skip[kWarps];     // <dy, x>
-  float D;
-};
+#include "ops/ssd/cuda/warpgroup_backward.cuh"
 
 #ifdef KRAIT_WGMMA
 
-// The sum over the four lanes that share a row of a fragment.
-__device__ __forceinline__ float sum_of_row(float v) {
-  v += __shfl_xor_sync(0xffffffffU, v, 1);
-  return v + __shfl_xor_sync(0xffffffffU, v, 2);
-}
+namespace krait::ssd_detail {
 
-// Sums over the eight lanes that share columns of fragments: of v[n], n of 8. The lane is left with those of
-// fragment n = 4 (bit 4 of the lane) + 2 (bit 3) + (bit 2).
-__device__ __forceinline__ float2 sum_of_columns(float (&v)[8][2]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll
-  for (int half = 4; half > 0; half /= 2) {
-    const bool upper = (lane & (half * 4)) != 0;
-#pragma unroll
-    for (int n = 0; n < half; ++n) {
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        const float given = upper ? v[n][k] : v[n + half][k];
-        const float kept = upper ? v[n + half][k] : v[n][k];
-        v[n][k] = kept + __shfl_xor_sync(0xffffffffU, given, half * 4);
-      }
-    }
-  }
-  return make_float2(v[0][0], v[0][1]);
-}
-
-// Of a head whose sums are there, by a warp: the gradient by dt, and what the chunk has of those by A,
-// dt_bias and D.
+// Of a head whose sums are there, and `state`, its <G, S>, by a warp: the gradient by dt, and what the chunk
+// has of those by A, dt_bias and D.
 __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& chunks, const Segment& chunk,
                                             std::int64_t s, std::int64_t head, const Values& values,
-                                            const Gradients& to, const Sums& sums) {
+                                            float state, const Gradients& to, const Sums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int count = static_cast<int>(chunk.count);
-  const float rate = rate_of(in, head);
+  const float rate = values.rate;
   // Tokens `lane` and `lane` + 32.
   float from_end[2];    // to be summed over i >= t
   float from_start[2];  // over j < t
@@ -89,12 +37,8 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
   }
   from_end[0] += __shfl_sync(0xffffffffU, from_end[1], 0);
   from_start[1] += __shfl_sync(0xffffffffU, from_start[0], 31);
-  float state = 0.0F;
   float dD = 0.0F;
-  for (int w = 0; w < kWarps; ++w) {
-    state += values.through[w];
-    dD += values.skip[w];
-  }
+  for (int w = 0; w < kWarps; ++w) dD += values.skip[w];
   state *= exp2_fast(values.steps.a[kTokens - 1]);
 
   float dA = 0.0F;
@@ -105,7 +49,8 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
     if (t >= count) continue;
     const float exponent = from_end[i] + (from_start[i] - own[i]) + state;
     dA = fmaf(values.steps.d[t], exponent, dA);
-    const float dd = fmaf(rate, exponent, values.sums[kSteps][t]) * values.steps.slope[t];
+    const float of_x = values.sums[kPairs][t] + values.sums[kEnds][t];  // x . v
+    const float dd = fmaf(rate, exponent, of_x) * values.steps.slope[t];
     ddt_bias += dd;
     if (to.ddt) to.ddt.store(dd, chunk.row, chunks.position(chunk, t), head);
   }
@@ -118,33 +63,172 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
   }
 }
 
-// What a block works on.
-struct Work {
-  std::int64_t s, group, part;              // the chunk, the group, and which of its blocks of heads
-  int first_head, last_head, tiles, items;  // heads are far fewer than 2^31, and 32 bits are divided faster
-};
-
-// Rows of f32 sums to their part of the sums over heads.
-template <int kN>
-__device__ __forceinline__ void store_part(float* sums, const Inputs& in, const Segments& chunks,
-                                           const Segment& chunk, const Work& work, std::int64_t stride,
-                                           int row, const float (&d)[kN / 8][4]) {
-  if (sums == nullptr) return;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+// Rows of sums over heads to where they belong: to the gradient itself, in T, or to the block's part of it.
+template <typename T, int kN>
+__device__ __forceinline__ void store_rows(const AnyView<4>& gradient, float* part, const Inputs& in,
+                                           const Segments& chunks, const Work& work, std::int64_t stride,
+                                           const int (&tokens)[2], const float (&d)[kN / 8][4], int lane) {
+  if (!gradient && part == nullptr) return;
 #pragma unroll
   for (int k = 0; k < 4; k += 2) {
-    const int t = row + k * 4;
-    if (t >= chunk.count) continue;
-    const std::int64_t token = chunk.row * chunks.length + chunks.position(chunk, t);
-    float* to = sums + work.part * stride + (token * in.groups + work.group) * in.d_state;
+    const int t = tokens[k / 2];
+    if (t >= work.chunk.count) continue;
+    const std::int64_t position = chunks.position(work.chunk, t);
+    const int column0 = lane % 4 * 2;
+    if (gradient) {
+      T* to = static_cast<T*>(gradient.data) + gradient.offset(work.chunk.row, position, work.group, 0);
 #pragma unroll
-    for (int n = 0; n < kN / 8; ++n) {
-      const int column = n * 8 + lane % 4 * 2;
-      if (column < in.d_state) *reinterpret_cast<float2*>(to + column) = make_float2(d[n][k], d[n][k + 1]);
+      for (int n = 0; n < kN / 8; ++n)
+        if (n * 8 + column0 < in.d_state)
+          *reinterpret_cast<unsigned*>(to + n * 8 + column0) = pack<T>(d[n][k], d[n][k + 1]);
+    } else {
+      const std::int64_t token = work.chunk.row * chunks.length + position;
+      float* to = part + work.part * stride + (token * in.groups + work.group) * in.d_state;
+#pragma unroll
+      for (int n = 0; n < kN / 8; ++n)
+        if (n * 8 + column0 < in.d_state)
+          *reinterpret_cast<float2*>(to + n * 8 + column0) = make_float2(d[n][k], d[n][k + 1]);
     }
   }
 }
 
-#endif
+// What the lane has of <G, S>, the diagonal of G S^T.
+template <typename T, int kN>
+__device__ __forceinline__ float product_of_states(unsigned S, unsigned G, int lane) {
+  float sum = 0.0F;
+#pragma unroll 1
+  for (int row = 0; row < kChannels; row += 16) {
+    float squares[2][4] = {};
+#pragma unroll
+    for (int k = 0; k < kN / 16; ++k) {
+      const auto panel = static_cast<unsigned>(k / 4 * Panels::kPanel);
+      unsigned g[4];
+      unsigned s[4];
+      load_matrices<false>(g, operand_address<64>(G + panel, row, k % 4 * 2, lane % 16, lane / 16));
+      load_matrices<false>(
+          s, operand_address<64>(S + panel, row, k % 4 * 2, lane % 8 + lane / 16 * 8, lane / 8 % 2));
+      multiply_add<T>(squares[0], g, s[0], s[1]);
+      multiply_add<T>(squares[1], g, s[2], s[3]);
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+      if (lane / 4 == lane % 4 * 2 + k) sum += squares[0][k] + squares[1][2 + k];
+  }
+  return sum;
+}
+
+// All threads of the warpgroup: of all heads dC by dy S and dB by x G; after `meet` what the pairs add
+// to them.
+template <typename T, int kN, typename Meet>
+__device__ __forceinline__ void states_of_chunk(const Inputs& in, const Segments& chunks, const Work& work,
+                                                const Gradients& to, const Sums& sums, char* shared,
+                                                unsigned base, const ChunkBarriers& barriers, int warp,
+                                                int lane, const Meet& meet) {
+  using At = ChunkLayout<kN>;
+  using cuda::describe;
+  using cuda::Operand;
+  constexpr Operand kAlong = Operand::along_depth;
+  constexpr Operand kAcross = Operand::across_depth;
+  float dC[kN / 8][4] = {};
+  float dB[kN / 8][4] = {};
+  cuda::wait_for_phase(barriers.constants(), 0);
+  for (Item item; item.number < work.items(); item.next(work)) {
+    barriers.wait_for_rows(item);
+    barriers.wait_for_states(item);
+    const bool there = item.head < work.heads;
+    if (there) {
+      barriers.wait_for_steps(item);
+      const unsigned rows = base + static_cast<unsigned>(At::rows + item.row_stage() * At::row_stage);
+      const unsigned states = base + static_cast<unsigned>(At::states + item.state_stage() * At::state_stage);
+      const int now = afresh(lane);
+      const int tokens[2] = {warp * 8 + now / 4, (7 - warp) * 8 + now / 4};
+      Values& values = reinterpret_cast<Values*>(shared + At::values)[item.slot()];
+      const Steps& steps = values.steps;
+
+      // dy . S C, 32 channels at a time.
+      float off[2] = {};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float y[4][4];
+        begin_product<T, kN, kAlong, kAlong>(y, base + At::C,
+                                             states + static_cast<unsigned>(At::S + half * 32 * 128));
+        unsigned dy[2][4];
+        load_rows_of_warp(dy, rows + At::dy, warp * 16, half * 4, now);
+        cuda::wait_for_products<0>();
+        cuda::keep_registers(y);
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+#pragma unroll
+          for (int k = 0; k < 4; k += 2) {
+            const float2 value = unpack<T>(dy[p / 2][p % 2 * 2 + k / 2]);
+            off[k / 2] = fmaf(y[p][k], value.x, fmaf(y[p][k + 1], value.y, off[k / 2]));
+          }
+        }
+      }
+      // `sum` += what is at `from`, its rows scaled, times the tile at `by`; `meanwhile()` goes on beside it.
+      const auto add_product = [&](float(&sum)[kN / 8][4], unsigned from, const float* factors, unsigned by,
+                                   const auto& meanwhile) {
+        __syncwarp();  // nothing of this comes forward to where there are no registers for it
+        const float factor[2] = {factors[tokens[0]], factors[tokens[1]]};
+        unsigned left[4][4];
+        load_rows_of_warp(left, from, warp * 16, 0, now);
+#pragma unroll
+        for (int p = 0; p < 4; ++p) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const float2 value = unpack<T>(left[p][k]);
+            left[p][k] = pack<T>(value.x * factor[k % 2], value.y * factor[k % 2]);
+          }
+        }
+        cuda::keep_registers(left);
+        cuda::keep_registers(sum);
+        begin_product<T>(sum, left, by);
+        meanwhile();
+        cuda::wait_for_products<0>();
+        cuda::keep_registers(left);
+        cuda::keep_registers(sum);
+      };
+      add_product(dC, rows + At::dy, steps.start, states + At::S, [&] {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          off[k] = sum_of_row(off[k]) * steps.start[tokens[k]];
+          float& at = values.sums[kStart][tokens[k]];
+          if (now % 4 == 0) at = item.tile == 0 ? off[k] : at + off[k];
+        }
+      });
+      add_product(dB, rows + At::x, steps.left, states + At::G, [] {});
+    }
+    __syncwarp();
+    if (lane == 0) {
+      cuda::arrive(barriers.rows_empty(item.row_stage()));
+      cuda::arrive(barriers.states_empty(item.state_stage()));
+      if (there && item.tile + 1 == work.tiles) cuda::arrive(barriers.sums(item.slot()));
+    }
+  }
+  meet();
+  cuda::keep_registers(dC);
+  cuda::keep_registers(dB);
+  cuda::fence_sums();
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    const unsigned W = base + static_cast<unsigned>(At::dx + which * At::kOfP);
+#pragma unroll
+    for (int k = 0; k < kTokens; k += 16) {
+      cuda::multiply_add_async<T, kAcross, kAcross>(dC, describe<kTokens, kAcross>(W, k, 0),
+                                                    describe<kTokens, kAcross>(base + At::B, k, 0), 1);
+      cuda::multiply_add_async<T, kAlong, kAcross>(dB, describe<kTokens, kAlong>(W, 0, k),
+                                                   describe<kTokens, kAcross>(base + At::C, k, 0), 1);
+    }
+  }
+  cuda::commit_products();
+  cuda::wait_for_products<0>();
+  cuda::keep_registers(dC);
+  cuda::keep_registers(dB);
+  const int tokens[2] = {warp * 8 + lane / 4, (7 - warp) * 8 + lane / 4};
+  store_rows<T, kN>(to.dC, sums.dC, in, chunks, work, sums.stride, tokens, dC, lane);
+  store_rows<T, kN>(to.dB, sums.dB, in, chunks, work, sums.stride, tokens, dB, lane);
+}
 
 }  // namespace krait::ssd_detail
+
+#endif
