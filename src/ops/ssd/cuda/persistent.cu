@@ -2,7 +2,7 @@
 // each with its share of all chunks (parts.h). A block works on two tiles of 64 channels of one group of
 // heads at a time, one in each of two warpgroups, with the state in f32 in the registers that its product
 // accumulates in. A third one makes C B^T of the chunks that come next, once for both tiles; of a fourth one
-// warp brings x, B and C, and two sum the exponents.
+// warp brings x, B and C, two sum the exponents, and one takes outputs away.
 //
 // Outputs are formed transposed, channels by tokens, so that left operands come from registers:
 //   y^T = (S C^T + x'^T K^T) exp(a_i),   x'_j = d_j exp(-a_j) x_j,   K_ij = C_i . B_j for j <= i, else 0
@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       cuda::begin_barrier(barriers.factored(stage), 2);
       cuda::begin_barrier(barriers.paired(stage), kWarps);
       cuda::begin_barrier(barriers.empty(stage), 2 * kWarps);
-      cuda::begin_barrier(barriers.stored(stage), kMaps ? 2 : 2 * kWarps);
+      cuda::begin_barrier(barriers.written(stage), 2 * kWarps);
+      cuda::begin_barrier(barriers.stored(stage), kMaps ? 1 : 2 * kWarps);
     }
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.
@@ -104,13 +105,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       copy_rows<T, kN>(in, chunks, parts, warp / 2, shared, barriers);
     else if (threadIdx.x == 0)
       copy_tiles<kN>(in, chunks, parts, maps, shared, barriers);
+    else if (threadIdx.x == 3 * 32)
+      store_tiles<kN>(in, chunks, parts, maps, shared, barriers);
   } else if (warpgroup == 1) {
     cuda::give_registers<72>();
     multiply_pairs<T, kN>(parts, shared, barriers);
   } else {
     cuda::take_registers<200>();
     Consumer<T, kN, kMaps> consumer;
-    consumer.run(in, chunks, parts, block, exchange, maps, out, final_states, memory, shared, barriers);
+    consumer.run(in, chunks, parts, block, exchange, out, final_states, memory, shared, barriers);
   }
 #endif
 }

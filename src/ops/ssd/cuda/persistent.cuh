@@ -53,7 +53,7 @@ struct Layout {
   static constexpr int staging = pairs + 2 * kTile;            // of each tile
   static constexpr int factors = staging + 2 * kStagingBytes;  // of each stage and tile
   static constexpr int barriers = factors + kStages * 2 * static_cast<int>(sizeof(Factors));
-  static constexpr int number = barriers + 5 * kStages * 8;  // of the block
+  static constexpr int number = barriers + 6 * kStages * 8;  // of the block
   static constexpr int total = number + 16;
 };
 
@@ -139,8 +139,11 @@ struct TileOf {
 template <Operand kOperand>
 struct TileOperand {
   std::uint64_t begin;
-  explicit __device__ __forceinline__ TileOperand(unsigned tile)
-      : begin(cuda::describe<kTokens, kOperand>(tile, 0, 0)) {}
+  // `offset` bytes behind `tile`.
+  __device__ __forceinline__ TileOperand(unsigned tile, unsigned offset)
+      : begin(cuda::describe<kTokens, kOperand>(tile, 0, 0)) {
+    begin = begin >> 32 << 32 | (static_cast<unsigned>(begin) + offset / 16);
+  }
   // From `row` and `column` on, a part of the tile: no sum leaves the descriptor's bits for addresses.
   __device__ __forceinline__ std::uint64_t at(int row, int column) const {
     const unsigned low =
@@ -157,15 +160,17 @@ __device__ __forceinline__ void arrive_of_warp(unsigned barrier, int lane) {
 }
 
 // Barriers, by address, of each stage: `loaded` by copies, `factored` and `paired` when factors and C B^T are
-// there (of C B^T there are two), `empty` when all that has been read, and `stored` when outputs are no
-// longer in the place of x. Who waits for one does so in every chunk, or could not tell its phases apart.
+// there (of C B^T there are two), `empty` when all that has been read, `written` when outputs are in the
+// place of x, and `stored` when they no longer are. Who waits for one does so in every chunk, or could not
+// tell its phases apart.
 struct Barriers {
   unsigned at;
   __device__ unsigned loaded(int stage) const { return of(0, stage); }
   __device__ unsigned factored(int stage) const { return of(1, stage); }
   __device__ unsigned paired(int stage) const { return of(2, stage); }
   __device__ unsigned empty(int stage) const { return of(3, stage); }
-  __device__ unsigned stored(int stage) const { return of(4, stage); }
+  __device__ unsigned written(int stage) const { return of(4, stage); }
+  __device__ unsigned stored(int stage) const { return of(5, stage); }
 
  private:
   __device__ unsigned of(int kind, int stage) const {

@@ -154,13 +154,7 @@ struct Consumer {
       asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(exchange.flags + slot), "r"(1U) : "memory");
   }
 
-  // Where outputs of a part go: by tiles,
-  struct Tiles {
-    const CUtensorMap* map;
-    int channel, head, token, row;
-    bool own;  // the tile is the warpgroup's own
-  };
-  // or 8 channels a thread of every 16th token.
+  // Where outputs of a part go that are not copied by tiles: 8 channels a thread of every 16th token.
   struct Rows {
     T* at;                          // of the thread's first token of the chunk
     std::int64_t stride;            // of 16 tokens; of a position where `positions`
@@ -188,42 +182,34 @@ struct Consumer {
     }
   };
 
-  using Outputs = std::conditional_t<kMaps, Tiles, Rows>;
-
-  static __device__ __forceinline__ Outputs outputs_of(const Segments& chunks, const Segment& segment,
-                                                       const TileOf& tile, const Maps& maps,
-                                                       const AnyView<4>& out, int thread) {
-    if constexpr (kMaps) {
-      return Tiles{.map = &maps.out,
-                   .channel = static_cast<int>(tile.channel0),
-                   .head = static_cast<int>(tile.head),
-                   .token = static_cast<int>(segment.start),
-                   .row = static_cast<int>(segment.row),
-                   .own = tile.own};
+  static __device__ __forceinline__ Rows rows_of(const Segments& chunks, const Segment& segment,
+                                                 const TileOf& tile, const AnyView<4>& out, int thread) {
+    const int first = thread / 8;
+    Rows rows{.at = static_cast<T*>(out.data) + out.offset(segment.row, 0, tile.head, tile.channel0) +
+                    thread % 8 * 8,
+              .stride = out.stride[1],
+              .positions = nullptr,
+              .rest = tile.own ? static_cast<int>(segment.count) - first : 0};
+    if (segment.listed >= 0) {
+      rows.positions = chunks.positions + segment.listed + first;
     } else {
-      const int first = thread / 8;
-      Rows rows{.at = static_cast<T*>(out.data) + out.offset(segment.row, 0, tile.head, tile.channel0) +
-                      thread % 8 * 8,
-                .stride = out.stride[1],
-                .positions = nullptr,
-                .rest = tile.own ? static_cast<int>(segment.count) - first : 0};
-      if (segment.listed >= 0) {
-        rows.positions = chunks.positions + segment.listed + first;
-      } else {
-        rows.at += (segment.start + first * segment.step) * out.stride[1];
-        rows.stride *= segment.step * 16;
-      }
-      return rows;
+      rows.at += (segment.start + first * segment.step) * out.stride[1];
+      rows.stride *= segment.step * 16;
     }
+    return rows;
   }
 
   // Where a chunk's tiles lie, and what it has of each token.
   struct Place {
-    unsigned x, B, C, pairs;
+    unsigned shared;  // the begin of shared memory,
+    unsigned stage;   // bytes from there to the stage,
+    unsigned pairs;   // and to C B^T
+    unsigned x;       // an address
     char* x_tile;
     const Factors& factors;
     int warpgroup, warp, lane;
-    unsigned stored, stored_before;  // barriers of this chunk and of the one before, 0 where there is none
+    unsigned written, stored;  // barriers
+    unsigned zero;             // which the compiler does not know
   };
 
   // What a chunk begins with.
@@ -233,27 +219,14 @@ struct Consumer {
     int way;  // the same in all threads, and known to be
   };
 
-  // Copies of tiles run on beside the next chunk, in which they are waited for.
-  static __device__ __forceinline__ void release_before(const Place& at) {
-    if constexpr (kMaps) {
-      if (at.stored_before != 0 && at.warp == 0 && at.lane == 0) {
-        cuda::wait_for_stored_tiles();
-        cuda::arrive(at.stored_before);
-      }
-      __syncwarp();
-    }
-  }
-  // Outputs from the tile of x to memory.
-  static __device__ __forceinline__ void write_outputs(const Place& at, Outputs& outputs) {
+  // Outputs, which are in the tile of x, to memory.
+  static __device__ __forceinline__ void write_outputs(const Place& at, Rows& rows) {
     cuda::fence_shared();  // what has been written is read by copies, or written by the next ones
-    sync_warpgroup(at.warpgroup);
     if constexpr (kMaps) {
-      if (outputs.own && at.warp == 0 && at.lane == 0)
-        cuda::store_tile_async(*outputs.map, outputs.channel, outputs.head, outputs.token, outputs.row, at.x);
-      __syncwarp();
-      outputs.token += kTokens;
+      arrive_of_warp(at.written, at.lane);
     } else {
-      outputs.write(at.x_tile, at.warp * 32 + at.lane);
+      sync_warpgroup(at.warpgroup);
+      rows.write(at.x_tile, at.warp * 32 + at.lane);
       arrive_of_warp(at.stored, at.lane);
     }
   }
@@ -266,22 +239,22 @@ struct Consumer {
     }
   }
   // y = S C^T, begun.
-  __device__ __forceinline__ void begin_outputs(float (&y)[kTokens / 8][4], unsigned C) {
-    const TileOperand<Operand::along_depth> tile(C);
+  __device__ __forceinline__ void begin_outputs(float (&y)[kTokens / 8][4], const Place& at) {
+    const TileOperand<Operand::along_depth> tile(at.shared + At::C, at.stage);
 #pragma unroll
     for (int n = 0; n < kN; n += 16)
       cuda::multiply_add_async<T, Operand::along_depth>(y, operand[n / 16], tile.at(0, n), n > 0);
   }
-  // y += x^T M^T, S += x^T B, begun.
+  // y += x^T M^T, M so many bytes from the begin of shared memory, and S += x^T B, begun.
   __device__ __forceinline__ void add_inside(float (&y)[kTokens / 8][4], const unsigned (&x)[kTokens / 16][4],
-                                             unsigned M) {
-    const TileOperand<Operand::along_depth> tile(M);
+                                             unsigned shared, unsigned M) {
+    const TileOperand<Operand::along_depth> tile(shared, M);
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j)
       cuda::multiply_add_async<T, Operand::along_depth>(y, x[j], tile.at(0, j * 16), 1);
   }
-  __device__ __forceinline__ void add_to_state(const unsigned (&x)[kTokens / 16][4], unsigned B) {
-    const TileOperand<Operand::across_depth> tile(B);
+  __device__ __forceinline__ void add_to_state(const unsigned (&x)[kTokens / 16][4], const Place& at) {
+    const TileOperand<Operand::across_depth> tile(at.shared + At::B, at.stage);
 #pragma unroll
     for (int j = 0; j < kTokens / 16; ++j)
       cuda::multiply_add_async<T, Operand::across_depth>(S, x[j], tile.at(j * 16, 0), 1);
@@ -314,18 +287,17 @@ struct Consumer {
   // A chunk whose factors are products, exp(a_i) exp(-a_j): C B^T serves as it is, both products take d x
   // exp(-a), and exp(a) multiplies their sums. `fetch` brings the next chunk's operands.
   template <bool kOutputs, typename Fetch>
-  __device__ __forceinline__ void separate_chunk(const Place& at, Outputs& outputs, const float (&skip)[2],
+  __device__ __forceinline__ void separate_chunk(const Place& at, Rows& rows, const float (&skip)[2],
                                                  Operands& own, const Fetch& fetch) {
     float y[kTokens / 8][4];
     cuda::fence_sums();
     if constexpr (kOutputs) {
-      begin_outputs(y, at.C);
-      add_inside(y, own.x, at.pairs);
+      begin_outputs(y, at);
+      add_inside(y, own.x, at.shared, at.pairs);
       cuda::commit_products();
     }
-    add_to_state(own.x, at.B);
+    add_to_state(own.x, at);
     cuda::commit_products();
-    release_before(at);
     Operands next;
     fetch(next);
     if constexpr (kOutputs) {
@@ -350,34 +322,40 @@ struct Consumer {
         }
       }
       store_outputs(y, at);
-      write_outputs(at, outputs);
+      write_outputs(at, rows);
     }
     cuda::wait_for_products<0>();
     cuda::keep_registers(S);
     cuda::keep_registers(own.x);
     if (own.way == 2) scale_state(own.whole.scale);
+      // Products read x from its registers as they run. What the compiler takes to be read last where they
+      // begin it may overwrite with the next x: it has to be read here.
+#pragma unroll
+    for (int j = 0; j < kTokens / 16; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) next.x[j][i] |= own.x[j][i] & at.zero;
+    }
     own = next;
   }
 
   // Any chunk: the factors exp(a_i - a_j) multiply C B^T by elements.
   template <bool kOutputs, typename Fetch>
-  __device__ __forceinline__ void masked_chunk(const Place& at, Outputs& outputs, const float (&skip)[2],
+  __device__ __forceinline__ void masked_chunk(const Place& at, Rows& rows, const float (&skip)[2],
                                                Operands& own, const Fetch& fetch) {
     // While products run, nothing else may write what a later one adds to: S is scaled before all.
     scale_state(own.whole.scale);
     float y[kTokens / 8][4];
     if constexpr (kOutputs) {
       cuda::fence_sums();
-      begin_outputs(y, at.C);
+      begin_outputs(y, at);
       cuda::commit_products();
     }
     auto& x = own.x;
     unsigned left[kTokens / 16][4];
     weigh(left, x, at.factors.left, at.lane);
     cuda::fence_sums();
-    add_to_state(left, at.B);
+    add_to_state(left, at);
     cuda::commit_products();
-    release_before(at);
     if constexpr (kOutputs) {
       // Not later: M takes registers, too.
       cuda::wait_for_products<1>();
@@ -394,11 +372,12 @@ struct Consumer {
         }
       }
       sync_warpgroup(at.warpgroup);  // x is in registers, and M takes its tile
-      mask_pairs<T>(at.pairs, at.x, at.factors, at.warp, static_cast<int>(afresh(threadIdx.x) % 32));
+      mask_pairs<T>(at.shared + at.pairs, at.x, at.factors, at.warp,
+                    static_cast<int>(afresh(threadIdx.x) % 32));
       cuda::fence_shared();
       sync_warpgroup(at.warpgroup);
       cuda::fence_sums();
-      add_inside(y, x, at.x);
+      add_inside(y, x, at.shared, at.x - at.shared);
       cuda::commit_products();
     }
     cuda::wait_for_products<0>();
@@ -409,7 +388,7 @@ struct Consumer {
       cuda::keep_registers(x);
       sync_warpgroup(at.warpgroup);  // all have read M
       store_outputs(y, at);
-      write_outputs(at, outputs);
+      write_outputs(at, rows);
     }
     fetch(own);
   }
@@ -437,43 +416,43 @@ struct Consumer {
 
   // Chunk k of the block with what it begins with, then the same of the next chunk if there is one.
   template <bool kOutputs>
-  __device__ __forceinline__ void chunk(Operands& own, bool more, Outputs& outputs, const float (&skip)[2],
+  __device__ __forceinline__ void chunk(Operands& own, bool more, Rows& rows, const float (&skip)[2],
                                         unsigned k, int warpgroup, char* memory, unsigned shared,
                                         const Barriers& barriers) {
     const int which = warpgroup - 2;
     const unsigned thread = afresh(threadIdx.x) % kWarpgroup;
     const int stage = __shfl_sync(0xffffffffU, stage_of(k), 0);
-    const unsigned at = shared + static_cast<unsigned>(stage * At::stage);
-    const Place place{.x = x_of(shared, stage, which),
-                      .B = at + At::B,
-                      .C = at + At::C,
-                      .pairs = shared + static_cast<unsigned>(At::pairs + stage % 2 * kTile),
+    const Place place{.shared = shared,
+                      .stage = static_cast<unsigned>(stage * At::stage),
+                      .pairs = static_cast<unsigned>(At::pairs + stage % 2 * kTile),
+                      .x = x_of(shared, stage, which),
                       .x_tile = memory + stage * At::stage + At::x + which * kTile,
                       .factors = reinterpret_cast<const Factors*>(memory + At::factors)[stage * 2 + which],
                       .warpgroup = warpgroup,
                       .warp = __shfl_sync(0xffffffffU, static_cast<int>(thread / 32), 0),
                       .lane = static_cast<int>(thread % 32),
+                      .written = barriers.written(stage),
                       .stored = barriers.stored(stage),
-                      .stored_before = k > 0 ? barriers.stored((stage + kStages - 1) % kStages) : 0};
+                      .zero = k >> 31};
+    cuda::wait_for_phase(barriers.paired(stage), phase_of(k));
     const auto next = [&](Operands& to) {
       if (more) fetch(to, k + 1, which, memory, shared, barriers);
     };
-    cuda::wait_for_phase(barriers.paired(stage), phase_of(k));
     if (!std::is_same_v<T, __half> && own.way != 0)
-      separate_chunk<kOutputs>(place, outputs, skip, own, next);
+      separate_chunk<kOutputs>(place, rows, skip, own, next);
     else
-      masked_chunk<kOutputs>(place, outputs, skip, own, next);
+      masked_chunk<kOutputs>(place, rows, skip, own, next);
     arrive_of_warp(barriers.empty(stage), place.lane);
     if constexpr (kOutputs)
       round_state();
-    else if constexpr (!kMaps)
-      arrive_of_warp(place.stored, place.lane);
+    else
+      arrive_of_warp(kMaps ? place.written : place.stored, place.lane);
   }
 
   __device__ __forceinline__ void run(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
-                                      int block, const Exchange& exchange, const Maps& maps,
-                                      const AnyView<4>& out, const AnyView<4>& final_states, char* memory,
-                                      unsigned shared, const Barriers& barriers) {
+                                      int block, const Exchange& exchange, const AnyView<4>& out,
+                                      const AnyView<4>& final_states, char* memory, unsigned shared,
+                                      const Barriers& barriers) {
     const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
     const int which = warpgroup - 2;
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
@@ -500,7 +479,8 @@ struct Consumer {
       fetch(operands, k, which, memory, shared, barriers);
       if (part.outputs) {
         round_state();
-        Outputs outputs = outputs_of(chunks, segment, tile, maps, out, thread);
+        Rows rows{};
+        if constexpr (!kMaps) rows = rows_of(chunks, segment, tile, out, thread);
         float skip[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -510,15 +490,15 @@ struct Consumer {
         for (int i = 0; i < part.count; ++i) {
           exponents += operands.whole.last;
           rest = operands.whole.rest;
-          chunk<true>(operands, i + 1 < part.count, outputs, skip, k++, warpgroup, memory, shared, barriers);
+          chunk<true>(operands, i + 1 < part.count, rows, skip, k++, warpgroup, memory, shared, barriers);
         }
       } else {
-        Outputs outputs{};
+        Rows rows{};
 #pragma unroll 1
         for (int i = 0; i < part.count; ++i) {
           exponents += operands.whole.last;
           rest = operands.whole.rest;
-          chunk<false>(operands, i + 1 < part.count, outputs, {}, k++, warpgroup, memory, shared, barriers);
+          chunk<false>(operands, i + 1 < part.count, rows, {}, k++, warpgroup, memory, shared, barriers);
         }
       }
 

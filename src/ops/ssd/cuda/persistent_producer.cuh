@@ -76,6 +76,38 @@ __device__ __forceinline__ void copy_tiles(const Inputs& in, const Segments& chu
   }
 }
 
+// Outputs to memory, by one thread.
+template <int kN>
+__device__ __forceinline__ void store_tiles(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
+                                            const Maps& maps, unsigned shared, const Barriers& barriers) {
+  using At = Layout<kN>;
+  unsigned k = 0;
+  Part part;
+  while (parts.next(part)) {
+    const Segment segment = segment_of(chunks, part);
+    const TileOf tiles[2] = {TileOf(in, part.pair, 0), TileOf(in, part.pair, 1)};
+    const int row = static_cast<int>(segment.row);
+    int token = static_cast<int>(segment.start);
+#pragma unroll 1
+    for (int i = 0; i < part.count; ++i) {
+      const unsigned x = shared + static_cast<unsigned>(stage_of(k) * At::stage + At::x);
+      cuda::wait_for_phase(barriers.written(stage_of(k)), phase_of(k));
+      if (part.outputs) {
+#pragma unroll
+        for (int which = 0; which < 2; ++which)
+          if (tiles[which].own)
+            cuda::store_tile_async(maps.out, static_cast<int>(tiles[which].channel0),
+                                   static_cast<int>(tiles[which].head), token, row,
+                                   x + static_cast<unsigned>(which * kTile));
+        cuda::wait_for_stored_tiles();
+      }
+      cuda::arrive(barriers.stored(stage_of(k)));
+      token += kTokens;
+      ++k;
+    }
+  }
+}
+
 // By kCopyingWarps warps, of which this is `own`.
 template <typename T, int kN>
 __device__ __forceinline__ void copy_rows(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
@@ -183,7 +215,9 @@ __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments
   Segment segment;
   std::int64_t head = 0;
   std::int64_t next = 0;  // where the lane's next dt lies, if positions are not listed
-  int begun = 0;          // chunks of the part
+  float bias = 0.0F;
+  float rate = 0.0F;
+  int begun = 0;  // chunks of the part
   bool more = parts.next(part);
   const auto begin = [&](Ahead& chunk) {
     chunk.there = more;
@@ -192,10 +226,12 @@ __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments
     if (chunk.first) {
       segment = segment_of(chunks, part);
       head = TileOf(in, part.pair, which).head;
+      bias = bias_of(in, head);
+      rate = rate_of(in, head);
       next = in.dt.offset(segment.row, segment.start + lane * segment.step, head);
     }
-    chunk.bias = bias_of(in, head);
-    chunk.rate = rate_of(in, head);
+    chunk.bias = bias;
+    chunk.rate = rate;
     chunk.rest = static_cast<int>(segment.count) - begun * kTokens;
     const std::int64_t jump = segment.step * 32 * in.dt.stride[1];
 #pragma unroll
@@ -260,8 +296,8 @@ __device__ __forceinline__ void multiply_pairs(Parts<FirstChunk> parts, unsigned
         continue;
       }
       float pairs[kTokens / 8][4];
-      const TileOperand<Operand::along_depth> B(at + At::B);
-      const TileOperand<Operand::along_depth> C(at + At::C);
+      const TileOperand<Operand::along_depth> B(shared + At::B, at - shared);
+      const TileOperand<Operand::along_depth> C(shared + At::C, at - shared);
       cuda::fence_sums();
 #pragma unroll
       for (int n = 0; n < kN; n += 16)
