@@ -64,7 +64,8 @@ GpuPlan choose_gpu_plan(const Problem& p) {
   constexpr std::int64_t kOneWarp = kVector * kLanes;
   if (p.group_size % kVector == 0 && p.group_size > kOneWarp && p.group_size <= 2 * kOneWarp * kMaxWarps)
     return plan_with(2, p.group_size);
-  return choose_gpu_plan(p.group_size, 4);
+  // Rows wait in shared memory, which holds half as many f32.
+  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
 }
 
 GpuPlan choose_gpu_plan(const BackwardProblem& p) {

@@ -5,6 +5,9 @@
 namespace krait::norm_kernels {
 namespace {
 
+using cuda::kPack;
+using cuda::Pack;
+
 // Any strides, any mixture of dtypes: a block walks a group of a row three times.
 struct PlainForward {
   GpuRows x, residual, z, weight, bias, out, residual_out;
@@ -78,159 +81,155 @@ struct FastForward {
   bool norm_before_gate;
 };
 
-// Channels of a thread in fours, 2 * kVectors of them. What a warp moves by one instruction lies side by side
-// in memory: 16-bit types by eights, of which two fours are one load; where there is an f32, all by fours.
-template <int kVectors, bool kByFours>
-struct Fours {
-  static constexpr int kCount = 2 * kVectors;
-  static constexpr int kSide = kByFours ? 1 : 2;  // fours that lie side by side
-
-  int first;  // channel of the group
-
-  __device__ __forceinline__ Fours()
-      : first(static_cast<int>(threadIdx.x) / 32 * kVectors * kStep +
-              static_cast<int>(threadIdx.x) % 32 * 4 * kSide) {}
-  // From `first`; a constant in loops that are unrolled.
-  static constexpr int offset(int q) { return q / kSide * (128 * kSide) + q % kSide * 4; }
-  __device__ __forceinline__ bool holds(int q, int group_size) const {
-    return first + offset(q) < group_size;
-  }
-};
-
-template <typename T>
-struct alignas(4 * sizeof(T)) Four {
-  T v[4];
-};
-
-// `from` is where the thread's first channel is; what the group does not hold stays as it is.
-template <typename T, int kVectors, bool kByFours>
-__device__ __forceinline__ void load_fours(const Fours<kVectors, kByFours>& fours, int group_size,
-                                           const T* from, Four<T> (&to)[2 * kVectors]) {
-  using Layout = Fours<kVectors, kByFours>;
-  struct alignas(sizeof(Four<T>) * Layout::kSide) Side {
-    Four<T> v[Layout::kSide];
-  };
-#pragma unroll
-  for (int q = 0; q < Layout::kCount; q += Layout::kSide) {
-    if (!fours.holds(q, group_size)) continue;
-    const Side side = *reinterpret_cast<const Side*>(from + Layout::offset(q));
-#pragma unroll
-    for (int i = 0; i < Layout::kSide; ++i) to[q + i] = side.v[i];
-  }
-}
-
-template <typename T, int kVectors, bool kByFours>
-__device__ __forceinline__ void store_fours(const Fours<kVectors, kByFours>& fours, int group_size,
-                                            const float (&from)[2 * kVectors][4], T* to) {
-  using Layout = Fours<kVectors, kByFours>;
-  struct alignas(sizeof(Four<T>) * Layout::kSide) Side {
-    Four<T> v[Layout::kSide];
-  };
-#pragma unroll
-  for (int q = 0; q < Layout::kCount; q += Layout::kSide) {
-    if (!fours.holds(q, group_size)) continue;
-    Side side;
-#pragma unroll
-    for (int i = 0; i < Layout::kSide; ++i)
-#pragma unroll
-      for (int c = 0; c < 4; ++c) side.v[i].v[c] = cuda::from_float<T>(from[q + i][c]);
-    *reinterpret_cast<Side*>(to + Layout::offset(q)) = side;
-  }
-}
-
 // Threads that a multiprocessor has registers for.
-constexpr int threads_at_once(int vectors) { return vectors == 4 ? 512 : vectors == 3 ? 768 : 1024; }
+constexpr int threads_at_once(int vectors) { return vectors == 3 ? 768 : 1024; }
+constexpr int kStages = 2;  // rows in shared memory: one in turn, one on its way
 
-// A block a group of a row (or a few, each a warp's), all of whose loads are asked for at once. Blocks are
-// short and many: while one adds up, others of the multiprocessor load, and memory is read and written in its
-// own order. Blocks that stay for many rows, with the next row on its way to shared memory, reach a tenth
-// less.
 template <typename T, typename R, int kVectors, bool kGate>
 __global__ void __launch_bounds__(32 * most_warps(kVectors),
                                   threads_at_once(kVectors) / 32 / most_warps(kVectors))
     fast_forward(const FastForward<T, R> p) {
   using Other = std::conditional_t<kGate, T, R>;  // z or residual
-  constexpr bool kByFours = sizeof(T) == 4 || sizeof(Other) == 4;
-  using Layout = Fours<kVectors, kByFours>;
-  constexpr int kCount = Layout::kCount;
+  constexpr int kOther = kVectors * kSlots<T>;    // its first slot
   __shared__ float scratch[GroupSums<1>::kFloats];
+  extern __shared__ uint4 staged[];
   GroupSums<1> sum_up(scratch);
-  // Barriers are for blocks of one group alone, which all have one.
-  const std::int64_t unit = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  if (unit >= p.units) return;
-  const std::int64_t row = p.groups == 1 ? unit : unit / p.groups;
-  const Layout fours;
-  const std::int64_t channel = fours.first + (p.groups == 1 ? 0 : (unit - row * p.groups) * p.group_size);
-  const bool gate_first = kGate && !p.norm_before_gate;
-
-  Four<T> x[kCount] = {};
-  Four<Other> other[kCount] = {};
-  if (p.x) load_fours(fours, p.group_size, p.x.at(row, channel), x);
-  if constexpr (kGate)
-    load_fours(fours, p.group_size, p.z.at(row, channel), other);
-  else if (p.residual)
-    load_fours(fours, p.group_size, p.residual.at(row, channel), other);
-
-  float g[kCount][4];
-#pragma unroll
-  for (int q = 0; q < kCount; ++q) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      g[q][c] = cuda::to_float(x[q].v[c]);
-      if constexpr (!kGate) g[q][c] += cuda::to_float(other[q].v[c]);
-      if (gate_first) g[q][c] *= cuda::quick_silu(cuda::to_float(other[q].v[c]));
-    }
-  }
-  if constexpr (!kGate)
-    if (p.residual_out) store_fours(fours, p.group_size, g, p.residual_out.at(row, channel));
-
+  const Stages stages(staged, kVectors * (kSlots<T> + kSlots<Other>));
   const float count = static_cast<float>(p.group_size);
-  if (p.layer) {
-    float mean[1] = {0.0F};
+  const bool gate_first = kGate && !p.norm_before_gate;
+  const int place = first_channel<kVectors>();
+  const auto holds = [&](int k) { return place + k * kStep < p.group_size; };
+  const auto left = [&](int k) {  // of the group, from the warp's first channel on
+    return p.group_size - (place - static_cast<int>(threadIdx.x) % 32 * kPack) - k * kStep;
+  };
+  const auto row_of = [&](std::int64_t unit) { return p.groups == 1 ? unit : unit / p.groups; };
+  const auto channel_of = [&](std::int64_t unit, std::int64_t row) {
+    return place + (p.groups == 1 ? 0 : (unit - row * p.groups) * p.group_size);
+  };
+  const auto copy = [&](std::int64_t unit, int stage) {
+    if (unit < p.units) {
+      const std::int64_t row = row_of(unit);
+      const std::int64_t channel = channel_of(unit, row);
 #pragma unroll
-    for (int q = 0; q < kCount; ++q)
+      for (int k = 0; k < kVectors; ++k) {
+        if (kGate || p.x) stages.copy(stage, k * kSlots<T>, p.x.at(row, channel) + k * kStep, left(k));
+        if constexpr (kGate)
+          stages.copy(stage, kOther + k * kSlots<Other>, p.z.at(row, channel) + k * kStep, left(k));
+        else if (p.residual)
+          stages.copy(stage, kOther + k * kSlots<Other>, p.residual.at(row, channel) + k * kStep, left(k));
+      }
+    }
+    cuda::commit_copies();
+  };
+
+  // Barriers are for blocks of one group alone: those all leave the loop at once.
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.y;
+  std::int64_t unit = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  int stage = 0;
+  copy(unit, stage);
+  for (; unit < p.units; unit += step, stage ^= 1) {
+    // What this writes over was read in the turn before, by this warp.
+    stages.meet();
+    copy(unit + step, stage ^ 1);
+    cuda::wait_for_copies<1>();
+    stages.meet();
+    const std::int64_t row = row_of(unit);
+    const std::int64_t channel = channel_of(unit, row);
+
+    float g[kVectors][kPack];
 #pragma unroll
-      for (int c = 0; c < 4; ++c) mean[0] += g[q][c];
-    sum_up(mean);
-    mean[0] /= count;
+    for (int k = 0; k < kVectors; ++k) {
+      if (holds(k)) {
+        if (kGate || p.x) {
+          const Pack<T> x = stages.read<T>(stage, k * kSlots<T>);
 #pragma unroll
-    for (int q = 0; q < kCount; ++q)
+          for (int i = 0; i < kPack; ++i) g[k][i] = cuda::float_of(x, i);
+        } else {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) g[q][c] -= fours.holds(q, p.group_size) ? mean[0] : 0.0F;
-  }
-  // Of differences, from the values in registers: nothing cancels where the mean is large.
-  float square[1] = {0.0F};
+          for (int i = 0; i < kPack; ++i) g[k][i] = 0.0F;
+        }
+        if (kGate ? gate_first : static_cast<bool>(p.residual)) {
+          const Pack<Other> other = stages.read<Other>(stage, kOther + k * kSlots<Other>);
 #pragma unroll
-  for (int q = 0; q < kCount; ++q)
+          for (int i = 0; i < kPack; ++i) {
+            const float value = cuda::float_of(other, i);
+            g[k][i] = kGate ? g[k][i] * cuda::quick_silu(value) : g[k][i] + value;
+          }
+        }
+      }
+      if constexpr (!kGate)
+        if (p.residual_out)
+          stages.store(stage, kOther + k * kSlots<R>, p.residual_out.at(row, channel) + k * kStep, left(k),
+                       g[k]);
+    }
+    if (p.layer) {
+      float mean[1] = {0.0F};
 #pragma unroll
-    for (int c = 0; c < 4; ++c) square[0] = fmaf(g[q][c], g[q][c], square[0]);
-  sum_up(square);
-  const float rstd = 1.0F / sqrtf(square[0] / count + p.eps);
+      for (int k = 0; k < kVectors; ++k) {
+        if (!holds(k)) continue;
 #pragma unroll
-  for (int q = 0; q < kCount; ++q) {
-    if (!fours.holds(q, p.group_size)) continue;
-    float weight[4];
-    float bias[4];
-    p.weight.load_four(channel + Layout::offset(q), 1.0F, weight);
-    p.bias.load_four(channel + Layout::offset(q), 0.0F, bias);
+        for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
+      }
+      sum_up(mean);
+      mean[0] /= count;
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      g[q][c] = fmaf(g[q][c], rstd * weight[c], bias[c]);
-      if (kGate && !gate_first) g[q][c] *= cuda::quick_silu(cuda::to_float(other[q].v[c]));
+      for (int k = 0; k < kVectors; ++k) {
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) g[k][i] -= mean[0];
+      }
+    }
+    // Of differences, from the values in registers: nothing cancels where the mean is large.
+    float square[1] = {0.0F};
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) {
+      if (!holds(k)) continue;
+#pragma unroll
+      for (int i = 0; i < kPack; ++i) square[0] = fmaf(g[k][i], g[k][i], square[0]);
+    }
+    sum_up(square);
+    const float rstd = 1.0F / sqrtf(square[0] / count + p.eps);
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) {
+      if (holds(k)) {
+        float weight[kPack];
+        p.weight.load(channel + k * kStep, 1.0F, weight);
+#pragma unroll
+        for (int i = 0; i < kPack; ++i) g[k][i] *= rstd * weight[i];
+        if (p.bias) {
+          float bias[kPack];
+          p.bias.load(channel + k * kStep, 0.0F, bias);
+#pragma unroll
+          for (int i = 0; i < kPack; ++i) g[k][i] += bias[i];
+        }
+        if (kGate && !gate_first) {
+          const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
+#pragma unroll
+          for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::float_of(z, i));
+        }
+      }
+      stages.store(stage, k * kSlots<T>, p.out.at(row, channel) + k * kStep, left(k), g[k]);
     }
   }
-  store_fours(fours, p.group_size, g, p.out.at(row, channel));
 }
 
+// False where the device has too little shared memory for the plan.
 template <typename T, typename R, int kVectors, bool kGate>
-void launch_fast(const Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
-  const std::int64_t blocks = (problem.units + plan.groups - 1) / plan.groups;
+bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
+  const int threads = plan.warps * plan.groups * 32;
+  const auto shared = static_cast<std::size_t>(threads) * kStages * kVectors * 16 *
+                      static_cast<std::size_t>(kSlots<T> + (kGate ? kSlots<T> : kSlots<R>));
+  if (!shared_memory_suffices(ctx, shared)) return false;
+  const std::int64_t blocks = std::min((problem.units + plan.groups - 1) / plan.groups,
+                                       resident_blocks(ctx, threads, shared, threads_at_once(kVectors)) *
+                                           cuda::limits_of(ctx).multiprocessors);
   cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>, dim3(static_cast<unsigned>(blocks)),
-               dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), 0, problem);
+               dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
+               problem);
+  return true;
 }
 
 template <typename T, typename R, bool kGate>
-void launch_fast(const Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
+bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
   switch (plan.vectors) {
     case 1: return launch_fast<T, R, 1, kGate>(ctx, plan, problem);
     case 2: return launch_fast<T, R, 2, kGate>(ctx, plan, problem);
@@ -260,9 +259,10 @@ void run_plain(Context& ctx, const Problem& p) {
   cuda::launch(ctx, "norm", plain_forward, dim3(blocks), dim3(threads), 0, problem);
 }
 
-void run_fast(const Context& ctx, const Problem& p, const GpuPlan& plan) {
+bool run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
   const std::int64_t groups = p.channels / p.group_size;
   const std::int64_t units = p.rows * groups;
+  bool done = false;
   const DType residual = p.residual       ? p.residual.dtype()
                          : p.residual_out ? p.residual_out.dtype()
                                           : p.out.dtype();
@@ -283,18 +283,19 @@ void run_fast(const Context& ctx, const Problem& p, const GpuPlan& plan) {
                                     .layer = p.kind == NormKind::layer,
                                     .norm_before_gate = p.norm_before_gate};
     if constexpr (std::is_same_v<T, R>)
-      if (p.z) return launch_fast<T, R, true>(ctx, plan, problem);
-    launch_fast<T, R, false>(ctx, plan, problem);
+      if (p.z) {
+        done = launch_fast<T, R, true>(ctx, plan, problem);
+        return;
+      }
+    done = launch_fast<T, R, false>(ctx, plan, problem);
   });
+  return done;
 }
 
 }  // namespace
 
 void cuda(Context& ctx, const Problem& p, const GpuPlan& plan) {
-  if (plan.vectors == 0)
-    run_plain(ctx, p);
-  else
-    run_fast(ctx, p, plan);
+  if (plan.vectors == 0 || !run_fast(ctx, p, plan)) run_plain(ctx, p);
 }
 
 }  // namespace krait::norm_kernels

@@ -99,35 +99,6 @@ struct PackedVector {
       for (float& value : to) value = otherwise;
     }
   }
-  // Four of them.
-  __device__ __forceinline__ void load_four(std::int64_t channel, float otherwise, float (&to)[4]) const {
-    if (data == nullptr) {
-#pragma unroll
-      for (float& value : to) value = otherwise;
-    } else if (dtype == DType::f32) {
-      const float4 four = *reinterpret_cast<const float4*>(static_cast<const float*>(data) + channel);
-      to[0] = four.x;
-      to[1] = four.y;
-      to[2] = four.z;
-      to[3] = four.w;
-    } else {
-      const uint2 words = *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(data) + channel);
-      if (dtype == DType::bf16) {
-        widen<__nv_bfloat16>(words, to);
-      } else {
-        widen<__half>(words, to);
-      }
-    }
-  }
-
- private:
-  template <typename T>
-  static __device__ __forceinline__ void widen(const uint2& words, float (&to)[4]) {
-    T values[4];
-    memcpy(values, &words, sizeof(values));
-#pragma unroll
-    for (int c = 0; c < 4; ++c) to[c] = cuda::to_float(values[c]);
-  }
 };
 
 // A warp holds vectors side by side: this thread's first channel of a group, and from one vector to its next.
