@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,12 @@ def _to_tensor(array: np.ndarray, device: str) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
 
 
+# What has no kernels: the whole of a distribution, and SSD's forms for reading.
+_HOST = (
+    "sample", "sampling_distribution", "ssd_discretize", "ssd_undiscretize", "ssd_minimal_discrete",
+)  # fmt: skip
+
+
 class OnDevice:
     """`ops` with copies of NumPy arrays on `device`.
 
@@ -38,7 +45,9 @@ class OnDevice:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._ops, name)
-        return functools.partial(self._call, found) if callable(found) else found
+        if not callable(found) or name in _HOST:
+            return found
+        return functools.partial(self._call, found)
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         arrays: list[np.ndarray] = []
@@ -74,6 +83,9 @@ def _replace(value: Any, replacement: Any, kind: type) -> Any:
         return replacement(value)
     if isinstance(value, dict):
         return {key: _replace(item, replacement, kind) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return type(value)(**_replace(fields, replacement, kind))
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_replace(item, replacement, kind) for item in value))
     if isinstance(value, (list, tuple)):
