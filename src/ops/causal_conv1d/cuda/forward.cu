@@ -61,7 +61,7 @@ struct ForwardRows {
 // which warps that walk over many tokens at hundreds of places do not. As threads are that short, the way to
 // their loads has to be: no divisions, and first of all the tile itself.
 constexpr int kTileThreads = 64;
-constexpr int kTilesAtOnce = 12;  // blocks of a multiprocessor
+[[maybe_unused]] constexpr int kTilesAtOnce = 12;  // blocks of a multiprocessor, which HIP is not told
 
 template <typename T, int kTaps, int kVector>
 __global__ void __launch_bounds__(kTileThreads, kTilesAtOnce) forward_rows(ForwardRows p) {
