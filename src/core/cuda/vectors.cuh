@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "core/cuda/elements.cuh"
+#include "core/cuda/exponentials.cuh"
 
 namespace krait::cuda {
 
@@ -63,26 +64,6 @@ __device__ __forceinline__ void load_floats(const void* from, DType dtype, std::
 #pragma unroll
     for (int i = 0; i < kPack; ++i) to[i] = float_of(pack, i);
   }
-}
-
-// sigmoid by the special function unit, one instruction each for the power and the reciprocal: the
-// exponential is off by 2 + 1.2 |v| ULP at most, the result by no more, and by 1 ULP or so where v > 0. Zero
-// where v < -88.
-__device__ __forceinline__ float quick_sigmoid(float v) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float power = 0.0F;
-  float result = 0.0F;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v * -1.44269504F));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0F + power));
-  return result;
-#else
-  return __fdividef(1.0F, 1.0F + __expf(-v));
-#endif
-}
-__device__ __forceinline__ float quick_silu(float v) { return v * quick_sigmoid(v); }
-// The derivative of silu at v, given sigmoid(v).
-__device__ __forceinline__ float silu_slope(float v, float sigmoid_of_v) {
-  return sigmoid_of_v * fmaf(v, 1.0F - sigmoid_of_v, 1.0F);
 }
 
 }  // namespace krait::cuda

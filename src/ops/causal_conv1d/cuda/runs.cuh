@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cuda/elements.cuh"
+#include "core/cuda/exponentials.cuh"
 #include "ops/causal_conv1d/conv.h"
 #include "ops/token_runs_gpu.h"
 
@@ -153,25 +154,10 @@ inline Filter filter_of(const Tensor& weight, const Tensor& bias, Activation act
 }
 
 // All kernels go through these two and add taps in one order with fmaf, so that a step gives the bits of the
-// forward pass and no bit depends on layout or kernel. On NVIDIA's hardware the power of 2 and the reciprocal
-// are one instruction each, right to about 1e-7; together they are right to about 1e-6 of 1 + |value|.
-__device__ __forceinline__ float logistic(float v) {
-  const float exponent = v * -1.44269504F;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float power = 0.0F;
-  float result = 0.0F;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0F + power));
-  return result;
-#else
-  return 1.0F / (1.0F + exp2f(exponent));
-#endif
-}
-__device__ __forceinline__ float activate(float v, bool silu) { return silu ? v * logistic(v) : v; }
+// forward pass and no bit depends on layout or kernel. The sigmoid is right to about 1e-6 of 1 + |value|.
+__device__ __forceinline__ float activate(float v, bool silu) { return silu ? cuda::quick_silu(v) : v; }
 __device__ __forceinline__ float activation_derivative(float v, bool silu) {
-  if (!silu) return 1.0F;
-  const float s = logistic(v);
-  return s * fmaf(v, 1.0F - s, 1.0F);
+  return silu ? cuda::silu_slope(v, cuda::quick_sigmoid(v)) : 1.0F;
 }
 
 // Blocks for the edges of runs: some values of each.

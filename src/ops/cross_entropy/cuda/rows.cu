@@ -211,16 +211,8 @@ __device__ __forceinline__ double add_over_block(double value) {
   return over_block(value, 0.0, [](double a, double b) { return a + b; });
 }
 
-// exp by one instruction of the special function unit, off by 2 + 1.2 |v| ULP at most; 0 below -87.
-__device__ __forceinline__ float quick_exp(float v) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  float power = 0.0F;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v * 1.44269504F));
-  return power;
-#else
-  return __expf(v);
-#endif
-}
+// exp, off by 2 + 1.2 |v| ULP at most; 0 below -87.
+__device__ __forceinline__ float quick_exp(float v) { return cuda::exp2_fast(v * cuda::kLog2E); }
 // What exponentials are taken relative to: the largest logit, or 0 where that is infinite.
 __device__ __forceinline__ float shift_of(float largest) { return isinf(largest) ? 0.0F : largest; }
 // A sum of exponentials relative to one shift, relative to another that is no smaller.

@@ -5,11 +5,10 @@
 // What x is made of (Input) and what becomes of the sums (Output) is the caller's.
 #pragma once
 
-#include <type_traits>
-
 #include "core/cuda/async_copy.cuh"
 #include "core/cuda/elements.cuh"
 #include "core/cuda/overlap.cuh"
+#include "core/cuda/tensor_cores.cuh"
 #include "ops/linear/few_rows.h"
 
 namespace krait::linear_detail {
@@ -48,20 +47,8 @@ __device__ __forceinline__ std::uint64_t evict_first() {
 template <typename T>
 __device__ __forceinline__ void multiply_step(float (&c)[4], unsigned x0, unsigned x1, unsigned x2,
                                               unsigned x3, unsigned w0, unsigned w1) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same_v<T, __half>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(w0), "r"(w1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(w0), "r"(w1));
-#endif
+  const unsigned x[4] = {x0, x1, x2, x3};
+  cuda::multiply_add<T>(c, x, w0, w1);
 }
 
 // Input:  Early early(weights)         what can be read before the kernel in front has ended

@@ -1,10 +1,9 @@
 // Products with few terms to a sum that are added to 16-bit results, which take the time that x and out take
 // to arrive and leave: each is read and written once. A block has a tile of out; x, weight and out itself are
 // on their way to shared memory together, and the result leaves from there in whole vectors, rounded once.
-#include <type_traits>
-
 #include "core/cuda/async_copy.cuh"
 #include "core/cuda/elements.cuh"
+#include "core/cuda/tensor_cores.cuh"
 #include "ops/linear/kernels.h"
 
 namespace krait::linear_detail {
@@ -44,41 +43,9 @@ constexpr std::size_t shared_bytes(int in, bool by_columns) {
                                                    weight_elements(in, by_columns) + kRows * kOutPitch);
 }
 
-// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 template <bool kTransposed>
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], const void* row) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(row));
-  if constexpr (kTransposed)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-#endif
-}
-
-// c (16 x 8) += a (16 x 16) b (16 x 8).
-template <typename T>
-__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same_v<T, __half>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
+  cuda::load_matrices<kTransposed>(to, static_cast<unsigned>(__cvta_generic_to_shared(row)));
 }
 
 // A tile in shared memory: rows [0, rows) of `vectors` vectors each, of which those inside are copied and the
@@ -151,8 +118,8 @@ __global__ void __launch_bounds__(kThreads) add_short_sums_kernel(const Product 
             b, weight + (column + lane / 16 * 8 + lane % 8) * weight_pitch + k + lane / 8 % 2 * kVector);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        multiply<T>(sum[m][2 * n], a[m], b[0], b[1]);
-        multiply<T>(sum[m][2 * n + 1], a[m], b[2], b[3]);
+        cuda::multiply_add<T>(sum[m][2 * n], a[m], b[0], b[1]);
+        cuda::multiply_add<T>(sum[m][2 * n + 1], a[m], b[2], b[3]);
       }
     }
   }

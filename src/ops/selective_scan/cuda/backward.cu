@@ -214,7 +214,7 @@ struct Movement {
       for (int e = 0; e < kTogether; ++e) x.delta[e] = softplus_fast(x.delta[e]);
     if (o.in.z)
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e) x.dout[e] *= x.z[e] * sigmoid_fast(x.z[e]);
+      for (int e = 0; e < kTogether; ++e) x.dout[e] *= x.z[e] * cuda::quick_sigmoid(x.z[e]);
     auto* const cells = reinterpret_cast<float4*>(shared);
 #pragma unroll
     for (int e = 0; e < kTogether; ++e) {
@@ -271,7 +271,7 @@ struct Movement {
 #pragma unroll
       for (int e = 0; e < kTogether; ++e) {
         const float out = fmaf(skips[kByChannel ? e : 0], x.u[e], cell[e].y);
-        const float gate = sigmoid_fast(x.z[e]);
+        const float gate = cuda::quick_sigmoid(x.z[e]);
         const float gated = x.z[e] * gate;
         x.z[e] = x.dout[e] * out * fmaf(gated, 1.0F - gate, gate);
         x.dout[e] *= gated;
@@ -283,7 +283,8 @@ struct Movement {
     for (int e = 0; e < kTogether; ++e) slope[e] = 1.0F;
     if (o.in.softplus)
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e) slope[e] = x.delta[e] <= 20.0F ? sigmoid_fast(x.delta[e]) : 1.0F;
+      for (int e = 0; e < kTogether; ++e)
+        slope[e] = x.delta[e] <= 20.0F ? cuda::quick_sigmoid(x.delta[e]) : 1.0F;
 #pragma unroll
     for (int e = 0; e < kTogether; ++e) {
       const int of_sum = kByChannel ? e : 0;

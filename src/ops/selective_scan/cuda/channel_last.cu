@@ -239,7 +239,7 @@ struct Mover {
       } else {
         y[e] = *reinterpret_cast<const float*>(from + e * S::kAcross * 8);
       }
-      y[e] = fmaf(skip[e], u_here[e], y[e]) * (z_here[e] * sigmoid_fast(z_here[e]));
+      y[e] = fmaf(skip[e], u_here[e], y[e]) * (z_here[e] * cuda::quick_sigmoid(z_here[e]));
     }
     out += std::int64_t{body_steps} * out_stride;
     if (to_finish < count) store_packed(reinterpret_cast<T*>(out), y);
@@ -269,16 +269,6 @@ __device__ __forceinline__ void sum_over_team(float (&y)[2][S::kPerTeam], int la
   }
 }
 
-// As cuda::meet, of the threads of a group, while others do the same.
-template <typename S>
-__device__ __forceinline__ void meet_group([[maybe_unused]] int group) {
-#ifdef __HIP_PLATFORM_AMD__
-  __syncthreads();
-#elif defined(__CUDA_ARCH__)
-  asm volatile("barrier.sync %0, %1;\n" ::"r"(2 + group), "n"(S::kGroupThreads) : "memory");
-#endif
-}
-
 // A group meets behind each body, and all of them one body before a tile of B and C ends, of which the next
 // one is there then, and nobody reads the one before any more.
 template <typename S>
@@ -286,7 +276,7 @@ __device__ __forceinline__ void meet_behind(int body, int group) {
   if (S::kGroups == 1 || (body + 2) % S::kBodies == 0)
     cuda::meet<kThreads>();
   else
-    meet_group<S>(group);
+    cuda::meet<S::kGroupThreads>(2 + group);
 }
 
 template <typename S>

@@ -145,7 +145,7 @@ struct Movement {
   __device__ __forceinline__ void gate(float (&x)[kTogether], const float (&z)[kTogether]) const {
     if (o.in.z)
 #pragma unroll
-      for (int e = 0; e < kTogether; ++e) x[e] *= z[e] * sigmoid_fast(z[e]);
+      for (int e = 0; e < kTogether; ++e) x[e] *= z[e] * cuda::quick_sigmoid(z[e]);
   }
   template <typename T>
   __device__ __forceinline__ void prepare(const Tile32& tile, const Narrow& u_bits, const Narrow& delta_bits,

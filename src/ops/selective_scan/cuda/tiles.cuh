@@ -7,6 +7,7 @@
 
 #include "core/cuda/bits.cuh"
 #include "core/cuda/elements.cuh"
+#include "core/cuda/exponentials.cuh"
 #include "ops/selective_scan/cuda/pieces.h"
 
 namespace krait::scan {
@@ -14,18 +15,8 @@ namespace krait::scan {
 inline constexpr int kTile = 32;
 static_assert(kTile == kCheckpointSteps, "checkpoints lie between tiles");
 
-inline constexpr float kLog2E = 1.4426950408889634F;
-
-// 2^x to two units in the last place; 0 where the result is below 2^-126.
-__device__ __forceinline__ float exp2_fast(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
+using cuda::exp2_fast;
+using cuda::kLog2E;
 
 // log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)); the polynomial is log1p(e) / e on [0, 1] to 2e-7.
 __device__ __forceinline__ float softplus_fast(float x) {
@@ -40,18 +31,6 @@ __device__ __forceinline__ float softplus_fast(float x) {
   p = fmaf(p, e, -0.499994457F);
   p = fmaf(p, e, 0.99999994F);
   return fmaf(p, e, fmaxf(x, 0.0F));  // a NaN stays one: e is NaN too
-}
-
-// Division by way of __fdividef would guard against divisors that a sum with 1 is not.
-__device__ __forceinline__ float sigmoid_fast(float x) {
-  const float divisor = 1.0F + exp2_fast(-kLog2E * x);
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(divisor));
-  return y;
-#else
-  return 1.0F / divisor;
-#endif
 }
 
 // Elements that a thread moves: element e lies at offset + e stride, or where positions are listed at

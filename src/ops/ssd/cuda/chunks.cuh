@@ -11,7 +11,6 @@ namespace krait::ssd_detail {
 
 inline constexpr int kTokens = static_cast<int>(kChunk);
 inline constexpr int kChannels = 64;  // of a head, that a block works on together
-inline constexpr float kLog2e = 1.4426950408889634F;
 // A factor below is 0 in f32. Sums of exponents stay small enough that differences keep their digits.
 inline constexpr float kLeastExponent = -110.0F;
 
@@ -109,7 +108,7 @@ __device__ __forceinline__ void compute_steps(const Inputs& in, const float (&dt
     d[i] = inside ? step.d : 0.0F;
     steps.slope[lane + i * 32] = step.slope;
     const float exponent = step.exponent < kLeastExponent ? kLeastExponent : step.exponent;
-    a[i] = inside ? exponent * kLog2e : 0.0F;
+    a[i] = inside ? exponent * kLog2E : 0.0F;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const float other = __shfl_up_sync(0xffffffffU, a[i], distance);

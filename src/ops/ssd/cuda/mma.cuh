@@ -5,9 +5,16 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/cuda/exponentials.cuh"
 #include "core/cuda/gpu.h"
+#include "core/cuda/tensor_cores.cuh"
 
 namespace krait::ssd_detail {
+
+using cuda::exp2_fast;
+using cuda::kLog2E;
+using cuda::load_matrices;
+using cuda::multiply_add;
 
 // Where a vector of 8 elements of a row of kColumns (64 or more) lies, in bytes from the tile's begin.
 // Vectors are exchanged within a row so that the same vector of 8 rows that follow one another falls into
@@ -63,63 +70,15 @@ __device__ __forceinline__ void copy_async(unsigned to, const void* from, bool i
 // All copies that the thread has begun are there.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;\n" ::: "memory"); }
 
-// Four 8 x 8 matrices; lane l gives the address of row l % 8 of matrix l / 8. A lane receives two neighbours
-// of row lane / 4 of each (kTransposed: of column lane / 4).
-template <bool kTransposed>
-__device__ __forceinline__ void load_matrices(unsigned (&to)[4], unsigned address) {
-  if constexpr (kTransposed)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// c (16 x 8) += a (16 x 16) b (16 x 8). Of c a lane has row lane / 4, columns 2 (lane % 4) and the next, then
-// the same 8 rows below.
-template <typename T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0,
-                                             unsigned b1) {
-  if constexpr (std::is_same_v<T, __half>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};\n"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ float exp2_fast(float v) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-  return result;
-}
-
 #else
 
 __device__ __forceinline__ void copy_async(unsigned, const void*, bool) {}
 __device__ __forceinline__ void wait_for_copies() {}
-template <bool kTransposed>
-__device__ __forceinline__ void load_matrices(unsigned (&)[4], unsigned) {}
-template <typename T>
-__device__ __forceinline__ void multiply_add(float (&)[4], const unsigned (&)[4], unsigned, unsigned) {}
-__device__ __forceinline__ float exp2_fast(float v) { return exp2f(v); }
 
 #endif
 
 // silu to about 2^-20, which a 16-bit result does not see.
-__device__ __forceinline__ float silu_fast(float v) {
-  return __fdividef(v, 1.0F + exp2_fast(v * -1.4426950408889634F));
-}
+__device__ __forceinline__ float silu_fast(float v) { return __fdividef(v, 1.0F + exp2_fast(v * -kLog2E)); }
 
 // Where two neighbours of a row lie, from the even column 8 `vector` + `column` on, column < 8.
 template <int kColumns>

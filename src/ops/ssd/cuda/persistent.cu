@@ -42,7 +42,7 @@ __device__ int forgotten_chunks(const Inputs& in, const Segments& chunks, const 
       }
     }
     sum = cuda::warp_sum(sum);
-    if (lane == 0) sums[warp] = sum * kLog2e;
+    if (lane == 0) sums[warp] = sum * kLog2E;
     __syncthreads();
     for (int i = 0; i < kAtOnce; ++i) {
       total[0] += sums[2 * i];

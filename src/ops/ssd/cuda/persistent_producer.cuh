@@ -255,7 +255,7 @@ __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments
     for (int i = 0; i < 2; ++i) {
       const Step of = step_from(in, value_of(chunk.dt[i], in.dt.dtype), chunk.bias, chunk.rate);
       const float exponent = of.exponent < kLeastExponent ? kLeastExponent : of.exponent;
-      step[i] = lane + i * 32 < chunk.rest ? make_float2(of.d, exponent * kLog2e) : make_float2(0.0F, 0.0F);
+      step[i] = lane + i * 32 < chunk.rest ? make_float2(of.d, exponent * kLog2E) : make_float2(0.0F, 0.0F);
     }
     if (chunk.first) pending = 0.0F;
     begin(chunk);

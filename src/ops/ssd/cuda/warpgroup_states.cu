@@ -74,7 +74,7 @@ __device__ __forceinline__ void compute_factors(const Inputs& in, bool backward,
     const bool inside = lane + i * 32 < count;
     const Step step = step_from(in, dt[i], bias, rate);
     d[i] = inside ? step.d : 0.0F;
-    a[i] = inside ? (step.exponent < kLeastExponent ? kLeastExponent : step.exponent) * kLog2e : 0.0F;
+    a[i] = inside ? (step.exponent < kLeastExponent ? kLeastExponent : step.exponent) * kLog2E : 0.0F;
 #pragma unroll
     for (int distance = 1; distance < 32; distance *= 2) {
       const float other = __shfl_up_sync(0xffffffffU, a[i], distance);

@@ -5,6 +5,7 @@
 
 #include "core/cuda/bits.cuh"
 #include "core/cuda/elements.cuh"
+#include "core/cuda/exponentials.cuh"
 #include "ops/state_update/update.h"
 
 namespace krait::update {
@@ -12,7 +13,8 @@ namespace krait::update {
 using cuda::AnyView;
 using cuda::IndexView;
 
-inline constexpr float kLog2E = 1.4426950408889634F;
+using cuda::exp2_fast;
+using cuda::kLog2E;
 
 // The problem as kernels see it.
 struct Operands {
@@ -84,17 +86,6 @@ struct Operands {
     out.store(y, b, t, h, p);
   }
 };
-
-// 2^v, 0 where that is below the smallest normal number.
-__device__ __forceinline__ float power_of_2(float v) {
-#if defined(__CUDA_ARCH__)
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
-  return power;
-#else
-  return exp2f(v);
-#endif
-}
 
 // The recurrence; written out, so that all kernels give the same bits.
 __device__ __forceinline__ float advance(float decay, float state, float input, float B) {

@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, stream_blocks(sizeof(State), kDState
 #pragma unroll
       for (int j = 0; j < kStates; ++j) {
         float decay = common;
-        if constexpr (kDecayPerState) decay = power_of_2(step_of_i * kLog2E * A[i][j]);
+        if constexpr (kDecayPerState) decay = exp2_fast(step_of_i * kLog2E * A[i][j]);
         const float value = advance(decay, cuda::to_float(state.v[j]), scaled, cuda::to_float(in.B.v[j]));
         y[i] = fmaf(value, cuda::to_float(in.C.v[j]), y[i]);
         state.v[j] = cuda::from_float<State>(value);

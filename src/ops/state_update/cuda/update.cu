@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kThreads, kDecayPerState ? 3 : 5)
       }
       if constexpr (kDecayPerState) {
 #pragma unroll
-        for (int j = 0; j < kStates; ++j)
-          decay[j] = power_of_2(step * kLog2E * __uint_as_float(A[i].word[j]));
+        for (int j = 0; j < kStates; ++j) decay[j] = exp2_fast(step * kLog2E * __uint_as_float(A[i].word[j]));
       } else if (anew) {
         const float common = expf(step * cuda::float_of(A[i].word[0], o.A.dtype));
 #pragma unroll
