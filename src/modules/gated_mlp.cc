@@ -26,11 +26,7 @@ Tensor GatedMlp::forward(Context& ctx, const Tensor& x, Tape::Frame* frame, Tens
     frame->keep("projected", projected);
     frame->keep("gated", gated);
   }
-  if (sum != nullptr) {
-    fc2_.add_to(ctx, gated, *sum, frame != nullptr);
-    return {};
-  }
-  return fc2_(ctx, gated);
+  return fc2_(ctx, gated, sum, frame != nullptr);
 }
 
 Tensor GatedMlp::step(Context& ctx, const StepInput& input) const {

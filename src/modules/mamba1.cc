@@ -106,11 +106,7 @@ Tensor Mamba1::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("y", y);
     if (checkpoints) frame.keep("checkpoints", checkpoints);
   }
-  if (sum != nullptr) {
-    out_proj_.add_to(ctx, y, *sum, tape != nullptr);
-    return {};
-  }
-  return out_proj_(ctx, y);
+  return out_proj_(ctx, y, sum, tape != nullptr);
 }
 
 Tensor Mamba1::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {

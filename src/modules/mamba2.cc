@@ -160,11 +160,7 @@ Tensor Mamba2::forward(Context& ctx, const Tensor& hidden, const Batch& batch, i
     frame.keep("joined", joined);
     if (c.rmsnorm) frame.keep("y", y);
   }
-  if (sum != nullptr) {
-    out_proj_.add_to(ctx, joined, *sum, tape != nullptr);
-    return {};
-  }
-  return out_proj_(ctx, joined);
+  return out_proj_(ctx, joined, sum, tape != nullptr);
 }
 
 Tensor Mamba2::step(Context& ctx, const StepInput& input, const Batch& batch, int layer) const {

@@ -156,11 +156,7 @@ Tensor Mha::forward(Context& ctx, const Tensor& hidden, const Batch& batch, int 
     frame->keep("projected", projected);
     frame->keep("joined", joined);
   }
-  if (sum != nullptr) {
-    out_proj_.add_to(ctx, joined, *sum, tape != nullptr);
-    return {};
-  }
-  return out_proj_(ctx, joined);
+  return out_proj_(ctx, joined, sum, tape != nullptr);
 }
 
 Tensor Mha::backward(Context& ctx, const Tensor& dout, const Batch& batch, int layer, Tape& tape) const {

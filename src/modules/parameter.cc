@@ -4,12 +4,10 @@
 
 namespace krait {
 
-Tensor LinearLayer::operator()(Context& ctx, const Tensor& x) const {
-  return linear(ctx, {.x = x, .weight = weight, .bias = bias});
-}
-
-void LinearLayer::add_to(Context& ctx, const Tensor& x, Tensor& sum, bool keep) const {
-  sum = linear(ctx, {.x = x, .weight = weight, .bias = bias, .out = keep ? Tensor() : sum, .addend = sum});
+Tensor LinearLayer::operator()(Context& ctx, const Tensor& x, Tensor* sum, bool keep) const {
+  if (sum == nullptr) return linear(ctx, {.x = x, .weight = weight, .bias = bias});
+  *sum = linear(ctx, {.x = x, .weight = weight, .bias = bias, .out = keep ? Tensor() : *sum, .addend = *sum});
+  return {};
 }
 
 Tensor LinearLayer::backward(Context& ctx, const Tensor& x, const Tensor& dout) const {

@@ -37,11 +37,9 @@ struct LinearLayer {
   Tensor dweight{};
   Tensor dbias{};
 
-  // x (..., in) -> (..., out)
-  Tensor operator()(Context& ctx, const Tensor& x) const;
-  // Adds that to `sum` (..., out), in place, or into a new tensor that `sum` becomes where the old one is
-  // kept.
-  void add_to(Context& ctx, const Tensor& x, Tensor& sum, bool keep) const;
+  // x (..., in) -> (..., out). Where `sum` (..., out) is given that is added to it, in place, or into a new
+  // tensor that it becomes where the old one is kept, and nothing is returned.
+  Tensor operator()(Context& ctx, const Tensor& x, Tensor* sum = nullptr, bool keep = false) const;
   // Adds to dweight and dbias where they are present; returns dx (..., in).
   Tensor backward(Context& ctx, const Tensor& x, const Tensor& dout) const;
   void visit(const std::string& prefix, const ParameterVisitor& visitor);
