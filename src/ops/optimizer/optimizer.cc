@@ -35,11 +35,12 @@ std::vector<Piece> pieces_of(std::size_t count, const SizeOf& size_of_tensor) {
 
 void check(const Context& ctx, const Tensor& t, const Tensor& like, std::string_view op,
            std::string_view name, std::size_t i) {
-  if (t.defined() && t.dtype() == DType::f32 && t.is_contiguous() && t.shape() == like.shape() &&
-      t.device() == ctx.device()) [[likely]]
-    return;  // without working out what a message would say: a GPU waits for it
-  require(t.defined() && t.dtype() == DType::f32 && t.is_contiguous() && t.shape() == like.shape(), "[", op,
-          "] ", name, " of tensor ", i, " is ", t.defined() ? concat(t.dtype(), " ", t.shape()) : "absent",
+  const bool fits = t.defined() && t.dtype() == DType::f32 && t.is_contiguous() && t.shape() == like.shape();
+  // Without working out what a message would say: a GPU waits for it.
+  if (fits && t.device() == ctx.device()) [[likely]]
+    return;
+  require(fits, "[", op, "] ", name, " of tensor ", i, " is ",
+          t.defined() ? concat(t.dtype(), " ", t.shape()) : "absent",
           t.defined() && !t.is_contiguous() ? " with gaps" : "", ", expected contiguous f32 ", like.shape());
   require(t.device() == ctx.device(), "[", op, "] ", name, " of tensor ", i, " is on ", name_of(t.device()),
           ", expected ", name_of(ctx.device()));
