@@ -2,12 +2,12 @@
 // and the bytes that it cannot do without over that time. Weights are small random numbers.
 //   bench_gpu_decode [cuda:N [NAME...]]
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <string>
 #include <vector>
 
+#include "gpu_timing.h"
 #include "krait/core/context.h"
 #include "krait/core/error.h"
 #include "krait/core/random.h"
@@ -106,16 +106,7 @@ void measure(Context& ctx, const Sizes& s) {
   const auto step = [&] { require(decode_step(ctx, args), s.name, " is not for decode_step on this GPU"); };
   step();
   const auto graph = ctx.record(step);
-  double best = 1e9;
-  constexpr int kLaunches = 20;
-  for (int round = 0; round < 5; ++round) {
-    ctx.synchronize();
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < kLaunches; ++i) graph();
-    ctx.synchronize();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, passed.count() / kLaunches);
-  }
+  const double best = seconds_of_call(ctx, 5, 20, graph);
   std::printf("%-12s %8.1f us a step, %6.2f a layer, %5.2f TB/s\n", s.name, 1e6 * best,
               1e6 * best / static_cast<double>(s.layers), 1e-12 * static_cast<double>(source.bytes) / best);
 }

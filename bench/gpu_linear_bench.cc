@@ -3,12 +3,12 @@
 // line is recorded as a graph of many calls, so that no launch on the host is measured.
 //   bench_gpu_linear [cuda:N]
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <functional>
 #include <vector>
 
+#include "gpu_timing.h"
 #include "krait/core/context.h"
 #include "krait/core/dtype.h"
 #include "krait/ops/attention.h"
@@ -24,16 +24,7 @@ double seconds_of(Context& ctx, int calls, const std::function<void(int)>& call)
   const auto graph = ctx.record([&] {
     for (int i = 0; i < calls; ++i) call(i);
   });
-  double best = 1e9;
-  for (int round = 0; round < 4; ++round) {
-    ctx.synchronize();
-    const auto begin = std::chrono::steady_clock::now();
-    graph();
-    ctx.synchronize();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, passed.count() / calls);
-  }
-  return best;
+  return seconds_of_call(ctx, 4, 1, graph) / calls;
 }
 
 Tensor filled(Context& ctx, const Dims& shape, DType dtype) {

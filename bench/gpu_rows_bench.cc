@@ -1,12 +1,11 @@
 // The row operators of a GPU on the shapes of models, against the bytes that they have to move:
 //   bench_gpu_rows [cuda:N]
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "gpu_timing.h"
 #include "krait/core/context.h"
 #include "krait/core/error.h"
 #include "krait/ops/activation.h"
@@ -22,17 +21,8 @@ using namespace krait;
 
 // The best of several runs, each of enough calls to hide the first one's way to the device.
 void measure(Context& ctx, const std::string& what, double bytes, const std::function<void()>& run) {
-  constexpr int kCalls = 20;
   run();
-  ctx.synchronize();
-  double best = 1e30;
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < kCalls; ++i) run();
-    ctx.synchronize();
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, seconds.count() / kCalls);
-  }
+  const double best = seconds_of_call(ctx, 5, 20, run);
   std::printf("%-44s %9.4f ms %8.0f GB/s\n", what.c_str(), best * 1e3, bytes / best * 1e-9);
 }
 

@@ -2,14 +2,13 @@
 // with and without the overlap of a kernel with the one in front. Every line is a recorded chain over layers
 // of weights of their own.
 //   bench_gpu_step [cuda:N]
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <functional>
 #include <optional>
 #include <vector>
 
+#include "gpu_timing.h"
 #include "krait/core/context.h"
 #include "krait/ops/linear.h"
 #include "krait/ops/projection.h"
@@ -31,17 +30,7 @@ double seconds_of(Context& ctx, bool overlaps, const std::function<void()>& work
   };
   run();
   const auto graph = ctx.record(run);
-  double best = 1e9;
-  constexpr int kLaunches = 10;
-  for (int round = 0; round < 5; ++round) {
-    ctx.synchronize();
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < kLaunches; ++i) graph();
-    ctx.synchronize();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, passed.count() / kLaunches);
-  }
-  return best;
+  return seconds_of_call(ctx, 5, 10, graph);
 }
 
 Tensor filled(Context& ctx, const Dims& shape, DType dtype, double value = 0.01) {
