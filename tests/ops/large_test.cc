@@ -40,6 +40,7 @@ struct Problem {
 struct Results {
   std::vector<Tensor> rows;  // (rows, ...) each
   std::vector<Tensor> sums;  // over rows
+  double tolerance = 0.0;    // at least, of rows
 };
 using Operators =
     std::function<Results(Context&, const std::vector<Tensor>& rows, const std::vector<Tensor>& shared)>;
@@ -94,11 +95,7 @@ void expect_repeats(Context& ctx, const Problem& problem, std::int64_t repeats, 
         }
     for (const std::int64_t block : looked_at) {
       const Tensor found = ctx.to_host(many.rows[i].slice(0, block * kPeriod, (block + 1) * kPeriod));
-      // Sums of f32 over operands of 16 bits are rounded with the pieces that rows are cut into, which are
-      // others where there are many.
-      const double tolerance =
-          std::max(tolerance_of(found.dtype()),
-                   problem.rows[0].dtype() == DType::bf16 ? tolerance_of(DType::bf16) : 0.0);
+      const double tolerance = std::max(tolerance_of(found.dtype()), few.tolerance);
       testing::expect_close(found, expected, tolerance, tolerance,
                             "result " + std::to_string(i) + ", rows from " + std::to_string(block * kPeriod));
     }
@@ -288,7 +285,9 @@ TEST_P(Large, Ssd) {
                                                  .out = as.flat(out)},
                                      .dout = as.flat(rows[4])};
             const SsdResult result = ssd(c, backward.forward);
-            Results results{{out, result.final_states}, {}};
+            // States are sums in f32 of operands that may have 16 bits, rounded with the parts that rows are
+            // cut into, which are others where there are many.
+            Results results{{out, result.final_states}, {}, tolerance_of(dtype())};
             const auto gradient = [&](const Tensor& of) {
               results.rows.push_back(c.empty(of.shape(), of.dtype()));
               return as.flat(results.rows.back());

@@ -51,7 +51,7 @@ class OnDevice:
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         arrays: list[np.ndarray] = []
-        _collect((args, kwargs), arrays)
+        _replace((args, kwargs), arrays.append, np.ndarray)
         if any(array.dtype.name in ("float64", "complex128") for array in arrays):
             return function(*args, **kwargs)
         there = {id(array): (array, _to_tensor(array, self._device)) for array in arrays}
@@ -66,16 +66,6 @@ class OnDevice:
             return given[id(tensor)] if id(tensor) in given else _to_numpy(tensor)
 
         return _replace(result, back, torch.Tensor)
-
-
-def _collect(value: Any, arrays: list[np.ndarray]) -> None:
-    if isinstance(value, np.ndarray):
-        arrays.append(value)
-    elif isinstance(value, dict):
-        _collect(list(value.values()), arrays)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _collect(item, arrays)
 
 
 def _replace(value: Any, replacement: Any, kind: type) -> Any:

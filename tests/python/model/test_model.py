@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from where import CLOSE, DEVICE
+from where import DEVICE, assert_near
 
 import krait
 
@@ -46,7 +46,7 @@ def test_rows_of_different_lengths(bundled: krait.LanguageModel) -> None:
     rows = [[5, 6, 7, 8], [9], [10, 11]]
     together = bundled.logits(rows, last=True)
     for row, logits in zip(rows, together, strict=True):
-        np.testing.assert_allclose(logits, bundled.logits(row, last=True), atol=CLOSE)
+        assert_near(bundled, logits, bundled.logits(row, last=True), 1e-5)
     with pytest.raises(ValueError, match="rows of 1 to 4 tokens, expected equal lengths"):
         bundled.logits(rows)
 
@@ -261,7 +261,7 @@ def test_one_model_in_several_threads(
 
     def work(index: int) -> None:
         for _ in range(5):
-            np.testing.assert_allclose(bundled.logits(prompts[index]), expected[index], atol=CLOSE)
+            assert_near(bundled, bundled.logits(prompts[index]), expected[index], 1e-5)
             state = bundled.new_state()
             bundled.logits(prompts[index], state=state)
             fork = state.fork()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from where import CLOSE, DEVICE
+from where import DEVICE, assert_near
 
 import krait
 
@@ -25,9 +25,9 @@ def test_prefill_and_steps_agree(model: krait.LanguageModel) -> None:
     state = model.new_state()
     assert state.position == 0 and state.model is model
     split = [model.logits(IDS[:3], state=state), model.logits(IDS[3:5], state=state)]
-    np.testing.assert_allclose(np.concatenate(split), whole[:5], atol=CLOSE)
+    assert_near(model, np.concatenate(split), whole[:5], 1e-4)
     for place in range(5, len(IDS)):
-        np.testing.assert_allclose(state.step(IDS[place]), whole[place], atol=CLOSE)
+        assert_near(model, state.step(IDS[place]), whole[place], 1e-4)
     assert state.position == len(IDS)
 
 
@@ -36,8 +36,8 @@ def test_forks_go_on_by_themselves(model: krait.LanguageModel) -> None:
     model.logits(IDS[:4], state=state)
     fork = state.fork()
     other = state.step(7)
-    np.testing.assert_allclose(fork.step(IDS[4]), model.logits(IDS[:5], last=True), atol=CLOSE)
-    np.testing.assert_allclose(other, model.logits([*IDS[:4], 7], last=True), atol=CLOSE)
+    assert_near(model, fork.step(IDS[4]), model.logits(IDS[:5], last=True), 1e-4)
+    assert_near(model, other, model.logits([*IDS[:4], 7], last=True), 1e-4)
     earlier = state.fork()
     again = state.step(8)
     state.rollback(earlier)
@@ -45,9 +45,8 @@ def test_forks_go_on_by_themselves(model: krait.LanguageModel) -> None:
     np.testing.assert_array_equal(state.step(8), again)
     state.reset()
     assert state.position == 0
-    np.testing.assert_allclose(
-        model.logits(IDS[:4], state=state, last=True), model.logits(IDS[:4], last=True), atol=CLOSE
-    )
+    anew = model.logits(IDS[:4], state=state, last=True)
+    assert_near(model, anew, model.logits(IDS[:4], last=True), 1e-5)
 
 
 def test_a_batch_of_states(model: krait.LanguageModel) -> None:
@@ -55,11 +54,11 @@ def test_a_batch_of_states(model: krait.LanguageModel) -> None:
     rows = [IDS[:5], IDS[2:4], IDS[:1]]
     last = model.logits(rows, state=states, last=True)
     for row, logits in zip(rows, last, strict=True):
-        np.testing.assert_allclose(logits, model.logits(row, last=True), atol=CLOSE)
+        assert_near(model, logits, model.logits(row, last=True), 1e-4)
     assert [state.position for state in states] == [5, 2, 1]
     stepped = model.step([7, 8, 9], states)
     for row, id, logits in zip(rows, (7, 8, 9), stepped, strict=True):
-        np.testing.assert_allclose(logits, model.logits([*row, id], last=True), atol=CLOSE)
+        assert_near(model, logits, model.logits([*row, id], last=True), 1e-4)
     # States that were made one by one are of the same pool.
     model.step([1, 2], [states[0], model.new_state()])
     assert model.step([], []).shape == (0, model.padded_vocab_size)
@@ -76,7 +75,7 @@ def test_images(model: krait.LanguageModel, golden: Path) -> None:
     # On the same model, loaded anew.
     name = None if model.name == "bundled model" else model.name
     other = krait.LanguageModel.from_pretrained(name, device=DEVICE)
-    np.testing.assert_allclose(other.load_state(image).step(2), state.step(2), atol=CLOSE)
+    assert_near(model, other.load_state(image).step(2), state.step(2), 1e-5)
 
 
 def test_damaged_images(bundled: krait.LanguageModel, golden: Path) -> None:
@@ -140,7 +139,7 @@ def test_many_states_come_and_go(bundled: krait.LanguageModel) -> None:
     for count in (1, 40, 3):
         forks = [kept.fork() for _ in range(count)]
         out = bundled.step([1] * count, forks)
-        np.testing.assert_allclose(out, np.tile(expected, (count, 1)), atol=CLOSE)
+        assert_near(bundled, out, np.tile(expected, (count, 1)), 1e-4)
     assert kept.position == len(IDS)
 
 
