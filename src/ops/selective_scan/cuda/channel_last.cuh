@@ -1,0 +1,244 @@
+// The blocks of the scan's forward for channels side by side, and what their movers bring from and to memory.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/cuda/async_copy.cuh"
+#include "ops/selective_scan/cuda/operands.cuh"
+#include "ops/selective_scan/cuda/stage.cuh"
+
+namespace krait::scan::channel_last {
+
+inline constexpr int kThreads = kWalkers + kMovers;
+
+struct Operands {
+  Inputs<float> in;
+  AnyView<3> out;
+  StateView<float, 3> last_state;
+  Pieces pieces;
+  const float* carried;  // the state before each piece that is not the first of its run: (piece, N, D)
+};
+
+// A team of 4 lanes has kPerTeam channels, 4 states of each in every lane.
+template <typename T_, int kPerTeam_>
+struct Shape : Teams<4, 4, kPerTeam_> {
+  using T = T_;
+  using Base = Teams<4, 4, kPerTeam_>;
+  using BAndC = Factors<Base::kAll>;
+  static constexpr int kResident = 2;  // blocks that a multiprocessor has registers for
+  static constexpr bool kApart = kPerTeam_ == 1;
+  static constexpr int kWalkingWarps = kWalkers / 32;
+  static constexpr int kWarpChannels = 8 * kPerTeam_;
+  // A mover brings kTogether channels of one token of a body, 8 lanes 64 bytes of 16-bit elements. The warps
+  // that walk and move the same channels are a group.
+  static constexpr int kTogether = 4;
+  static constexpr int kAcross = kWarpChannels / kTogether;  // lanes
+  static constexpr int kBody = 16 / kPerTeam_;               // tokens
+  static constexpr int kPairs = kBody / 2;
+  static constexpr int kBodies = kTile / kBody;  // of a tile of B and C
+  static constexpr int kGroups = kPerTeam_;
+  static constexpr int kGroupThreads = kThreads / kGroups;
+
+  // Shared memory, in bytes. Rings have powers of two as sizes.
+  // Of u, delta and z as they come, a mover's own: the bodies from the one whose outputs are made to the last
+  // one that is on its way.
+  static constexpr int kAhead = 5;
+  static constexpr int kRawBytes = kTogether * static_cast<int>(sizeof(T));
+  static constexpr int kRawSlot = kMovers * kRawBytes;
+  static constexpr int kRawRing = (kAhead + 3) * kRawSlot;
+  // Each walking warp has a ring of dt and dt u, of which two tokens of a channel lie side by side, and two
+  // slots of sums over states: (token, team, lane), or of teams that have summed them (pair of tokens, place,
+  // token). Channels are permuted (channel_at), and what belongs to different warps or tokens begins in
+  // different banks, so that neither who writes nor who reads finds one bank twice.
+  static constexpr int kShift = 16 * kAcross;
+  static constexpr int kCellPair = 16 * kWarpChannels;
+  static constexpr int kCellSlot = kPairs * kCellPair;
+  static constexpr int kCellRing = 4 * kCellSlot;
+  static constexpr int kCellWarp = kCellRing + kShift;
+  static constexpr int kSumRow = kPerTeam_ == 4 ? 320 : kPerTeam_ == 2 ? 160 : 128;
+  static constexpr int kSumSlot = (kApart ? kBody : kPairs) * kSumRow;
+  static constexpr int kSumWarp = 2 * kSumSlot + kShift;
+  static constexpr int kFactorBody = kBody * BAndC::kRow * static_cast<int>(sizeof(float));
+  static constexpr int kFactorRing = 3 * kBodies * kFactorBody;
+  static constexpr int kCells = 3 * kRawRing;
+  static constexpr int kSums = kCells + kWalkingWarps * kCellWarp;
+  static constexpr int kFactors = kSums + kWalkingWarps * kSumWarp;
+  static constexpr int kBytes = kFactors + kFactorRing;
+  static_assert(kSumSlot % 128 == 0 && kCellRing % 128 == 0);
+
+  __device__ static constexpr int channel_at(int place) {
+    return place % kAcross * kTogether + place / kAcross;
+  }
+};
+
+// Four elements as they lie in memory.
+template <typename T>
+struct Raw {
+  using Words = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
+  alignas(16) std::uint32_t word[sizeof(T)];
+
+  __device__ __forceinline__ void load(const char* from) {
+    *reinterpret_cast<Words*>(word) = *reinterpret_cast<const Words*>(from);
+  }
+  __device__ __forceinline__ void store(char* to) const {
+    *reinterpret_cast<Words*>(to) = *reinterpret_cast<const Words*>(word);
+  }
+  __device__ __forceinline__ void to_floats(float (&to)[4]) const {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if constexpr (std::is_same_v<T, float>)
+        to[e] = __uint_as_float(word[e]);
+      else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+        to[e] = __uint_as_float(e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000U);
+      else
+        to[e] = cuda::float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, DType::f16);
+    }
+  }
+  __device__ __forceinline__ void fill(std::uint32_t bits) {
+#pragma unroll
+    for (auto& w : word) w = bits;
+  }
+};
+
+template <typename T>
+inline constexpr std::uint32_t kMinusInfinity = 0xff800000U;
+template <>
+inline constexpr std::uint32_t kMinusInfinity<__nv_bfloat16> = 0xff80ff80U;
+template <>
+inline constexpr std::uint32_t kMinusInfinity<__half> = 0xfc00fc00U;
+
+// What a thread brings from and to memory.
+template <typename S>
+struct Mover {
+  using T = typename S::T;
+  using Bits = Raw<T>;
+  static constexpr int kTogether = S::kTogether;
+
+  char* raw;  // the thread's place in the first slot of each ring
+  char* cells;
+  const char* sums;
+  int count;   // tokens of the piece; 0 where the channels do not exist
+  int to_ask;  // the token to ask for next
+  int to_finish;
+  float bias[kTogether];
+  float skip[kTogether];
+  const char* u;  // of the body asked for last
+  const char* delta;
+  const char* z;
+  char* out;       // of the body finished last
+  int body_steps;  // tokens of a body, negative of a reversed piece
+  int u_stride;    // bytes
+  int delta_stride;
+  int z_stride;
+  int out_stride;
+
+  __device__ Mover(const Operands& o, const Item<S>& item, char* shared, int mover)
+      : raw(shared + mover * S::kRawBytes) {
+    const Inputs<float>& in = o.in;
+    const Piece& piece = item.piece;
+    const int warp = mover / 32;
+    const int token = warp / S::kGroups * 4 + mover % 32 / 8;
+    const int channel = warp % S::kGroups * 32 + mover % 8 * kTogether;
+    const bool exists = channel < item.channels;
+    const int walker = channel / S::kWarpChannels;  // warp
+    const int place = channel % S::kWarpChannels / kTogether;
+    cells =
+        shared + S::kCells + walker * (S::kCellWarp) + token / 2 * S::kCellPair + token % 2 * 8 + place * 16;
+    sums = shared + S::kSums + walker * (S::kSumWarp) +
+           (S::kApart ? token * S::kSumRow + place * 16 : token / 2 * S::kSumRow + token % 2 * 4 + place * 8);
+    count = exists ? static_cast<int>(piece.count) : 0;
+    to_ask = token;
+    to_finish = token;
+    const std::int64_t d = item.first + channel;
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      bias[e] = exists && in.delta_bias ? in.delta_bias.load(d + e) : 0.0F;
+      skip[e] = exists && in.D ? in.D.load(d + e) : 0.0F;
+    }
+    body_steps = S::kBody * static_cast<int>(piece.step);
+    const auto at = [&](const AnyView<3>& view, int bodies, int& stride) {
+      constexpr int kSize = sizeof(T);
+      stride = static_cast<int>(view.stride[2]) * kSize;
+      return static_cast<char*>(view.data) + (piece.row * view.stride[0] + d) * kSize +
+             (piece.start + token * piece.step - bodies * body_steps) * stride;
+    };
+    u = at(in.u, 1, u_stride);
+    delta = at(in.delta, 1, delta_stride);
+    z = at(in.z, 1, z_stride);
+    out = at(o.out, 1, out_stride);
+  }
+
+  __device__ __forceinline__ char* raw_of(int body) const {
+    return raw + (body * S::kRawSlot & (S::kRawRing - 1));
+  }
+
+  __device__ __forceinline__ void ask(int body) {
+    char* const to = raw_of(body);
+    u += std::int64_t{body_steps} * u_stride;
+    delta += std::int64_t{body_steps} * delta_stride;
+    z += std::int64_t{body_steps} * z_stride;
+    if (to_ask < count) {
+      cuda::copy_async<S::kRawBytes>(to, u);
+      cuda::copy_async<S::kRawBytes>(to + S::kRawRing, delta);
+      cuda::copy_async<S::kRawBytes>(to + 2 * S::kRawRing, z);
+    } else {
+      // No step: softplus makes 0 of it.
+      Bits bits;
+      bits.fill(0);
+      bits.store(to);
+      bits.store(to + 2 * S::kRawRing);
+      bits.fill(kMinusInfinity<T>);
+      bits.store(to + S::kRawRing);
+    }
+    cuda::commit_copies();
+    to_ask += S::kBody;
+  }
+
+  // dt and dt u of a body.
+  __device__ __forceinline__ void prepare(int body) const {
+    const char* const from = raw_of(body);
+    char* const to = cells + (body * S::kCellSlot & (S::kCellRing - 1));
+    float x[kTogether];
+    float dt[kTogether];
+    Bits bits;
+    bits.load(from);
+    bits.to_floats(x);
+    bits.load(from + S::kRawRing);
+    bits.to_floats(dt);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      dt[e] = softplus_fast(dt[e] + bias[e]);
+      *reinterpret_cast<float2*>(to + e * S::kAcross * 16) = make_float2(dt[e], dt[e] * x[e]);
+    }
+  }
+
+  // The outputs of a body.
+  __device__ __forceinline__ void finish(int body) {
+    const char* const own = raw_of(body);
+    const char* const from = sums + (body & 1) * S::kSumSlot;
+    float u_here[kTogether];
+    float z_here[kTogether];
+    float y[kTogether];
+    Bits bits;
+    bits.load(own);
+    bits.to_floats(u_here);
+    bits.load(own + 2 * S::kRawRing);
+    bits.to_floats(z_here);
+#pragma unroll
+    for (int e = 0; e < kTogether; ++e) {
+      if constexpr (S::kApart) {
+        const auto some = *reinterpret_cast<const float4*>(from + e * S::kAcross * 16);
+        y[e] = (some.x + some.y) + (some.z + some.w);
+      } else {
+        y[e] = *reinterpret_cast<const float*>(from + e * S::kAcross * 8);
+      }
+      y[e] = fmaf(skip[e], u_here[e], y[e]) * (z_here[e] * cuda::quick_sigmoid(z_here[e]));
+    }
+    out += std::int64_t{body_steps} * out_stride;
+    if (to_finish < count) store_packed(reinterpret_cast<T*>(out), y);
+    to_finish += S::kBody;
+  }
+};
+
+}  // namespace krait::scan::channel_last
