@@ -5,6 +5,7 @@
 
 #include "ops/ssd/backward.h"
 #include "ops/ssd/cuda/inputs.cuh"
+#include "ops/ssd/kernels.h"
 
 namespace krait::ssd_detail {
 
@@ -24,6 +25,18 @@ struct Gradients {
   AnyView<3> ddt;
   AnyView<4> dB, dC;  // where the blocks of warpgroup_backward have all of these sums, in place of Sums
 };
+
+// Tokens that a block of one of the backward's kernels has.
+#ifdef __HIP_PLATFORM_AMD__
+inline constexpr int kBackwardSegment = 32;  // there are 64 KB of shared memory
+#else
+inline constexpr int kBackwardSegment = kChunk;
+#endif
+
+// All gradients, token by token, for any shape, strides and dtypes: `starts` (segments, H, P, N) is the state
+// before each segment, `ends` the gradient by the state after it. Of dB and dC adds to what is there.
+void token_backward(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& dout,
+                    const Tensor& starts, const Tensor& ends, const Gradients& to, const Sums& sums);
 
 // On tensor cores, for what suits_tensor_cores. What each segment adds to the gradient by the state before
 // it, as walk_gradient_ends.
