@@ -9,7 +9,7 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from causal_conv1d.causal_conv1d_interface import causal_conv1d_ref
+from causal_conv1d.causal_conv1d_interface import causal_conv1d_fn
 from krait.torch import functional as krait_ops
 from torch import Tensor
 
@@ -227,15 +227,18 @@ def mamba_inner_ref(
     C_proj_bias=None,
     delta_softplus=True,
 ):
-    """``mamba_inner_fn`` without its norms in plain PyTorch."""
+    """``mamba_inner_fn`` without its norms, composed of the public operators as upstream's is.
+
+    In plain PyTorch the convolution would round otherwise, and step sizes in the hundreds, as
+    unscaled weights make them, blow that up beyond any tolerance.
+    """
     rank = delta_proj_weight.shape[1]
     x, z = xz.chunk(2, dim=1)
-    x = causal_conv1d_ref(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
+    x = causal_conv1d_fn(x, conv1d_weight.squeeze(1), conv1d_bias, activation="silu")
     delta, made_B, made_C = _projected(x, x_proj_weight, rank, A, B, C, B_proj_bias, C_proj_bias)
-    delta = F.linear(delta, delta_proj_weight).transpose(1, 2)
-    y = selective_scan_ref(
+    y = selective_scan_fn(
         x,
-        delta,
+        F.linear(delta, delta_proj_weight).transpose(1, 2),
         A,
         B if made_B is None else _over_time(made_B, A),
         C if made_C is None else _over_time(made_C, A),
