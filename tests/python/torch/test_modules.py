@@ -278,6 +278,50 @@ class Adapter(nn.Module):
         return self.base_layer(x) + self.up(self.down(x))
 
 
+class Wrapped(nn.Module):
+    """A layer inside another, which has no weight of its own."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS))
+def test_wrapped_projections_keep_states(name):
+    torch.manual_seed(0)
+    layer = MIXERS[name](layer_idx=0)
+    if not hasattr(layer, "allocate_inference_cache"):
+        pytest.skip("no states")
+    x = torch.randn(2, 5, D_MODEL)
+    with torch.no_grad():
+        expected = layer(x)
+        for n, child in list(layer.named_children()):
+            if type(child) is nn.Linear:
+                setattr(layer, n, Wrapped(child))
+        params = InferenceParams(max_seqlen=5, max_batch_size=2)
+        found = [layer(x[:, :4], inference_params=params)]
+        params.seqlen_offset = 4
+        found.append(layer(x[:, 4:], inference_params=params))
+    torch.testing.assert_close(torch.cat(found, dim=1), expected)
+
+
+def test_a_watched_dt_projection_is_called():
+    """A hook in front of it, and what accelerate puts in place of its forward, see its calls."""
+    layer, x = MIXERS["mamba"](), torch.randn(2, 5, D_MODEL)
+    expected = layer(x)
+    calls = []
+    handle = layer.dt_proj.register_forward_pre_hook(lambda module, args: calls.append("hook"))
+    torch.testing.assert_close(layer(x), expected)
+    handle.remove()
+    plain = layer.dt_proj.forward
+    layer.dt_proj.forward = lambda x: calls.append("forward") or plain(x)
+    torch.testing.assert_close(layer(x), expected)
+    assert calls == ["hook", "forward"]
+
+
 def test_every_projection_can_be_replaced():
     layer = MIXERS["mamba"](layer_idx=0)
     x = torch.randn(2, 5, D_MODEL)
@@ -343,6 +387,8 @@ def test_inputs_need_three_dimensions(name):
     layer = MHA(32, 4) if name == "MHA" else classes[name](32)
     with pytest.raises(ValueError, match=rf"\[{name}\] the input has shape \(5, 32\), expected"):
         layer(torch.zeros(5, 32))
+    with pytest.raises(ValueError, match=r"\(1, 5, 31\), expected \(B, L, 32\)"):
+        layer(torch.zeros(1, 5, 31))
 
 
 def test_options_that_do_not_fit():
@@ -350,6 +396,10 @@ def test_options_that_do_not_fit():
         Mamba2(D_MODEL, headdim=5)
     with pytest.raises(ValueError, match="ngroups"):
         Mamba2(D_MODEL, headdim=8, ngroups=3)
+    with pytest.raises(ValueError, match="headdim is 8, ngroups 0, expected positive"):
+        Mamba2(D_MODEL, headdim=8, ngroups=0)
+    with pytest.raises(ValueError, match="num_heads is 0, expected a positive"):
+        MHA(D_MODEL, 0)
     with pytest.raises(ValueError, match="dt_init"):
         Mamba(D_MODEL, dt_init="zero")
     with pytest.raises(ValueError, match="dt_rank is 'full', expected 'auto'"):

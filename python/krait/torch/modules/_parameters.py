@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def require_hidden_states(module: str, x: Tensor) -> None:
-    if x.dim() != 3:
+def require_hidden_states(module: str, x: Tensor, channels: int) -> None:
+    if x.dim() != 3 or x.shape[2] != channels:
         raise ValueError(
-            f"[{module}] the input has shape {tuple(x.shape)}, expected (B, L, channels)"
+            f"[{module}] the input has shape {tuple(x.shape)}, expected (B, L, {channels})"
         )
 
 

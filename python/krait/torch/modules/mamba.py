@@ -123,11 +123,14 @@ class Mamba(Mixer):
         """delta (..., d_inner) before softplus, and what is still to be added to it.
 
         The bias stays apart, in its own precision, unless dt_proj has become another kind of layer
-        (an adapter, a quantised or sharded one), which is called as it is.
+        (an adapter, a quantised or sharded one) or something watches its calls (hooks; accelerate
+        replaces its forward), when it is called as it is.
         """
-        if type(self.dt_proj) is nn.Linear and not self.dt_proj._forward_hooks:
-            return F.linear(low_rank, self.dt_proj.weight), self.dt_proj.bias
-        return self.dt_proj(low_rank), None
+        layer = self.dt_proj
+        watched = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+        if type(layer) is nn.Linear and not watched:
+            return F.linear(low_rank, layer.weight), layer.bias
+        return layer(low_rank), None
 
     def _conv_weight(self) -> Tensor:
         return self.conv1d.weight.squeeze(1)
@@ -148,7 +151,7 @@ class Mamba(Mixer):
             seq_idx: (B, L), documents packed into rows, as in ``selective_scan``.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
-        require_hidden_states("Mamba", hidden_states)
+        require_hidden_states("Mamba", hidden_states, self.d_model)
         batch, length, _ = hidden_states.shape
         conv_state = ssm_state = None
         continues = False

@@ -186,6 +186,11 @@ class Mamba2(Mixer, _HubMixin):
         return size // self.world_size
 
     def _check_sizes(self) -> None:
+        if self.headdim <= 0 or self.ngroups <= 0:
+            raise ValueError(
+                f"[Mamba2] headdim is {self.headdim}, ngroups {self.ngroups}, expected positive "
+                "numbers"
+            )
         if self.d_ssm > self.d_inner:
             raise ValueError(f"[Mamba2] d_ssm is {self.d_ssm}, expected at most {self.d_inner}")
         if self.d_ssm % self.headdim != 0:
@@ -261,7 +266,7 @@ class Mamba2(Mixer, _HubMixin):
                 is 0, else tokens that continue one.
         """
         if seqlen is None:
-            require_hidden_states("Mamba2", u)
+            require_hidden_states("Mamba2", u, self.d_model)
         zxbcdt = self.in_proj(u)
         if seqlen is not None:
             zxbcdt = zxbcdt.view(-1, seqlen, zxbcdt.shape[-1])

@@ -86,7 +86,7 @@ class Mamba2Simple(Mamba2):
         """Mixes u (B, L, d_model) over time: (B, L, d_model). seq_idx (B, L): documents packed into
         rows.
         """
-        require_hidden_states("Mamba2Simple", u)
+        require_hidden_states("Mamba2Simple", u, self.d_model)
         zxbcdt = self.in_proj(u)
         states = None
         if self.learnable_init_states:

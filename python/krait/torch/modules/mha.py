@@ -75,6 +75,8 @@ class MHA(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        if num_heads <= 0:
+            raise ValueError(f"[MHA] num_heads is {num_heads}, expected a positive number")
         if head_dim is None:
             if embed_dim % num_heads != 0:
                 raise ValueError(
@@ -129,14 +131,19 @@ class MHA(nn.Module):
         """kv_cache (B, max_seqlen, 2, num_heads_kv, head_dim) and conv_state (B, conv channels,
         d_conv), or None without a convolution; in dtype, the model's if None.
         """
-        weight = self.out_proj.weight
-        dtype = dtype or weight.dtype
-        kv_cache = weight.new_empty(
-            (batch_size, max_seqlen, 2, self.num_heads_kv, self.head_dim), dtype=dtype
+        # A projection that was replaced, by an adapter or a quantised one, may have no weight.
+        parameters = list(self.parameters())
+        floating = [p.dtype for p in parameters if p.is_floating_point()]
+        made: dict[str, Any] = {
+            "device": parameters[0].device if parameters else None,
+            "dtype": dtype or (floating[0] if floating else None),
+        }
+        kv_cache = torch.empty(
+            (batch_size, max_seqlen, 2, self.num_heads_kv, self.head_dim), **made
         )
         conv_state = None
         if self.d_conv > 0:
-            conv_state = weight.new_zeros((batch_size, self.qkv_dim, self.d_conv), dtype=dtype)
+            conv_state = torch.zeros((batch_size, self.qkv_dim, self.d_conv), **made)
         return kv_cache, conv_state
 
     def _state(self, inference_params: Any, batch: int) -> tuple[Tensor, Optional[Tensor]]:
@@ -203,7 +210,7 @@ class MHA(nn.Module):
                 output is that of a token that sees nothing.
             cu_seqlens: (n + 1), bounds of documents packed into one row.
         """
-        require_hidden_states("MHA", x)
+        require_hidden_states("MHA", x, self.embed_dim)
         batch, length, _ = x.shape
         kv_cache = conv_state = lengths = None
         offset = 0
