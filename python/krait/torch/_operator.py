@@ -80,7 +80,9 @@ def examine(tensors: Sequence[Optional[Tensor]]) -> int:
         _require_tensors(tensors)
         return 0
     first = tensors[0]
-    if first is None or not (first.is_cpu or first.is_cuda):
+    if first is None:
+        raise TypeError("[krait.torch] found None, expected a torch.Tensor")
+    if not (first.is_cpu or first.is_cuda):
         return 0
     found = PLAIN
     if torch.is_grad_enabled():
@@ -146,6 +148,8 @@ def define_backward(schema: str, kernel: Callable[..., Any], fake: Callable[...,
 
 
 def check_offsets(op: str, cu_seqlens: Tensor) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"[{op}] cu_seqlens is a {type(cu_seqlens).__name__}, expected a tensor")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(f"[{op}] cu_seqlens has shape {shape_of(cu_seqlens)}, expected (n + 1)")
 

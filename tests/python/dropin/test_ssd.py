@@ -154,6 +154,19 @@ def test_what_is_returned() -> None:
     )
     assert len(states) == 2
     close(states[1], both[2])
+    compiled = torch.compile(mamba_chunk_scan_combined, fullgraph=True, backend="aot_eager")
+    again = compiled(
+        x, dt, A, B, C, 8, cu_seqlens=bounds, return_final_states=True, return_varlen_states=True
+    )
+    close(again, both, what="under torch.compile")
+    # The last sequence that has tokens leaves the row's final states.
+    empty_end = torch.tensor([0, 5, 12, 12], dtype=torch.int32)
+    final = mamba_chunk_scan_combined(
+        x, dt, A, B, C, 8, cu_seqlens=empty_end, return_final_states=True
+    )[1]
+    close(final, both[1])
+    with pytest.raises(TypeError, match="cu_seqlens is a list, expected a tensor"):
+        mamba_chunk_scan_combined(x, dt, A, B, C, 8, cu_seqlens=[0, 12])
     with pytest.raises(ValueError, match="without cu_seqlens"):
         mamba_chunk_scan_combined(x, dt, A, B, C, 8, return_varlen_states=True)
 

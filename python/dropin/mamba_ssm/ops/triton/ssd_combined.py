@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from causal_conv1d.causal_conv1d_interface import causal_conv1d_ref
 from krait.torch import functional as krait_ops
+from krait.torch._operator import check_offsets
 from torch import Tensor
 
 from ..selective_scan_interface import selective_scan_fn
@@ -200,6 +201,8 @@ def mamba_chunk_scan_combined(
             "[mamba_chunk_scan_combined] return_varlen_states was given without cu_seqlens, "
             "expected the bounds of the sequences"
         )
+    if cu_seqlens is not None:
+        check_offsets("mamba_chunk_scan_combined", cu_seqlens)
     if cu_seqlens is not None and seq_idx is None:
         sequences = cu_seqlens.shape[0] - 1
         if initial_states is not None and initial_states.shape[0] != sequences:
@@ -217,9 +220,9 @@ def mamba_chunk_scan_combined(
         out, varlen_states = result if wants_states else (result, None)
         final_states = None
         if return_final_states:
-            lengths = torch.diff(cu_seqlens)
-            last = int(lengths.nonzero()[-1]) if bool((lengths > 0).any()) else 0
-            final_states = varlen_states[last : last + 1]
+            # The sequence of the row's last token, found without reading from the device.
+            last = torch.searchsorted(cu_seqlens, cu_seqlens[-1:] - 1, right=True) - 1
+            final_states = varlen_states.index_select(0, last.clamp(min=0))
     else:
         result = krait_ops.ssd(
             *arguments,
