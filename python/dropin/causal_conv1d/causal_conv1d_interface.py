@@ -46,6 +46,13 @@ def causal_conv1d_fn(
     return_final_states the last K - 1 tokens (B, D, K - 1) too.
     """
     wants_states = return_final_states or final_states_out is not None
+    if final_states_out is not None:
+        expected = (*x.shape[:-1], weight.shape[-1] - 1)
+        if final_states_out.shape != expected:
+            raise ValueError(
+                f"[causal_conv1d] final_states_out has shape {tuple(final_states_out.shape)}, "
+                f"expected {expected}: the last K - 1 inputs of each sequence"
+            )
     result = krait_ops.causal_conv1d(
         x,
         weight,

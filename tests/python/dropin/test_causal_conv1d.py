@@ -241,3 +241,13 @@ def test_functions_without_autograd() -> None:
 def test_refuses_other_activations() -> None:
     with pytest.raises(NotImplementedError, match="activation is 'relu'"):
         causal_conv1d_fn(torch.zeros(1, 2, 3), torch.zeros(2, 2), activation="relu")
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, weight = torch.randn(2, 4, 10), torch.randn(4, 4)
+    with pytest.raises(ValueError, match=r"final_states_out has shape \(2, 4, 2\), expected"):
+        causal_conv1d_fn(x, weight, final_states_out=torch.randn(2, 4, 2))
+    with pytest.raises(ValueError, match="state_len is -1, expected 0 or more"):
+        causal_conv1d_varlen_states(x[0].T, torch.tensor([0, 10]), -1)
+    with pytest.raises(TypeError, match="found None, expected a torch.Tensor"):
+        causal_conv1d_fn(None, weight)

@@ -339,3 +339,15 @@ def test_name_of_earlier_releases() -> None:
     from mamba_ssm.ops.triton import layernorm
 
     assert layernorm.rms_norm_fn is rms_norm_fn and layernorm.RMSNorm is layer_norm.RMSNorm
+
+
+def test_what_does_not_fit_is_named() -> None:
+    x, weight = torch.randn(2, 4, 10), torch.randn(10)
+    with pytest.raises(ValueError, match=r"x1 has shape \(2, 4, 9\), expected \(2, 4, 10\)"):
+        layer_norm_fn(x, weight, None, x1=torch.randn(2, 4, 9))
+    with pytest.raises(ValueError, match=r"rowscale has shape \(3,\), expected \(2, 4\)"):
+        layer_norm_fn(x, weight, None, rowscale=torch.randn(3))
+    with pytest.raises(ValueError, match="dropout_p is 1.5"):
+        layer_norm_fn(x, weight, None, dropout_p=1.5)
+    with pytest.raises(ValueError, match="group_size is 0"):
+        layernorm_gated.rmsnorm_fn(x, weight, None, group_size=0)

@@ -333,6 +333,10 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit, naming the tensor.
     """
+    if state_len < 0:
+        raise ValueError(
+            f"[causal_conv1d_varlen_states] state_len is {state_len}, expected 0 or more"
+        )
     if examine((x, cu_seqlens)):
         return _varlen_states(x, cu_seqlens, state_len)
     with torch.no_grad():

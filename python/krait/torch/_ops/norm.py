@@ -244,6 +244,8 @@ def norm(
     """
     if kind not in ("rms", "layer"):
         raise ValueError(f"[norm] kind is {kind!r}, expected 'rms' or 'layer'")
+    if group_size is not None and group_size <= 0:
+        raise ValueError(f"[norm] group_size is {group_size}, expected a divisor of the channels")
     tensors = (x, weight, bias, residual, z)
     how = examine(tensors)
     grad = how & GRAD if how else wants_grad(tensors)

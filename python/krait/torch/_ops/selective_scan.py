@@ -336,6 +336,8 @@ def selective_scan(
     """
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx, cu_seqlens)
     how = examine(tensors)
+    if A is None:
+        raise TypeError("[selective_scan] A is None, expected a torch.Tensor")
     if how and A.is_complex() and _lazily_conjugated(tensors):
         how = 0
     if not how:

@@ -32,7 +32,21 @@ def _wide(tensor: Optional[Tensor]) -> Optional[Tensor]:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _refuse_rowscale_with_x1(x1: Optional[Tensor], rowscale: Optional[Tensor]) -> None:
+def _check_scales(
+    x: Tensor, x1: Optional[Tensor], rowscale: Optional[Tensor], dropout_p: float
+) -> None:
+    """What goes into r beside the residual: krait's operator checks the rest."""
+    if x1 is not None and x1.shape != x.shape:
+        raise ValueError(
+            f"[layer_norm] x1 has shape {tuple(x1.shape)}, expected {tuple(x.shape)}: that of x"
+        )
+    if rowscale is not None and rowscale.shape != x.shape[:-1]:
+        raise ValueError(
+            f"[layer_norm] rowscale has shape {tuple(rowscale.shape)}, expected "
+            f"{tuple(x.shape[:-1])}: one value for each row of x"
+        )
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"[layer_norm] dropout_p is {dropout_p}, expected a number in [0, 1)")
     if x1 is not None and rowscale is not None:
         raise ValueError("[layer_norm] rowscale was given with x1, expected one of the two at most")
 
@@ -58,7 +72,7 @@ def _ref(
     dropout_mask1: Optional[Tensor],
     upcast: bool,
 ):
-    _refuse_rowscale_with_x1(x1, rowscale)
+    _check_scales(x, x1, rowscale, dropout_p)
     dtype = x.dtype
     if upcast:
         x, weight, bias, residual = _wide(x), _wide(weight), _wide(bias), _wide(residual)
@@ -178,7 +192,7 @@ def _layer_norm_fwd(
     x), seeds are what ``_layer_norm_bwd`` draws the masks from again. What was not asked for is
     None.
     """
-    _refuse_rowscale_with_x1(x1, rowscale)
+    _check_scales(x, x1, rowscale, dropout_p)
     with torch.no_grad():
         seeds = dropout_mask = dropout_mask1 = None
         total = _wide(x)
@@ -311,7 +325,7 @@ def layer_norm_fn(
     return_dropout_mask, the masks of x and x1 (bool, True where kept, of x's shape, None without
     dropout). A tuple as soon as there is more than one.
     """
-    _refuse_rowscale_with_x1(x1, rowscale)
+    _check_scales(x, x1, rowscale, dropout_p)
     kind = "rms" if is_rms_norm else "layer"
     dropout_mask = dropout_mask1 = None
     if x1 is None and weight1 is None and rowscale is None and dropout_p == 0.0:
