@@ -44,7 +44,7 @@ def test_model(name: str, slow: Any) -> None:
     expected, found = slow[name], transformers_models.run(name, device)
     assert any(FALLS_BACK in text for text in expected["warnings"])
     assert not any(FALLS_BACK in text for text in found["warnings"])
-    parts = ["evaluation", "padded", "generation"]
+    parts = ["evaluation", "padded", "generation", "padded generation"]
     if name not in UNLIKE_ITSELF:
         parts.append("training")
     for part in parts:
@@ -52,3 +52,18 @@ def test_model(name: str, slow: Any) -> None:
         for what, value in expected[part].items():
             scale = max(1.0, float(value.abs().max()))
             close(found[part][what] / scale, value / scale, what=f"{name}, {part}, {what}")
+    # Both round to 16 bits, each in its way, and a single gradient that cancels may be off by
+    # several times what the other's is, either way round. Ours has to be as near to float32 on
+    # average, and nowhere far from it.
+    first = "first logits of padded generation"
+    exact = {**expected["evaluation"], first: expected["padded generation"]["logits"][0]}
+    assert found["bfloat16"].keys() == expected["bfloat16"].keys() == exact.keys()
+    errors = []
+    for what, value in exact.items():
+        assert found["bfloat16"][what].dtype == expected["bfloat16"][what].dtype, what
+        if value.norm() > 0.0:
+            pair = (found["bfloat16"][what], expected["bfloat16"][what])
+            errors.append([float((t.float() - value).norm() / value.norm()) for t in pair])
+            assert errors[-1][0] < 0.25, f"{name}, bfloat16, {what}"
+    ours, slows = (sum(side) / len(errors) for side in zip(*errors))
+    assert ours <= 1.5 * slows + 1e-3, f"{name}, bfloat16: off by {ours}, the slow path by {slows}"

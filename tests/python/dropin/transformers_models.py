@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -184,15 +184,31 @@ def make(name: str) -> Any:
     return model
 
 
-def loss_and_gradients(model: Any, ids: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+def loss_and_gradients(
+    model: Any, ids: torch.Tensor, labels: Optional[torch.Tensor] = None, **arguments: Any
+) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    output = model(ids, labels=ids, **arguments)
+    output = model(ids, labels=ids if labels is None else labels, **arguments)
     output.loss.backward()
     results = {"logits": output.logits.detach(), "loss": output.loss.detach()}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             results[f"gradient of {name}"] = parameter.grad.clone()
     return results
+
+
+def generation(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Greedy, from states."""
+    with torch.no_grad():
+        generated = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=10,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    return {"sequences": generated.sequences, "logits": torch.stack(generated.logits)}
 
 
 def run(name: str, device: str = "cpu") -> dict[str, Any]:
@@ -214,22 +230,18 @@ def run(name: str, device: str = "cpu") -> dict[str, Any]:
         results: dict[str, Any] = {}
         results["evaluation"] = loss_and_gradients(model.eval(), ids)
         results["training"] = loss_and_gradients(model.train(), ids, use_cache=False)
+        padded_labels = ids.masked_fill(mask == 0, -100)
         model.eval()
-        with torch.no_grad():
-            padded = model(ids, attention_mask=mask).logits
-            results["padded"] = {"logits": torch.cat([padded[0, 5:], padded[1]])}
-            generated = model.generate(
-                ids[:, :7],
-                attention_mask=torch.ones_like(ids[:, :7]),
-                max_new_tokens=10,
-                do_sample=False,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-            results["generation"] = {
-                "sequences": generated.sequences,
-                "logits": torch.stack(generated.logits),
-            }
+        padded = loss_and_gradients(model, ids, padded_labels, attention_mask=mask)
+        padded["logits"] = padded["logits"][mask.bool()]
+        results["padded"] = padded
+        results["generation"] = generation(model, ids[:, :7], torch.ones_like(ids[:, :7]))
+        results["padded generation"] = generation(model, ids[:, :9], mask[:, :9])
+        model.to(torch.bfloat16)
+        results["bfloat16"] = loss_and_gradients(model, ids)
+        # Later logits follow tokens that rounding may have chosen.
+        first = generation(model, ids[:, :9], mask[:, :9])["logits"][0]
+        results["bfloat16"]["first logits of padded generation"] = first
     finally:
         logger.removeHandler(warnings)
     results = {p: {k: t.cpu() for k, t in part.items()} for p, part in results.items()}
