@@ -136,6 +136,15 @@ def test_residual_without_more(prenorm: bool) -> None:
     )
 
 
+def test_rowscale_has_one_value_for_each_row_in_any_shape() -> None:
+    x, weight, scale = torch.randn(2, 4, 8), torch.randn(8), torch.rand(2, 4)
+    for function in (layer_norm_fn, layer_norm_ref):
+        assert torch.equal(
+            function(x, weight, None, rowscale=scale),
+            function(x, weight, None, rowscale=scale.flatten()),
+        )
+
+
 def test_rowscale_and_x1_exclude_each_other() -> None:
     x = torch.zeros(2, WIDTH)
     for function in (layer_norm_fn, layer_norm_ref):

@@ -32,6 +32,11 @@ def _wide(tensor: Optional[Tensor]) -> Optional[Tensor]:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def _by_row(rowscale: Tensor, x: Tensor) -> Tensor:
+    """rowscale, of any shape with one value for each row of x, to multiply x by."""
+    return rowscale.reshape(*x.shape[:-1], 1)
+
+
 def _check_scales(
     x: Tensor, x1: Optional[Tensor], rowscale: Optional[Tensor], dropout_p: float
 ) -> None:
@@ -40,7 +45,7 @@ def _check_scales(
         raise ValueError(
             f"[layer_norm] x1 has shape {tuple(x1.shape)}, expected {tuple(x.shape)}: that of x"
         )
-    if rowscale is not None and rowscale.shape != x.shape[:-1]:
+    if rowscale is not None and rowscale.numel() * x.shape[-1] != x.numel():
         raise ValueError(
             f"[layer_norm] rowscale has shape {tuple(rowscale.shape)}, expected "
             f"{tuple(x.shape[:-1])}: one value for each row of x"
@@ -78,7 +83,7 @@ def _ref(
         x, weight, bias, residual = _wide(x), _wide(weight), _wide(bias), _wide(residual)
         x1, weight1, bias1 = _wide(x1), _wide(weight1), _wide(bias1)
     if rowscale is not None:
-        x = x * rowscale.unsqueeze(-1)
+        x = x * _by_row(rowscale, x)
     if dropout_p > 0.0:
         x = F.dropout(x, dropout_p) if dropout_mask is None else _masked(x, dropout_mask, dropout_p)
         if x1 is not None:
@@ -197,7 +202,7 @@ def _layer_norm_fwd(
         seeds = dropout_mask = dropout_mask1 = None
         total = _wide(x)
         if rowscale is not None:
-            total = total * rowscale.unsqueeze(-1)
+            total = total * _by_row(rowscale, total)
         if dropout_p > 0.0:
             seeds = torch.randint(2**62, (1 if x1 is None else 2,), dtype=torch.int64)
             dropout_mask, dropout_mask1 = _drawn_masks(x, x1, dropout_p, seeds)
@@ -285,7 +290,7 @@ def _layer_norm_bwd(
             dx = _masked(dx, mask, dropout_p)
             dx1 = None if dx1 is None else _masked(dx1, mask1, dropout_p)
         if rowscale is not None:
-            dx = dx * rowscale.unsqueeze(-1)
+            dx = dx * _by_row(rowscale, dx)
         gradients = (
             dx.to(x_dtype),
             dw,
@@ -343,7 +348,7 @@ def layer_norm_fn(
     else:
         total = _wide(x)
         if rowscale is not None:
-            total = total * rowscale.unsqueeze(-1)
+            total = total * _by_row(rowscale, total)
         if dropout_p > 0.0:
             dropout_mask = torch.rand(x.shape, device=x.device) >= dropout_p
             total = _masked(total, dropout_mask, dropout_p)
