@@ -2,7 +2,8 @@
 operand.
 
 NumPy arrays, PyTorch tensors, CuPy arrays and everything else with ``__dlpack__`` are handed over
-as they lie in memory, with any strides, on the CPU or a GPU. Nothing is copied.
+as they lie in memory, with any strides, on the CPU or a GPU. Nothing is copied, but
+lazily conjugated and negated tensors of PyTorch, whose values lie nowhere.
 """
 
 from __future__ import annotations
@@ -77,6 +78,17 @@ def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> A
     return library().view_as_bfloat16(array) if bfloat16 else array
 
 
+def _with_own_values(op: str, name: str, array: Array, *, written: bool) -> Array:
+    """`array`, or a copy where it is a view of PyTorch's that stands for the conjugate or the
+    negative of what lies in memory: DLPack would hand over what lies there."""
+    if not hasattr(array, "resolve_conj") or not (array.is_conj() or array.is_neg()):
+        return array
+    if written:
+        view = "conjugating" if array.is_conj() else "negating"
+        _fail(op, name, f"is a {view} view, expected a destination whose memory holds its values")
+    return array.resolve_conj().resolve_neg()
+
+
 class Arrays:
     """The arrays of one call of `op`. Results are made in the kind and on the device of `like`."""
 
@@ -118,7 +130,7 @@ class Arrays:
         self.double = self.double or dtype_name(array) in ("float64", "complex128")
         if getattr(array, "requires_grad", False):
             array = array.detach()
-        return array
+        return _with_own_values(self.op, name, array, written=written)
 
     @property
     def real(self) -> str:

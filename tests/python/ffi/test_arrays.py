@@ -168,6 +168,22 @@ def test_torch(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(mixed.numpy(), expected)
 
 
+def test_views_of_torch_whose_values_lie_nowhere(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    u, delta, A, B, C = [torch.from_numpy(array) for array in inputs(rng)]
+    A = torch.complex(A, A)
+    B = C = torch.cat([B, C], 2)
+    assert torch.equal(
+        ops.selective_scan(u, delta, A.conj(), B, C),
+        ops.selective_scan(u, delta, A.conj().resolve_conj(), B, C),
+    )
+    negative = torch.complex(u, u).conj().imag
+    assert negative.is_neg()
+    assert torch.equal(ops.gelu(negative), ops.gelu(-u))
+    with pytest.raises(ValueError, match=r"out is a negating view, expected a destination whose"):
+        ops.gelu(u, out=negative)
+
+
 def test_destinations_may_be_left_out(rng: np.random.Generator) -> None:
     """The functions of the library itself take None for what is not wanted."""
     u, delta, A, B, C = inputs(rng)
