@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from . import _arguments
 from ._library import library
 
 # An array of any of these libraries.
@@ -22,6 +23,15 @@ Array = Any
 
 def _fail(op: str, name: str, text: str) -> NoReturn:
     raise ValueError(f"[{op}] {name} {text}")
+
+
+def require_array(op: str, name: str, array: Any) -> None:
+    """Raises TypeError for what is no array, None among it."""
+    if not isinstance(array, np.ndarray) and not hasattr(array, "__dlpack__"):
+        found = "None" if array is None else f"a {type(array).__name__}"
+        raise TypeError(
+            f"[{op}] {name} is {found}, expected a NumPy array or one with __dlpack__"
+        )
 
 
 def dtype_name(array: Array) -> str:
@@ -62,6 +72,8 @@ def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> A
     if not array.dtype.isnative:
         _fail(op, name, f"has byte order {array.dtype.byteorder!r}, expected the machine's own")
     size = array.dtype.itemsize
+    if array.dtype.kind in "fc" and size > (8 if array.dtype.kind == "f" else 16):
+        _fail(op, name, f"has dtype {array.dtype}, expected at most double precision")
     if any(stride % size for stride in array.strides):
         _fail(
             op,
@@ -94,11 +106,7 @@ class Arrays:
 
     def __init__(self, op: str, like_name: str, like: Array) -> None:
         self.op = op
-        if not isinstance(like, np.ndarray) and not hasattr(like, "__dlpack__"):
-            raise TypeError(
-                f"[{op}] {like_name} is a {type(like).__name__}, expected a NumPy array or one "
-                "with __dlpack__"
-            )
+        require_array(op, like_name, like)
         self._like = like
         self._library_name = type(like).__module__.partition(".")[0]
         # Whether any operand asks for double precision.
@@ -107,6 +115,19 @@ class Arrays:
     def __call__(self, name: str, array: Array | None) -> Any:
         """`array` as an operand that is read, or None."""
         return self._operand(name, array, written=False)
+
+    def given(self, name: str, array: Array) -> Any:
+        """`array` as an operand that is read and may not be None."""
+        require_array(self.op, name, array)
+        return self._operand(name, array, written=False)
+
+    def integer(self, name: str, value: Any) -> int:
+        """An argument beside the arrays, of 64 bits; TypeError for what is no integer."""
+        return _arguments.integer(f"[{self.op}] {name}", value)
+
+    def number(self, name: str, value: Any) -> float:
+        """The same as a float; TypeError for what is no number."""
+        return _arguments.number(f"[{self.op}] {name}", value)
 
     def each(self, names: Sequence[str], *given: Array | None) -> tuple[Any, ...]:
         """Several operands that are read, by their names."""
@@ -122,11 +143,7 @@ class Arrays:
         if isinstance(array, np.ndarray):
             self.double = self.double or array.dtype.name in ("float64", "complex128")
             return _numpy_operand(self.op, name, array, written=written)
-        if not hasattr(array, "__dlpack__"):
-            raise TypeError(
-                f"[{self.op}] {name} is a {type(array).__name__}, expected a NumPy array or one "
-                "with __dlpack__"
-            )
+        require_array(self.op, name, array)
         self.double = self.double or dtype_name(array) in ("float64", "complex128")
         if getattr(array, "requires_grad", False):
             array = array.detach()

@@ -26,12 +26,11 @@ def gated_silu(x: Array, gate: Array, *, out: Array | None = None) -> Array:
 def gated_silu_backward(x: Array, gate: Array, dout: Array) -> tuple[Array, Array]:
     """The gradients (dx, dgate) of gated_silu, in the shapes and element types of x and gate."""
     arrays = Arrays("gated_silu_backward", "x", x)
+    inputs = (arrays("x", x), arrays.given("gate", gate), arrays("dout", dout))
     dx = arrays.empty(x.shape, dtype_name(x))
     dgate = arrays.empty(gate.shape, dtype_name(gate))
     library().gated_silu_backward(
-        arrays("x", x),
-        arrays("gate", gate),
-        arrays("dout", dout),
+        *inputs,
         arrays.destination("dx", dx),
         arrays.destination("dgate", dgate),
     )

@@ -54,7 +54,7 @@ def attention(
     library().attention(
         *inputs,
         bool(causal),
-        float(scale),
+        arrays.number("scale", scale),
         arrays.destination("out", out),
         arrays.destination("logsumexp", logsumexp),
     )
@@ -81,15 +81,14 @@ def attention_backward(
         dout: (Lq, H, head_dim_v), the gradient of out.
     """
     arrays = Arrays("attention_backward", "q", q)
+    inputs = (arrays("q", q), arrays.given("k", k), arrays.given("v", v))
     result = AttentionGradients(
         *(arrays.empty(array.shape, dtype_name(array)) for array in (q, k, v))
     )
     library().attention_backward(
-        arrays("q", q),
-        arrays("k", k),
-        arrays("v", v),
+        *inputs,
         bool(causal),
-        float(scale),
+        arrays.number("scale", scale),
         arrays("out", out),
         arrays("logsumexp", logsumexp),
         arrays("dout", dout),
@@ -124,8 +123,8 @@ def rotary_embedding(
     library().rotary_embedding(
         arrays.destination("x", x),
         arrays("positions", positions),
-        int(dim),
-        float(base),
+        arrays.integer("dim", dim),
+        arrays.number("base", base),
         bool(interleaved),
         bool(inverse),
     )

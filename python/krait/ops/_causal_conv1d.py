@@ -147,13 +147,13 @@ def causal_conv1d_varlen_states(x: Array, cu_seqlens: Array, state_len: int) -> 
     op = "causal_conv1d_varlen_states"
     arrays = Arrays(op, "x", x)
     require_ndim(op, "x", x, 2, "(T, D)")
-    require_ndim(op, "cu_seqlens", cu_seqlens, 1, "(n + 1,)")
-    shape = (max(cu_seqlens.shape[0] - 1, 0), x.shape[1], max(int(state_len), 0))
+    inputs = (arrays("x", x), arrays.given("cu_seqlens", cu_seqlens))
+    state_len = arrays.integer("state_len", state_len)
+    shape = (count_sequences(op, 1, cu_seqlens), x.shape[1], max(state_len, 0))
     out = arrays.empty(shape, dtype_name(x))
     library().causal_conv1d_varlen_states(
-        arrays("x", x),
-        arrays("cu_seqlens", cu_seqlens),
-        int(state_len),
+        *inputs,
+        state_len,
         arrays.destination("out", out),
     )
     return arrays.result(out)
@@ -180,13 +180,12 @@ def causal_conv1d_backward(
 
     Returns:
         Gradients in the shapes of the inputs: those of x and initial_states in the element types of
-            these, those of
-        weight and bias in float32.
+        these, those of weight and bias in float32.
     """
     arrays = Arrays("causal_conv1d_backward", "x", x)
     inputs = (
         arrays("x", x),
-        arrays("weight", weight),
+        arrays.given("weight", weight),
         arrays("bias", bias),
         arrays("initial_states", initial_states),
         arrays("seq_idx", seq_idx),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._arrays import Array, dtype_name
+from .._arrays import Array, dtype_name, require_array
 
 INFINITY = float("inf")
 
@@ -35,6 +35,7 @@ def limits(op: str, dt_limit: tuple[float, float]) -> tuple[float, float]:
 
 
 def require_ndim(op: str, name: str, array: Array, ndim: int, shape: str) -> None:
+    require_array(op, name, array)
     if len(array.shape) != ndim:
         raise ValueError(f"[{op}] {name} has shape {tuple(array.shape)}, expected {shape}")
 

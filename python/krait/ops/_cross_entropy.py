@@ -51,8 +51,8 @@ def cross_entropy(
     logsumexp = arrays.empty(logits.shape[:1], arrays.real)
     mean, count = library().cross_entropy(
         *inputs,
-        int(ignore_index),
-        float(label_smoothing),
+        arrays.integer("ignore_index", ignore_index),
+        arrays.number("label_smoothing", label_smoothing),
         arrays.destination("losses", losses),
         arrays.destination("logsumexp", logsumexp),
     )
@@ -81,10 +81,10 @@ def cross_entropy_backward(
     library().cross_entropy_backward(
         arrays("logits", logits),
         arrays("targets", targets),
-        int(ignore_index),
-        float(label_smoothing),
+        arrays.integer("ignore_index", ignore_index),
+        arrays.number("label_smoothing", label_smoothing),
         arrays("logsumexp", logsumexp),
-        float(scale),
+        arrays.number("scale", scale),
         arrays.destination("dlogits", dlogits),
     )
     return arrays.result(dlogits)
@@ -120,9 +120,9 @@ def linear_cross_entropy(
     mean, count = library().linear_cross_entropy(
         *inputs,
         arrays("targets", targets),
-        int(ignore_index),
-        float(label_smoothing),
-        int(block),
+        arrays.integer("ignore_index", ignore_index),
+        arrays.number("label_smoothing", label_smoothing),
+        arrays.integer("block", block),
         arrays.destination("losses", losses),
         arrays.destination("logsumexp", logsumexp),
     )
@@ -161,10 +161,10 @@ def linear_cross_entropy_backward(
     mean, count = library().linear_cross_entropy_backward(
         *inputs,
         arrays("targets", targets),
-        int(ignore_index),
-        float(label_smoothing),
-        int(block),
-        float(scale),
+        arrays.integer("ignore_index", ignore_index),
+        arrays.number("label_smoothing", label_smoothing),
+        arrays.integer("block", block),
+        arrays.number("scale", scale),
         arrays.destination("dx", dx),
         arrays.destination("dweight", dweight),
         arrays.destination("dbias", dbias),

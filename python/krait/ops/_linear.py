@@ -64,6 +64,7 @@ def linear_backward(
         dx in x's shape and element type; dweight (out, in) and dbias (out,) in float32.
     """
     arrays = Arrays("linear_backward", "x", x)
+    require_ndim("linear_backward", "weight", weight, 2, "(out, in)")
     inputs = (arrays("x", x), arrays("weight", weight), arrays("dout", dout))
     result = LinearGradients(
         dx=arrays.empty(x.shape, dtype_name(x)),
@@ -94,10 +95,9 @@ def embedding(ids: Array, weight: Array) -> Array:
     op = "embedding"
     arrays = Arrays(op, "weight", weight)
     require_ndim(op, "weight", weight, 2, "(vocabulary, d)")
+    inputs = (arrays.given("ids", ids), arrays("weight", weight))
     out = arrays.empty((*ids.shape, weight.shape[1]), dtype_name(weight))
-    library().embedding(
-        arrays("ids", ids), arrays("weight", weight), arrays.destination("out", out)
-    )
+    library().embedding(*inputs, arrays.destination("out", out))
     return arrays.result(out)
 
 
@@ -109,12 +109,16 @@ def embedding_backward(ids: Array, dout: Array, vocab_size: int) -> Array:
         ids: (...), as given to embedding.
         dout: (..., d), the gradient of the result.
     """
-    arrays = Arrays("embedding_backward", "dout", dout)
-    gradient = arrays("dout", dout)
-    dweight = arrays.zeros((int(vocab_size), dout.shape[-1]), arrays.real)
-    library().embedding_backward(
-        arrays("ids", ids), gradient, arrays.destination("dweight", dweight)
-    )
+    op = "embedding_backward"
+    arrays = Arrays(op, "dout", dout)
+    inputs = (arrays("ids", ids), arrays("dout", dout))
+    rows = arrays.integer("vocab_size", vocab_size)
+    if rows < 0:
+        raise ValueError(f"[{op}] vocab_size is {rows}, expected 0 or more")
+    if len(dout.shape) == 0:
+        raise ValueError(f"[{op}] dout has shape (), expected (..., d)")
+    dweight = arrays.zeros((rows, dout.shape[-1]), arrays.real)
+    library().embedding_backward(*inputs, arrays.destination("dweight", dweight))
     return arrays.result(dweight)
 
 
@@ -145,7 +149,7 @@ def dropout(
         out = arrays.empty(x.shape, dtype_name(x))
     library().dropout(
         arrays("x", x),
-        float(probability),
+        arrays.number("probability", probability),
         unsigned("[dropout] seed", seed),
         unsigned("[dropout] stream", stream),
         unsigned("[dropout] offset", offset),

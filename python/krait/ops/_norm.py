@@ -71,8 +71,8 @@ def norm(
     library().norm(
         str(kind),
         *inputs,
-        float(eps),
-        int(group_size),
+        arrays.number("eps", eps),
+        arrays.integer("group_size", group_size),
         bool(norm_before_gate),
         bool(residual_in_fp32),
         arrays.destination("out", out),
@@ -126,10 +126,10 @@ def norm_backward(
         arrays("weight", weight),
         arrays("bias", bias),
         arrays("z", z),
-        float(eps),
-        int(group_size),
+        arrays.number("eps", eps),
+        arrays.integer("group_size", group_size),
         bool(norm_before_gate),
-        arrays("dout", dout),
+        arrays.given("dout", dout),
         arrays("dresidual", dresidual),
     )
     result = NormGradients(

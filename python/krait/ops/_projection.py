@@ -73,8 +73,8 @@ def projection(
         arrays("norm_bias", norm_bias),
         arrays("residual", residual),
         arrays("z", z),
-        float(eps),
-        int(group_size),
+        arrays.number("eps", eps),
+        arrays.integer("group_size", group_size),
         bool(norm_before_gate),
         arrays("weight", weight),
         arrays("bias", bias),
@@ -82,7 +82,7 @@ def projection(
         arrays("conv_weight", conv_weight),
         arrays("conv_bias", conv_bias),
         arrays("conv_state_indices", conv_state_indices),
-        int(conv_first),
+        arrays.integer("conv_first", conv_first),
         activation_name(activation),
     )
     if out is None:

@@ -11,10 +11,21 @@ from ._common import require_ndim, several
 
 
 def _options(
-    temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float
+    arrays: Arrays,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
 ) -> tuple[float, int, float, float, float]:
     """What every sampler of the library takes, in its order."""
-    return float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty)
+    return (
+        arrays.number("temperature", temperature),
+        arrays.integer("top_k", top_k),
+        arrays.number("top_p", top_p),
+        arrays.number("min_p", min_p),
+        arrays.number("repetition_penalty", repetition_penalty),
+    )
 
 
 def _row(
@@ -23,7 +34,7 @@ def _row(
     """What the samplers of one row take first."""
     arrays = Arrays(op, "logits", logits)
     require_ndim(op, "logits", logits, 1, "(V,)")
-    size = int(logits.shape[0] if vocab_size is None else vocab_size)
+    size = logits.shape[0] if vocab_size is None else arrays.integer("vocab_size", vocab_size)
     return arrays, (arrays("logits", logits), size, arrays("previous", previous))
 
 
@@ -84,8 +95,8 @@ def sample_rows(
         positions = arrays.zeros((batch,), "int64")
     library().sample_rows(
         arrays("logits", logits),
-        int(logits.shape[1] if vocab_size is None else vocab_size),
-        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
+        logits.shape[1] if vocab_size is None else arrays.integer("vocab_size", vocab_size),
+        *_options(arrays, temperature, top_k, top_p, min_p, repetition_penalty),
         unsigned(f"[{op}] seed", seed),
         arrays("streams", streams),
         arrays.destination("positions", positions),
@@ -121,10 +132,10 @@ def sample(
             that comes back is that of the next draw.
     """
     op = "sample"
-    _, row = _row(op, logits, vocab_size, previous)
+    arrays, row = _row(op, logits, vocab_size, previous)
     id, logprob, after = library().sample(
         *row,
-        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
+        *_options(arrays, temperature, top_k, top_p, min_p, repetition_penalty),
         unsigned(f"[{op}] seed", seed),
         unsigned(f"[{op}] stream", stream),
         unsigned(f"[{op}] position", position),
@@ -159,7 +170,7 @@ def sampling_distribution(
     out = arrays.empty(logits.shape, "float32")
     library().sampling_distribution(
         *row,
-        *_options(temperature, top_k, top_p, min_p, repetition_penalty),
+        *_options(arrays, temperature, top_k, top_p, min_p, repetition_penalty),
         arrays.destination("out", out),
     )
     return arrays.result(out)

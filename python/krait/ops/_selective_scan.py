@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .._arrays import Array, Arrays
+from .._arrays import Array, Arrays, require_array
 from .._library import library
 from ._common import (
     count_positions,
@@ -168,6 +168,8 @@ def selective_scan_backward(
         float32 (complex64). A complex gradient is d/d(re) + i d/d(im).
     """
     arrays = Arrays("selective_scan", "u", u)
+    for name, array in (("A", A), ("B", B), ("C", C)):
+        require_array(arrays.op, name, array)
     inputs = arrays.each(
         _OPERANDS, u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx,
         cu_seqlens,

@@ -106,7 +106,7 @@ def ssd(
         bool(dt_softplus),
         *limits("ssd", dt_limit),
         bool(reverse),
-        int(chunk_size),
+        arrays.integer("chunk_size", chunk_size),
         arrays.destination("out", out),
         arrays.destination("final_states", final_states),
         arrays.destination("states", states),
@@ -168,7 +168,7 @@ def ssd_backward(
         bool(dt_softplus),
         *limits("ssd", dt_limit),
         bool(reverse),
-        int(chunk_size),
+        arrays.integer("chunk_size", chunk_size),
         *gradients,
         arrays.destination("dx", result.dx),
         arrays.destination("ddt", result.ddt),
@@ -214,7 +214,7 @@ def ssd_minimal_discrete(
     final_state = arrays.empty((batch, heads, headdim, B.shape[3]), arrays.real)
     library().ssd_minimal_discrete(
         *inputs,
-        int(block_len),
+        arrays.integer("block_len", block_len),
         initial,
         arrays.destination("out", out),
         arrays.destination("final_state", final_state),
@@ -231,7 +231,7 @@ def ssd_discretize(x: Array, d: Array, A: Array) -> tuple[Array, Array]:
         A: (H,).
     """
     arrays = Arrays("ssd_discretize", "x", x)
-    inputs = (arrays("x", x), arrays("d", d), arrays("A", A))
+    inputs = (arrays("x", x), arrays.given("d", d), arrays("A", A))
     X_out = arrays.empty(x.shape, dtype_name(x))
     A_out = arrays.empty(d.shape, arrays.real)
     library().ssd_discretize(
@@ -249,7 +249,7 @@ def ssd_undiscretize(X: Array, A: Array, d: Array) -> tuple[Array, Array]:
         d: (B, L, H).
     """
     arrays = Arrays("ssd_undiscretize", "X", X)
-    inputs = (arrays("X", X), arrays("A", A), arrays("d", d))
+    inputs = (arrays("X", X), arrays("A", A), arrays.given("d", d))
     x_out = arrays.empty(X.shape, dtype_name(X))
     A_out = arrays.empty(d.shape, arrays.real)
     library().ssd_undiscretize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,8 +115,42 @@ def test_what_is_no_operand(rng: np.random.Generator) -> None:
         "[selective_scan] delta is a list, expected a NumPy array or one with __dlpack__"
     )
     assert message(0, 3.0, TypeError).startswith("[selective_scan] u is a float, expected")
+    assert "expected at most double precision" in message(1, arrays[1].astype(np.longdouble))
     with pytest.raises(ValueError, match=r"out is read-only, expected a writable destination$"):
         ops.selective_scan(*arrays, out=strided(arrays[0], "read-only"))
+
+
+X = np.ones((2, 3, 4), F32)
+W = np.ones((3, 4), F32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.causal_conv1d(X, [1.0]), "[causal_conv1d] weight is a list, expected a NumPy"),
+        (lambda: ops.linear(X, None), "[linear] weight is None, expected a NumPy array"),
+        (lambda: ops.linear_backward(X, 3.0, X), "[linear_backward] weight is a float, expected"),
+        (lambda: ops.embedding([0, 1], W), "[embedding] ids is a list, expected a NumPy array"),
+        (lambda: ops.norm_backward(X, dout=None), "[norm_backward] dout is None, expected"),
+        (lambda: ops.gated_silu_backward(X, None, X), "[gated_silu_backward] gate is None"),
+        (
+            lambda: ops.selective_scan_backward(X, X, None, W, W, dout=X),
+            "[selective_scan] A is None, expected a NumPy array",
+        ),
+        (lambda: ops.adamw(X, [X], [X], [X], step=1), "[adamw] parameters is a ndarray, expected"),
+        (lambda: ops.global_norm(X), "[global_norm] arrays is a ndarray, expected a list of"),
+        (lambda: ops.norm(X, eps="1"), "[norm] eps is '1', expected a number"),
+        (lambda: ops.norm(X, group_size=2.0), "[norm] group_size is 2.0, expected an integer"),
+        (lambda: ops.sample(X[0, 0], top_k=1.5), "[sample] top_k is 1.5, expected an integer"),
+        (
+            lambda: ops.causal_conv1d_varlen_states(W, np.array([0, 3]), "2"),
+            "[causal_conv1d_varlen_states] state_len is '2', expected an integer",
+        ),
+    ],
+)
+def test_arguments_of_another_type(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call()
 
 
 def test_many_dimensions(rng: np.random.Generator) -> None:
