@@ -15,7 +15,12 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
 
 def as_ids(ids: Any, name: str = "ids") -> npt.NDArray[np.int64]:
     """Integers of any kind as a contiguous array of int64; raises TypeError for anything else."""
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise ValueError(
+            f"{name} are rows of different lengths, or rows beside ids, expected ids or equal rows"
+        ) from None
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # of an empty list
     if array.dtype.kind not in "iu":

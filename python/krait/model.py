@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -411,7 +411,7 @@ class LanguageModel:
         single, rows = self._prompts(ids)
         if not rows:
             raise ValueError("ids have no rows, expected at least one token")
-        states = None if state is None else [state] if isinstance(state, State) else list(state)
+        states = None if state is None else _as_states(state)
         lengths = {len(row) for row in rows}
         if not last and len(lengths) > 1:
             raise ValueError(
@@ -436,7 +436,7 @@ class LanguageModel:
         Raises as :meth:`logits` does.
         """
         single = isinstance(states, State)
-        held = [states] if isinstance(states, State) else list(states)
+        held = _as_states(states)
         tokens = as_ids(ids).reshape(-1)
         out = np.empty((len(tokens), self.padded_vocab_size), np.float32)
         self._call(library().model_step, self._handle, tokens, _handles(held), out)
@@ -538,6 +538,15 @@ class LanguageModel:
     def __repr__(self) -> str:
         architecture = self.describe().architecture
         return f"LanguageModel({self.name!r}, {architecture}, device={self.device!r})"
+
+
+def _as_states(states: State | Sequence[State]) -> list[State]:
+    if isinstance(states, State):
+        return [states]
+    if not isinstance(states, Iterable):
+        found = "None" if states is None else f"a {type(states).__name__}"
+        raise TypeError(f"state is {found}, expected a State, or one for each row")
+    return list(states)
 
 
 def _handles(states: Sequence[State]) -> list[Any]:

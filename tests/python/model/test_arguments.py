@@ -28,6 +28,8 @@ from_pretrained = krait.LanguageModel.from_pretrained
         (lambda m: m.generate("a", 2, seed=1.5), "seed is 1.5, expected an integer"),
         (lambda m: m.logits([1], state="x"), "state 0 is 'x', expected a State"),
         (lambda m: m.step([1], [None]), "state 0 is None, expected a State"),
+        (lambda m: m.logits([1], state=3), "state is a int, expected a State, or one for each"),
+        (lambda m: m.step(1, None), "state is None, expected a State, or one for each row"),
         (lambda m: m.new_states(2.0), "count is 2.0, expected an integer"),
         (lambda m: m.load_state("abc"), "image is str, expected bytes"),
         (lambda m: m.new_state().rollback(None), "earlier is None, expected a State"),
@@ -57,6 +59,8 @@ def test_wrong_types(
         (lambda m: m.generate("a", 2, top_p=2), "top_p is 2, expected 0 to 1"),
         (lambda m: m.generate("a", 2, min_p=-0.5), "min_p is -0.5, expected 0 to 1"),
         (lambda m: m.generate("a", 2, top_p=float("nan")), "top_p is nan, expected 0 to 1"),
+        (lambda m: m.generate([1, [2]], 2), "ids are rows of different lengths, or rows beside"),
+        (lambda m: m.score([[1, 2], [3]]), "ids are rows of different lengths, or rows beside"),
         (lambda m: m.generate("a\ud800", 2), "text has the lone surrogate U+D800 at position 1"),
         # A variable that was not set is not the bundled model.
         (lambda m: from_pretrained(""), "name_or_dir is empty, expected a path"),
