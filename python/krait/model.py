@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
@@ -146,7 +146,7 @@ class LanguageModel:
     @classmethod
     def from_config(
         cls,
-        config: Path | dict[str, Any],
+        config: Path | Mapping[str, Any],
         *,
         seed: int = 0,
         device: str = "auto",
@@ -156,8 +156,8 @@ class LanguageModel:
         """A model with fresh weights, drawn as the field initialises them. ``config`` is the
         content of a ``config.json``, upstream's or Hugging Face's, or the path of one. The same
         seed gives the same weights."""
-        if isinstance(config, dict):
-            name, text = "config", json.dumps(config)
+        if isinstance(config, Mapping):
+            name, text = "config", json.dumps(dict(config), default=_as_json)
         else:
             name = _arguments.path("config", config)
             with open(name, encoding="utf-8") as file:
@@ -538,6 +538,13 @@ class LanguageModel:
     def __repr__(self) -> str:
         architecture = self.describe().architecture
         return f"LanguageModel({self.name!r}, {architecture}, device={self.device!r})"
+
+
+def _as_json(value: Any) -> Any:
+    """What json cannot write by itself: scalars of NumPy."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"config has {value!r}, expected numbers, str, lists and mappings")
 
 
 def _as_states(states: State | Sequence[State]) -> list[State]:

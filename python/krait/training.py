@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,7 +136,9 @@ def _as_json(name: str, value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_as_json(f"{name}[{index}]", item) for index, item in enumerate(value)]
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return value.item()  # a scalar of NumPy
+        value = value.item()  # a scalar of NumPy
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
     if not isinstance(value, (str, int, float)):
         raise TypeError(f"{name} is {type(value).__name__}, expected a number, str or list")
     return value

@@ -41,6 +41,7 @@ from_pretrained = krait.LanguageModel.from_pretrained
         (lambda m: krait.likelihoods(m, [1]), "continuation 0 is int, expected (context,"),
         (lambda m: krait.train(data=5), "data is 5, expected a path or several"),
         (lambda m: krait.train(lr=np.ones(3)), "lr is ndarray, expected a number"),
+        (lambda m: m.from_config({"d_model": {1}}), "config has {1}, expected numbers, str,"),
         (lambda m: krait.pack_tokens("a", "gpt-neox", "b"), "tokenizer is 'gpt-neox', expected"),
         (lambda m: krait.set_num_threads("a"), "threads is 'a', expected an integer"),
     ],
@@ -68,6 +69,7 @@ def test_wrong_types(
         (lambda m: krait.Tokenizer.from_file(""), "path is empty, expected a path"),
         (lambda m: m.save_pretrained(""), "directory is empty, expected a path"),
         (lambda m: krait.evaluate(m, ["a.json", ""]), "tasks is empty, expected a path"),
+        (lambda m: krait.train(lr=float("nan")), "lr is nan, expected a finite number"),
         (lambda m: krait.train(config="c", data=["a.txt", ""]), "data is empty, expected a path"),
     ],
 )
