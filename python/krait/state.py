@@ -11,7 +11,7 @@ from krait import _arguments
 from krait._library import library
 
 if TYPE_CHECKING:
-    from krait.model import LanguageModel
+    from krait.model import LanguageModel, StateDType
 
 __all__ = ["State"]
 
@@ -78,10 +78,11 @@ class State:
         return bytes(library().state_save(self._handle))
 
     @staticmethod
-    def from_bytes(model: LanguageModel, image: bytes) -> State:
-        """The state of an image, on ``model``, which may have been loaded since. Raises ValueError
-        where the image is damaged, or belongs to a model of another shape."""
-        return model.load_state(image)
+    def from_bytes(model: LanguageModel, image: bytes, dtype: StateDType = "f32") -> State:
+        """The state of an image, on ``model``, which may have been loaded since. ``dtype`` is what
+        SSM states are kept as from now on, whatever they were before. Raises ValueError where the
+        image is damaged, or belongs to a model of another shape."""
+        return model.load_state(image, dtype)
 
     def __reduce__(self) -> str:
         raise TypeError("a state cannot be pickled without its model: to_bytes() makes an image")

@@ -104,6 +104,9 @@ def test_states_of_16_bits(bundled: krait.LanguageModel) -> None:
     np.testing.assert_allclose(
         bundled.load_state(exact.to_bytes(), "bf16").step(1), exact.step(1), atol=1.0
     )
+    copy = krait.State.from_bytes(bundled, half.to_bytes(), "bf16")
+    assert copy.dtype == "bf16" and krait.State.from_bytes(bundled, half.to_bytes()).dtype == "f32"
+    bundled.step([1, 2], [copy, half])  # one batch
     with pytest.raises(ValueError, match="different pools"):
         bundled.step([1, 2], [exact, half])
     with pytest.raises(ValueError, match="rollback to a state of another"):
