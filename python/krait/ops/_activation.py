@@ -24,7 +24,12 @@ def gated_silu(x: Array, gate: Array, *, out: Array | None = None) -> Array:
 
 
 def gated_silu_backward(x: Array, gate: Array, dout: Array) -> tuple[Array, Array]:
-    """The gradients (dx, dgate) of gated_silu, in the shapes and element types of x and gate."""
+    """The gradients (dx, dgate) of gated_silu, in the shapes and element types of x and gate.
+
+    Args:
+        x, gate: (..., C), as given to gated_silu.
+        dout: (..., C), the gradient of the result.
+    """
     arrays = Arrays("gated_silu_backward", "x", x)
     inputs = (arrays("x", x), arrays.given("gate", gate), arrays("dout", dout))
     dx = arrays.empty(x.shape, dtype_name(x))
@@ -56,7 +61,12 @@ def gelu(x: Array, *, kind: str = "exact", out: Array | None = None) -> Array:
 
 
 def gelu_backward(x: Array, dout: Array, *, kind: str = "exact") -> Array:
-    """The gradient of gelu, in x's shape and element type."""
+    """The gradient of gelu, in x's shape and element type.
+
+    Args:
+        x, kind: as given to gelu.
+        dout: (..., C), the gradient of the result.
+    """
     arrays = Arrays("gelu_backward", "x", x)
     dx = arrays.empty(x.shape, dtype_name(x))
     library().gelu_backward(

@@ -43,6 +43,8 @@ def causal_conv1d(
         bias: (D,), optional.
         activation: None or "none", or "silu".
         initial_states: (B, D, K-1), or (n, D, K-1) with cu_seqlens, optional.
+        seq_idx, cu_seqlens, state_positions: sequences in a row, and states on the way; krait.ops
+            describes them.
         return_final_states: also return the last K-1 of [initial_states, x] of each row or packed
             sequence.
         out: destination (B, D, L), apart from x.

@@ -81,22 +81,24 @@ def linear_backward(
     return LinearGradients(*map(arrays.result, result))
 
 
-def embedding(ids: Array, weight: Array) -> Array:
+def embedding(ids: Array, weight: Array, *, out: Array | None = None) -> Array:
     """Rows of a table by id.
 
     Args:
         ids: (...), int64 or int32, each in [0, vocabulary). One outside raises ValueError on the
             CPU, and gives zeros on a GPU.
         weight: (vocabulary, d), float32, float64, bfloat16 or float16.
+        out: destination (..., d), real.
 
     Returns:
-        weight[ids], (..., d), in weight's element type.
+        weight[ids], (..., d), in weight's element type, or out.
     """
     op = "embedding"
     arrays = Arrays(op, "weight", weight)
     require_ndim(op, "weight", weight, 2, "(vocabulary, d)")
     inputs = (arrays.given("ids", ids), arrays("weight", weight))
-    out = arrays.empty((*ids.shape, weight.shape[1]), dtype_name(weight))
+    if out is None:
+        out = arrays.empty((*ids.shape, weight.shape[1]), dtype_name(weight))
     library().embedding(*inputs, arrays.destination("out", out))
     return arrays.result(out)
 

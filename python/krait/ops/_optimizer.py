@@ -37,6 +37,8 @@ def adamw(
         parameters, gradients, m, v: lists of contiguous float32 arrays; parameters and both moments
             are written.
         step: from 1, of the bias correction.
+        lr: the learning rate.
+        beta1, beta2: of the moments, in [0, 1); eps: added to the root of the second one.
         weight_decay: of the parameters with `decay`: p -= lr * weight_decay * p, before the update.
         decay: one flag for each parameter; None: all decay.
         gradient_scale: gradients are multiplied by it first (clipping).

@@ -73,6 +73,9 @@ def selective_scan(
         D, delta_bias: (D,), optional.
         z: (B, D, L), optional.
         initial_state: (B, D, N), or (n, D, N) with cu_seqlens, optional; complex where A is.
+        delta_softplus: steps pass through softplus, after delta_bias.
+        seq_idx, cu_seqlens, state_positions: sequences in a row, and states on the way; krait.ops
+            describes them.
         reverse: t runs from L - 1 to 0, within each sequence.
         return_last_state: also return the state after the last token of each row or packed
             sequence.

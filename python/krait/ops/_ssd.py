@@ -66,6 +66,9 @@ def ssd(
         z: (B, L, H, P), optional.
         dt_bias: (H,), optional.
         initial_states: (B, H, P, N), or (n, H, P, N) with cu_seqlens, optional.
+        seq_idx, cu_seqlens, state_positions: sequences in a row, and states on the way; krait.ops
+            describes them.
+        dt_softplus: steps pass through softplus, after dt_bias.
         dt_limit: (low, high), after softplus.
         reverse: t runs from L - 1 to 0, within each sequence.
         chunk_size: tokens of a chunk, 0: chosen from the shape. The result depends on it by
@@ -287,6 +290,7 @@ def state_update(
         B, C: (B, N) or (B, G, N); with T tokens (B, T, N) or (B, T, G, N).
         D, dt_bias: (H,), (H, P) or (D,), optional.
         z: like x, optional.
+        dt_softplus, dt_limit: as in ssd.
         state_batch_indices: (B,), int32 or int64, optional: the row of state of each entry, all
             distinct; a negative one is padding (output 0, no state touched). Without it R = B.
         out: destination like x; may be x or z itself.
