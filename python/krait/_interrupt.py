@@ -1,7 +1,9 @@
-"""Ctrl-C, and errors in callbacks, while the library works and calls back."""
+"""Ctrl-C, errors in callbacks, and the end of the process, while the library works and calls back."""
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -11,13 +13,54 @@ from typing import Any
 __all__ = ["Interruptible"]
 
 
+_END_SECONDS = 60.0  # for which the end of the process waits for a callback that does not return
+
+
+class _Threads:
+    """Work in threads beside the main one. A thread that calls back when Python is gone takes the
+    process down with SIGABRT, so that work comes to its own end before."""
+
+    _changed: threading.Condition
+    _working: set[Interruptible]
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """None are there: so it begins, and in a forked process."""
+        self._changed = threading.Condition()
+        self._working = set()
+
+    def add(self, work: Interruptible) -> None:
+        with self._changed:
+            self._working.add(work)
+
+    def remove(self, work: Interruptible) -> None:
+        with self._changed:
+            self._working.discard(work)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Lets all of it end, and waits until it has."""
+        with self._changed:
+            for work in self._working:
+                work._keep(SystemExit())
+            self._changed.wait_for(lambda: not self._working, _END_SECONDS)
+
+
+_threads = _Threads()
+atexit.register(_threads.end)
+os.register_at_fork(after_in_child=_threads.forget)
+
+
 class Interruptible:
     """Lets a call of the library that takes callbacks come to its own end.
 
     While it is entered, an exception in a callback and what a handler of SIGINT raises are kept
     instead of raised: :meth:`stop` says so to the library, which ends as it ends on Ctrl-C (a
     training run writes a checkpoint). Leaving the context raises what was kept. Signals are a
-    matter of the main thread; in others only errors of callbacks are kept.
+    matter of the main thread; in others errors of callbacks are kept, and the end of the process is
+    (SystemExit), which waits for them.
     """
 
     def __init__(self) -> None:
@@ -30,6 +73,8 @@ class Interruptible:
             if callable(previous):
                 self._previous = previous
                 signal.signal(signal.SIGINT, self._on_signal)
+        else:
+            _threads.add(self)
         return self
 
     def __exit__(
@@ -41,6 +86,7 @@ class Interruptible:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+        _threads.remove(self)
         kept, self._error = self._error, None
         if kept is not None:
             raise kept

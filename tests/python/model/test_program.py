@@ -185,6 +185,34 @@ def test_ctrl_c_leaves_a_checkpoint(
     assert resumed.end == "interrupted"
 
 
+IN_A_THREAD = """
+import json, sys, threading, time, krait
+started = threading.Event()
+threading.Thread(
+    target=lambda: krait.train(json.loads(sys.argv[2]), out=sys.argv[1], steps=1000000, device=DEVICE,
+                               threads=1, on_start=lambda start: started.set()),
+    daemon=True,
+).start()
+started.wait()
+time.sleep(0.2)
+"""
+
+
+def test_a_process_ends_while_a_daemon_thread_trains(
+    child: Callable[..., Any], data: Path, golden: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "model": str(golden / "shakespeare"),
+        "data": [str(data / "tinyshakespeare.txt")],
+        "batch_size": 1,
+        "seq_len": 32,
+        "save_every": 0,
+    }
+    status, out, err = child(IN_A_THREAD, str(tmp_path / "run"), json.dumps(settings)).end()
+    assert (status, out, err) == (0, "", "")
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
 LEFT_OPEN = """
 import krait
 model = krait.LanguageModel.from_pretrained(device=DEVICE)
