@@ -90,6 +90,24 @@ def _numpy_operand(op: str, name: str, array: np.ndarray, *, written: bool) -> A
     return library().view_as_bfloat16(array) if bfloat16 else array
 
 
+def _require_own_elements(op: str, name: str, array: Array) -> None:
+    """Refuses a destination with several elements at one place, which writes would race for."""
+    shape = tuple(array.shape)
+    strides = getattr(array, "strides", None)
+    if strides is None and hasattr(array, "stride"):
+        strides = array.stride()
+    if strides is None or 0 in shape:
+        return
+    for dimension, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if size > 1 and stride == 0:
+            _fail(
+                op,
+                name,
+                f"has {size} elements at one place in dimension {dimension} (it is expanded), "
+                "expected a place for each",
+            )
+
+
 def _with_own_values(op: str, name: str, array: Array, *, written: bool) -> Array:
     """`array`, or a copy where it is a view of PyTorch's that stands for the conjugate or the
     negative of what lies in memory: DLPack would hand over what lies there."""
@@ -135,6 +153,8 @@ class Arrays:
 
     def destination(self, name: str, array: Array | None) -> Any:
         """`array` as an operand that is written, or None."""
+        if hasattr(array, "shape"):
+            _require_own_elements(self.op, name, array)
         return self._operand(name, array, written=True)
 
     def _operand(self, name: str, array: Array | None, *, written: bool) -> Any:

@@ -204,6 +204,17 @@ def test_torch(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(mixed.numpy(), expected)
 
 
+def test_a_destination_has_a_place_for_each_element(rng: np.random.Generator) -> None:
+    arrays = inputs(rng)
+    message = r"out has 2 elements at one place in dimension 0 \(it is expanded\), expected a place"
+    out = np.lib.stride_tricks.as_strided(np.zeros((1, 6, 40), F32), (2, 6, 40), (0, 160, 4))
+    with pytest.raises(ValueError, match=message):
+        ops.selective_scan(*arrays, out=out)
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=message):
+        ops.selective_scan(*arrays, out=torch.zeros(1, 6, 40).expand(2, 6, 40))
+
+
 def test_views_of_torch_whose_values_lie_nowhere(rng: np.random.Generator) -> None:
     torch = pytest.importorskip("torch")
     u, delta, A, B, C = [torch.from_numpy(array) for array in inputs(rng)]
