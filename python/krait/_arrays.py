@@ -29,9 +29,7 @@ def require_array(op: str, name: str, array: Any) -> None:
     """Raises TypeError for what is no array, None among it."""
     if not isinstance(array, np.ndarray) and not hasattr(array, "__dlpack__"):
         found = "None" if array is None else f"a {type(array).__name__}"
-        raise TypeError(
-            f"[{op}] {name} is {found}, expected a NumPy array or one with __dlpack__"
-        )
+        raise TypeError(f"[{op}] {name} is {found}, expected a NumPy array or one with __dlpack__")
 
 
 def dtype_name(array: Array) -> str:

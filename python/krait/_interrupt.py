@@ -1,4 +1,5 @@
-"""Ctrl-C, errors in callbacks, and the end of the process, while the library works and calls back."""
+"""Ctrl-C, errors in callbacks and the end of the process, while the library works and calls
+back."""
 
 from __future__ import annotations
 

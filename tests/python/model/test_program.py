@@ -188,11 +188,10 @@ def test_ctrl_c_leaves_a_checkpoint(
 IN_A_THREAD = """
 import json, sys, threading, time, krait
 started = threading.Event()
-threading.Thread(
-    target=lambda: krait.train(json.loads(sys.argv[2]), out=sys.argv[1], steps=1000000, device=DEVICE,
-                               threads=1, on_start=lambda start: started.set()),
-    daemon=True,
-).start()
+def train():
+    krait.train(json.loads(sys.argv[2]), out=sys.argv[1], steps=1000000, device=DEVICE, threads=1,
+                on_start=lambda start: started.set())
+threading.Thread(target=train, daemon=True).start()
 started.wait()
 time.sleep(0.2)
 """
