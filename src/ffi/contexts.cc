@@ -1,6 +1,10 @@
 #include "ffi/contexts.h"
 
 #include <pthread.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <tvm/ffi/extra/c_env_api.h>
 #ifdef KRAIT_HAVE_OPENMP
 #include <omp.h>
@@ -101,6 +105,16 @@ int threads_of(const Pool& contexts) {
 
 thread_local bool raised_by_signal = false;
 
+// Python handles signals in the process's first thread alone. In another one there is nothing to ask for, and
+// Python may be gone already.
+bool handles_signals() {
+#ifdef __linux__
+  return ::syscall(SYS_gettid) == ::getpid();
+#else
+  return true;
+#endif
+}
+
 // Asks the caller's environment for signals, which takes Python's lock: no more often than a person notices.
 bool ended_by_signal() {
   constexpr std::chrono::milliseconds kBetween(50);
@@ -108,6 +122,7 @@ bool ended_by_signal() {
   const auto now = std::chrono::steady_clock::now();
   if (now - last < kBetween) return false;
   last = now;
+  if (!handles_signals()) return false;
   raised_by_signal = TVMFFIEnvCheckSignals() != 0;
   return raised_by_signal;
 }

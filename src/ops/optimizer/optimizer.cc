@@ -51,6 +51,11 @@ void check_share(double value, std::string_view op, std::string_view name) {
           ", expected at least 0 and less than 1");
 }
 
+void check_rate(double value, std::string_view op, std::string_view name) {
+  require(value >= 0.0 && std::isfinite(value), "[", op, "] ", name, " is ", value,
+          ", expected a finite number of at least 0");
+}
+
 void round_into(const Tensor& compute, const float* from, std::int64_t begin, std::int64_t end) {
   if (compute.dtype() == DType::bf16) {
     auto* to = compute.data<bf16>();
@@ -68,6 +73,9 @@ void adamw(Context& ctx, const AdamWArgs& args) {
   require(args.step >= 1, "[adamw] step is ", args.step, ", expected 1 or more");
   check_share(args.beta1, kOp, "beta1");
   check_share(args.beta2, kOp, "beta2");
+  check_rate(args.lr, kOp, "lr");
+  check_rate(args.eps, kOp, "eps");
+  check_rate(args.weight_decay, kOp, "weight_decay");
   for (std::size_t i = 0; i < args.tensors.size(); ++i) {
     const AdamWTensor& t = args.tensors[i];
     check(ctx, t.parameter, t.parameter, kOp, "parameter", i);

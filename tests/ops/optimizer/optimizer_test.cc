@@ -153,6 +153,24 @@ TEST(AdamW, TensorsMayChangeFromCallToCall) {
   }
 }
 
+TEST(AdamW, RefusesRatesThatAreNone) {
+  Context ctx;
+  const auto message = [&](const AdamWArgs& args) -> std::string {
+    try {
+      adamw(ctx, args);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message({.lr = -1.0}), "[adamw] lr is -1, expected a finite number of at least 0");
+  EXPECT_EQ(message({.eps = std::numeric_limits<double>::quiet_NaN()}),
+            "[adamw] eps is nan, expected a finite number of at least 0");
+  EXPECT_EQ(message({.weight_decay = std::numeric_limits<double>::infinity()}),
+            "[adamw] weight_decay is inf, expected a finite number of at least 0");
+  EXPECT_EQ(message({.lr = 0.0, .eps = 0.0, .weight_decay = 0.0}), "");
+}
+
 TEST(GlobalNorm, IsThatOfAllElementsForAnyThreads) {
   std::vector<Tensor> tensors;
   double sum = 0.0;

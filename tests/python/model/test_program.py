@@ -197,6 +197,20 @@ time.sleep(0.2)
 """
 
 
+GENERATES_IN_A_THREAD = """
+import threading, time, krait
+model = krait.LanguageModel.from_pretrained(device=DEVICE)
+threading.Thread(
+    target=lambda: model.generate("a", 10**7, ignore_eos=True), daemon=True
+).start()
+time.sleep(0.5)
+"""
+
+
+def test_a_process_ends_while_a_daemon_thread_generates(child: Callable[..., Any]) -> None:
+    assert child(GENERATES_IN_A_THREAD).end() == (0, "", "")
+
+
 def test_a_process_ends_while_a_daemon_thread_trains(
     child: Callable[..., Any], data: Path, golden: Path, tmp_path: Path
 ) -> None:
