@@ -97,7 +97,9 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
         :class:`krait.Tokenizer`, in place of the model's own.
     ``prefix_token_id``  in place of an empty context; the token of the beginning of a text, else of
         its end, where left out.
-    ``add_bos_token``  whether what the tokenizer adds to a text is added; where left out it is.
+    ``add_bos_token``  True: the token of the beginning of a text is in front of each, and nothing
+        else is added, as transformers' tokenizers do; False: nothing is added; where left out, what
+        the tokenizer adds.
     ``revision``, ``cache_dir``, ``offline``, ``threads``  as for ``from_pretrained``.
 
     Raises what ``from_pretrained`` raises, and ValueError for values that are not understood.
@@ -146,11 +148,13 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
             )
         else:
             self._tokenizer = self.model.tokenizer
-        if prefix_token_id is None:
-            prefix_token_id = int(
+        beginning = -1
+        if prefix_token_id is None or add_bos_token:
+            beginning = int(
                 library().model_prefix_token(self.model._handle, self._tokenizer._handle)
             )
-        self._prefix_token_id = int(prefix_token_id)
+        self._prefix_token_id = int(beginning if prefix_token_id is None else prefix_token_id)
+        self._bos = [beginning] if add_bos_token else []
         self._prefix_text = self._tokenizer.decode([self._prefix_token_id])
         self._add_bos_token = add_bos_token
         if max_length is None:
@@ -209,11 +213,13 @@ class KraitLM(TemplateLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """The ids of a text, with what the tokenizer adds unless it is there already."""
-        if add_special_tokens is None:
-            add_special_tokens = self._add_bos_token is not False and not string.startswith(
-                self._prefix_text
-            )
-        return self._tokenizer.encode(string, add_special_tokens)
+        if add_special_tokens is not None:
+            return self._tokenizer.encode(string, add_special_tokens)
+        if self._add_bos_token is False or string.startswith(self._prefix_text):
+            return self._tokenizer.encode(string)
+        if self._add_bos_token:
+            return self._bos + self._tokenizer.encode(string)
+        return self._tokenizer.encode(string, True)
 
     def tok_decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids."""

@@ -95,6 +95,46 @@ def test_agrees_with_transformers(
                 )
 
 
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+@pytest.mark.parametrize("added", [(), ("<s>",), ("<s>", "<|endoftext|>")])
+def test_encodes_as_transformers_does(
+    added: tuple[str, ...], add_bos_token: bool | None, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Tokenizers that add nothing, a beginning, and a beginning and an end."""
+    pytest.importorskip("accelerate")
+    from lm_eval.models.huggingface import HFLM
+
+    shutil.copytree(checkpoint("hf-mamba-tiny"), tmp_path, dirs_exist_ok=True)
+    if added:
+        path = tmp_path / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        ids = {"<s>": len(tokenizer["model"]["vocab"]), "<|endoftext|>": 0}
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "content": "<s>"})
+        tokenizer["added_tokens"][-1]["id"] = ids["<s>"]
+        template: list[dict[str, Any]] = [
+            {"SpecialToken": {"id": token, "type_id": 0}} for token in added
+        ]
+        template.insert(1, {"Sequence": {"id": "A", "type_id": 0}})
+        tokenizer["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": template,
+            "pair": template,
+            "special_tokens": {
+                token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in added
+            },
+        }
+        path.write_text(json.dumps(tokenizer))
+        path = tmp_path / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": "<s>"}))
+    theirs = HFLM(pretrained=str(tmp_path), device="cpu", add_bos_token=add_bos_token)
+    ours = KraitLM(str(tmp_path), device="cpu", add_bos_token=add_bos_token)
+    assert ours.prefix_token_id == theirs.prefix_token_id
+    for text in ("the king", " of", "", "<s>the king", "<|endoftext|>the"):
+        assert ours.tok_encode(text) == theirs.tok_encode(text), text
+    for pair in (("the king ", "of"), ("<s>the", " king")):
+        assert ours._encode_pair(*pair) == theirs._encode_pair(*pair), pair
+
+
 GENERATION = {
     "task": "tiny_generation",
     "output_type": "generate_until",
