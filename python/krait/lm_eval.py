@@ -367,7 +367,8 @@ def export_task(
     know are left out. Returns the path of the description.
 
     Raises ValueError for tasks of other kinds than multiple_choice, loglikelihood and
-    loglikelihood_rolling, and such as compute their metrics themselves.
+    loglikelihood_rolling, and such as compute their metrics themselves: perplexities per word or
+    byte of another text than the one that is scored (wikitext) among them.
     """
     config = task.config
     name = str(config.task)
@@ -412,7 +413,18 @@ def export_task(
 
 def _document(task: Any, instances: list[Instance]) -> dict[str, Any]:
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return {"text": instances[0].args[0]}
+        (text,) = instances[0].args
+        if task.config.process_results is not None:
+            sizes = {"word_perplexity": task.count_words(text)}
+            sizes["byte_perplexity"] = sizes["bits_per_byte"] = task.count_bytes(text)
+            own = task.config.process_results(instances[0].doc, (0.0,))
+            # wikitext divides by the words of the page before it is made readable.
+            if any(own[name][1] != size for name, size in sizes.items() if name in own):
+                raise ValueError(
+                    f"task {task.config.task} counts the words or bytes of another text than it "
+                    "scores, which a file cannot hold"
+                )
+        return {"text": text}
     if task.OUTPUT_TYPE == "loglikelihood":
         context, continuation = instances[0].args
         return {"context": context, "continuation": continuation}
@@ -427,6 +439,8 @@ def _document(task: Any, instances: list[Instance]) -> dict[str, Any]:
             "continuation": pairs[0][1].removeprefix(delimiter),
         }
     gold = task.doc_to_target(document)
+    if isinstance(gold, str) and gold in choices:  # of digits, it would be a place
+        gold = choices.index(gold)
     return {"context": pairs[0][0], "choices": choices, "gold": gold}
 
 

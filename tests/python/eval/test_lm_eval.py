@@ -351,3 +351,49 @@ def test_exported_examples(harness_tasks: Tasks, tmp_path: Path) -> None:
     (task,) = TaskManager(include_defaults=False).load([generation])["tasks"].values()
     with pytest.raises(ValueError, match="task tiny_generation is of kind generate_until"):
         export_task(task, tmp_path)
+
+
+def test_exported_answers_and_counts_are_those_of_the_harness(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    def load(task: dict[str, Any], document: dict[str, Any]) -> Any:
+        path = tmp_path / f"{task['task']}-documents.jsonl"
+        path.write_text(json.dumps(document) + "\n")
+        files = {"dataset_path": "json", "test_split": "test"}
+        files["dataset_kwargs"] = {"data_files": {"test": str(path)}}
+        (found,) = TaskManager(include_defaults=False).load([{**task, **files}])["tasks"].values()
+        return found
+
+    # An answer that is the text of a choice, though one of digits.
+    sums = {
+        "task": "sums",
+        "output_type": "multiple_choice",
+        "doc_to_text": "sum",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc"}],
+    }
+    document = {"sum": "1 + 1 =", "choices": ["1", "2", "0"], "answer": "2"}
+    export_task(load(sums, document), tmp_path)
+    assert json.loads((tmp_path / "sums.jsonl").read_text())["gold"] == 1
+
+    # Metrics that a function computes, from the words and bytes of one text or another.
+    def results_of(field: str) -> Any:
+        def results(document: dict[str, str], likelihoods: tuple[float]) -> dict[str, Any]:
+            words = len(document[field].split(" "))
+            return {"word_perplexity": (likelihoods[0], words)}
+
+        return results
+
+    pages = {
+        "task": "pages",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "text",
+        "metric_list": [{"metric": "word_perplexity"}],
+    }
+    document = {"text": "it's so", "raw": "it 's so"}
+    export_task(load({**pages, "process_results": results_of("text")}, document), tmp_path)
+    assert json.loads((tmp_path / "pages.jsonl").read_text()) == {"text": "it's so"}
+    with pytest.raises(ValueError, match="task pages counts the words or bytes of another text"):
+        export_task(load({**pages, "process_results": results_of("raw")}, document), tmp_path)
