@@ -157,8 +157,17 @@ def evaluate(
     names file, line and field.
     """
     _arguments.instance("model", model, LanguageModel)
-    paths = [tasks] if isinstance(tasks, (str, os.PathLike)) else list(tasks)
-    paths = [_arguments.path("tasks", path) for path in paths]
+    if isinstance(tasks, (str, bytes, os.PathLike)) or not isinstance(tasks, Iterable):
+        tasks = [tasks]
+    paths = [_arguments.path("tasks", path) for path in tasks]
+    if not paths:
+        raise ValueError("tasks is empty, expected at least one path")
+    length = 0 if max_length is None else _arguments.integer("max_length", max_length)
+    if max_length is not None and length < 1:
+        raise ValueError(f"max_length is {length}, expected at least 1")
+    prefix = -1 if prefix_token is None else _arguments.integer("prefix_token", prefix_token)
+    if prefix_token is not None and prefix < 0:
+        raise ValueError(f"prefix_token is {prefix}, expected an id")
     with Interruptible() as work:
         results = model._call(
             library().model_evaluate,
@@ -168,8 +177,8 @@ def evaluate(
             else _arguments.instance("tokenizer", tokenizer, Tokenizer)._handle,
             paths,
             _arguments.integer("limit", limit),
-            0 if max_length is None else _arguments.integer("max_length", max_length),
-            -1 if prefix_token is None else _arguments.integer("prefix_token", prefix_token),
+            length,
+            prefix,
             _arguments.integer("batch_size", batch_size),
             _arguments.integer("bootstrap_iterations", bootstrap_iterations),
             work.guard(progress),

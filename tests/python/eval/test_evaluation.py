@@ -94,6 +94,14 @@ def test_limit_progress_and_options(checkpoint: Checkpoint) -> None:
     assert other.metrics["bits_per_byte"].value != usual.metrics["bits_per_byte"].value
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         krait.evaluate(model, TASKS / "nowhere.json")
+    with pytest.raises(ValueError, match="tasks is empty"):
+        krait.evaluate(model, [])
+    with pytest.raises(TypeError, match="tasks is 3, expected a path"):
+        krait.evaluate(model, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="max_length is 0, expected at least 1"):
+        krait.evaluate(model, TASKS, max_length=0)
+    with pytest.raises(ValueError, match="prefix_token is -1, expected an id"):
+        krait.evaluate(model, TASKS, prefix_token=-1)
 
 
 def test_another_tokenizer(checkpoint: Checkpoint) -> None:
