@@ -1,4 +1,4 @@
-"""A classifier of tokens that reads sequences both ways, on the scan itself.
+"""A classifier of tokens that reads sequences both ways, on the scan itself, cell by cell.
 
     python examples/python/bidirectional_classifier.py [--steps 120]
 
@@ -20,6 +20,7 @@ from krait.torch import RMSNorm
 from krait.torch.functional import causal_conv1d, selective_scan
 
 
+# %% The layer.
 class BidirectionalMamba(nn.Module):
     """A Mamba mixer with a scan from the left and, unless causal, one from the right."""
 
@@ -70,6 +71,7 @@ class BidirectionalMamba(nn.Module):
         )
 
 
+# %% The network.
 class Classifier(nn.Module):
     def __init__(self, symbols: int, d_model: int = 32, layers: int = 2, causal: bool = False):
         super().__init__()
@@ -90,6 +92,7 @@ class Classifier(nn.Module):
         return self.head(self.norm(hidden, residual)).squeeze(-1)
 
 
+# %% The task.
 OPENING, CLOSING, SYMBOLS = 0, 1, 8
 
 
@@ -110,6 +113,7 @@ def make_batch(count: int, length: int = 32) -> tuple[Tensor, Tensor]:
     return ids, ((left == OPENING) & (right == CLOSING)).float()
 
 
+# %% Training.
 def train(causal: bool, steps: int, batch: int, lr: float) -> float:
     """The accuracy on new sequences after training."""
     torch.manual_seed(0)
@@ -131,19 +135,15 @@ def train(causal: bool, steps: int, batch: int, lr: float) -> float:
         return ((model(ids) > 0) == (labels > 0.5)).float().mean().item()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-2)
-    args = parser.parse_args()
-    accuracy = {}
-    for causal in (True, False):
-        name = "from the left alone" if causal else "both ways"
-        print(f"{name}:")
-        accuracy[name] = train(causal, args.steps, args.batch, args.lr)
-    print("accuracy: " + ", ".join(f"{a:.1%} {name}" for name, a in accuracy.items()))
-
-
-if __name__ == "__main__":
-    main()
+# %% With one scan, and with both.
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--steps", type=int, default=120)
+parser.add_argument("--batch", type=int, default=32)
+parser.add_argument("--lr", type=float, default=2e-2)
+args = parser.parse_args()
+accuracy = {}
+for causal in (True, False):
+    name = "from the left alone" if causal else "both ways"
+    print(f"{name}:")
+    accuracy[name] = train(causal, args.steps, args.batch, args.lr)
+print("accuracy: " + ", ".join(f"{a:.1%} {name}" for name, a in accuracy.items()))

@@ -1,4 +1,4 @@
-"""Forecasting time series with continuous inputs, and rolling a forecast out step by step.
+"""Forecasting time series with continuous inputs, cell by cell, and a forecast step by step.
 
     python examples/python/forecasting.py [--steps 120]
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from krait.torch import Block, InferenceParams, Mamba2, RMSNorm
 
 
+# %% The network.
 class Forecaster(nn.Module):
     def __init__(self, channels: int, d_model: int = 32, layers: int = 2) -> None:
         super().__init__()
@@ -63,6 +64,7 @@ class Forecaster(nn.Module):
         return torch.cat(made, dim=1)
 
 
+# %% The series.
 def make_series(count: int, length: int) -> Tensor:
     """(count, length, 2): noisy oscillations of a random period, and of twice its frequency."""
     time = torch.arange(length, dtype=torch.float32)
@@ -73,38 +75,36 @@ def make_series(count: int, length: int) -> Tensor:
     return series + 0.02 * torch.randn_like(series)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=96)
-    parser.add_argument("--lr", type=float, default=2e-2)
-    args = parser.parse_args()
-    torch.manual_seed(0)
+# %% Settings.
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--steps", type=int, default=120)
+parser.add_argument("--batch", type=int, default=16)
+parser.add_argument("--length", type=int, default=96)
+parser.add_argument("--lr", type=float, default=2e-2)
+args = parser.parse_args()
+torch.manual_seed(0)
 
-    model = Forecaster(channels=2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps)
-    for step in range(args.steps):
-        series = make_series(args.batch, args.length)
-        mean, variance = model(series[:, :-1])
-        # The first values of a series say nothing about its period yet.
-        loss = nn.functional.gaussian_nll_loss(mean[:, 8:], series[:, 9:], variance[:, 8:])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0 or step == args.steps - 1:
-            print(f"step {step}: loss {loss.item():.3f}")
+# %% Training.
+model = Forecaster(channels=2)
+optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps)
+for step in range(args.steps):
+    series = make_series(args.batch, args.length)
+    mean, variance = model(series[:, :-1])
+    # The first values of a series say nothing about its period yet.
+    loss = nn.functional.gaussian_nll_loss(mean[:, 8:], series[:, 9:], variance[:, 8:])
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+    if step % 20 == 0 or step == args.steps - 1:
+        print(f"step {step}: loss {loss.item():.3f}")
 
-    horizon = 16
-    series = make_series(64, args.length + horizon)
-    past, future = series.split([args.length, horizon], dim=1)
-    error = (model.forecast(past, horizon) - future).square().mean().sqrt().item()
-    naive = (past[:, -1:] - future).square().mean().sqrt().item()
-    print(f"error over {horizon} steps: {error:.3f}; of the last value repeated: {naive:.3f}")
-
-
-if __name__ == "__main__":
-    main()
+# %% Forecasts of series that it has not seen.
+horizon = 16
+series = make_series(64, args.length + horizon)
+past, future = series.split([args.length, horizon], dim=1)
+error = (model.forecast(past, horizon) - future).square().mean().sqrt().item()
+naive = (past[:, -1:] - future).square().mean().sqrt().item()
+print(f"error over {horizon} steps: {error:.3f}; of the last value repeated: {naive:.3f}")
