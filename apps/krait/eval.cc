@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <iomanip>
 #include <memory>
+#include <optional>
 #include <sstream>
 
 #include "commands.h"
@@ -146,12 +147,22 @@ std::string to_table(const std::vector<TaskResult>& results) {
 }
 
 void run(Options& options) {
+  // Files that cannot be written are found before the work, not behind it.
+  std::optional<io::AtomicFile> output;
+  std::optional<io::AtomicFile> samples;
+  if (!options.output.empty()) output.emplace(options.output);
+  if (!options.samples.empty()) samples.emplace(options.samples);
   const auto start = std::chrono::steady_clock::now();
   const std::vector<TaskResult> results = run_tasks(options);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string json = to_json(results, options, seconds);
-  if (!options.output.empty()) io::write_file(options.output, json);
-  if (!options.samples.empty()) io::write_file(options.samples, to_samples(results));
+  const auto finish = [](std::optional<io::AtomicFile>& file, std::string_view text) {
+    if (!file) return;
+    file->write(text);
+    file->commit();
+  };
+  finish(output, json);
+  if (samples) finish(samples, to_samples(results));
   print(options.json ? json : to_table(results));
 }
 

@@ -61,6 +61,8 @@ class Reader {
             "'", name, "' is not understood here");
     Description d;
     d.name = fields_.string("task", path_.stem().string());
+    check(!d.name.empty() && std::ranges::none_of(d.name, [](unsigned char c) { return c < ' '; }),
+          "'task' is ", quoted(Json(d.name)), ", expected a name of one line");
     d.kind = kind();
     d.metrics = metrics(d.kind);
     d.documents = documents();
@@ -155,7 +157,7 @@ class Builder {
     switch (d_.kind) {
       case TaskKind::multiple_choice: return choices(document);
       case TaskKind::loglikelihood:
-        return {.requests = {{.context = d_.description + text(document, d_.doc_to_text, "context"),
+        return {.requests = {{.context = description(document) + text(document, d_.doc_to_text, "context"),
                               .continuation = text(document, d_.doc_to_target, "continuation")}},
                 .choices = {},
                 .gold = {},
@@ -167,6 +169,12 @@ class Builder {
   }
 
  private:
+  // Whether `source` stands for a field, whose texts are texts even where they are digits; what a template
+  // makes of digits is a number.
+  static bool is_field(const Json& document, const Json& source) {
+    return source.is_null() ||
+           (source.is_string() && document.contains(source.get_ref<const std::string&>()));
+  }
   // A template is the name of a field or has {{expressions}}; without a template `fallback` is the field.
   static Json value(const Json& document, const Json& source, const char* fallback) {
     if (source.is_null()) {
@@ -184,6 +192,10 @@ class Builder {
     return text_of(found);
   }
 
+  [[nodiscard]] std::string description(const Json& document) const {
+    return d_.description.empty() ? "" : text(document, d_.description, "description");
+  }
+
   // An integer, or a text of digits.
   static std::optional<std::int64_t> integer_of(const Json& value) {
     if (value.is_number_integer() && value.get<double>() < 1e18) return value.get<std::int64_t>();
@@ -198,12 +210,7 @@ class Builder {
 
   [[nodiscard]] TaskDocument choices(const Json& document) const {
     TaskDocument out;
-    Json list = value(document, d_.doc_to_choice, "choices");
-    if (list.is_object()) {
-      Json values = Json::array();
-      for (const Json& item : list) values.push_back(item);
-      list = std::move(values);
-    }
+    const Json list = value(document, d_.doc_to_choice, "choices");
     require(list.is_array() && !list.empty(), "'choices' is ", quoted(list),
             ", expected a list of at least one text");
     for (const Json& choice : list) {
@@ -211,21 +218,23 @@ class Builder {
               quoted(choice), ", expected a text that is not empty");
       out.choices.push_back(choice.get<std::string>());
     }
+    const std::string before = description(document);
     const Json context = value(document, d_.doc_to_text, "context");
-    if (const auto which = integer_of(context)) {
+    const bool is_text = context.is_string() && is_field(document, d_.doc_to_text);
+    if (const auto which = is_text ? std::nullopt : integer_of(context)) {
       // The choices are contexts of one continuation, and what stands for the context says which is right.
       const std::string target = text(document, d_.doc_to_target, "continuation");
       for (const std::string& choice : out.choices)
-        out.requests.push_back(
-            {.context = d_.description + choice, .continuation = d_.target_delimiter + target});
+        out.requests.push_back({.context = before + choice, .continuation = d_.target_delimiter + target});
       out.gold = {checked(*which, out.choices)};
       return out;
     }
     require(context.is_string(), "'context' is ", quoted(context), ", expected a text");
     for (const std::string& choice : out.choices)
-      out.requests.push_back({.context = d_.description + context.get<std::string>(),
-                              .continuation = d_.target_delimiter + choice});
-    out.gold = gold_of(value(document, d_.doc_to_target, "gold"), out.choices);
+      out.requests.push_back(
+          {.context = before + context.get<std::string>(), .continuation = d_.target_delimiter + choice});
+    out.gold =
+        gold_of(value(document, d_.doc_to_target, "gold"), is_field(document, d_.doc_to_target), out.choices);
     return out;
   }
 
@@ -235,11 +244,15 @@ class Builder {
     return index;
   }
 
-  // A place among the choices, several of them, or the text of one.
-  static std::vector<std::int64_t> gold_of(const Json& value, const std::vector<std::string>& choices) {
-    if (const auto index = integer_of(value)) return {checked(*index, choices)};
+  // A place among the choices, several of them, or the text of one. Digits are a place; in a field they are a
+  // choice where there is such a one.
+  static std::vector<std::int64_t> gold_of(const Json& value, bool of_field,
+                                           const std::vector<std::string>& choices) {
+    const auto found =
+        value.is_string() ? std::ranges::find(choices, value.get_ref<const std::string&>()) : choices.end();
+    const auto index = integer_of(value);
+    if (index && !(of_field && found != choices.end())) return {checked(*index, choices)};
     if (value.is_string()) {
-      const auto found = std::ranges::find(choices, value.get_ref<const std::string&>());
       require(found != choices.end(), "'gold' is ", quoted(value), ", which is none of the choices");
       return {found - choices.begin()};
     }

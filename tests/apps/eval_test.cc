@@ -94,6 +94,9 @@ TEST_F(Eval, Refusals) {
   expect_refusal(
       {"eval", "--tasks", golden("eval/tasks/choice.json"), "--model", model_, "--prefix-token", "999"}, 1,
       {"999"});
+  // Before any work, of which this would be the first complaint.
+  for (const std::string option : {"--output", "--samples"})
+    expect_refusal({"eval", "--tasks", path("none.json"), option, path("nowhere/out")}, 1, {"nowhere"});
 }
 
 }  // namespace

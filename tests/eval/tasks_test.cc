@@ -68,7 +68,7 @@ TEST_F(TasksTest, DescriptionsOfTheHarness) {
 TEST_F(TasksTest, ChoicesAndGoldOfManyForms) {
   const auto gold = [&](const std::string& target, const std::string& value) {
     return read(R"({"output_type": "multiple_choice", "documents": "docs.jsonl", "doc_to_text": "Q",
-                    "doc_to_choice": {"A": "yes", "B": "no", "C": "it is"}, "doc_to_target": )" +
+                    "doc_to_choice": ["yes", "no", "it is"], "doc_to_target": )" +
                     target + "}",
                 R"({"label": )" + value + "}")
         .documents[0]
@@ -88,6 +88,25 @@ TEST_F(TasksTest, ChoicesAndGoldOfManyForms) {
   EXPECT_EQ(task.name, "task");
   EXPECT_EQ(task.documents[0].requests[1].context, "x or");
   EXPECT_EQ(task.documents[0].requests[1].continuation, "y");
+}
+
+// A field's digits are a text; what a template makes of digits is a number.
+TEST_F(TasksTest, DigitsOfFieldsAndOfTemplates) {
+  const auto document = [&](const std::string& target, const std::string& context) {
+    return read(R"({"output_type": "multiple_choice", "documents": "docs.jsonl",
+                    "description": "About {{sum}}: ", "doc_to_text": ")" +
+                    context + R"(", "doc_to_choice": "choices", "doc_to_target": ")" + target + "\"}",
+                R"({"sum": "1", "choices": ["1", "2", "0"], "answer": "2"})")
+        .documents[0];
+  };
+  EXPECT_EQ(document("answer", "sum").gold, Golds{1});
+  EXPECT_EQ(document("{{answer}}", "sum").gold, Golds{2});
+  EXPECT_EQ(document("answer", "sum").requests[0].context, "About 1: 1");
+  EXPECT_EQ(document("answer", "sum").requests[2].continuation, " 0");
+  // The choices are contexts.
+  EXPECT_EQ(document("answer", "{{sum}}").gold, Golds{1});
+  EXPECT_EQ(document("answer", "{{sum}}").requests[2].context, "About 1: 0");
+  EXPECT_EQ(document("answer", "{{sum}}").requests[2].continuation, " 2");
 }
 
 TEST_F(TasksTest, DirectoriesAndNames) {
@@ -111,6 +130,10 @@ TEST_F(TasksTest, RefusesDescriptions) {
           {"[]", "task.json: is not a JSON object"},
           {"task: x", "task.json: not JSON: parse error"},
           {"{}", "'output_type' is missing"},
+          {R"({"task": ""})", "'task' is \"\", expected a name of one line"},
+          {R"({"task": "a\nb"})", "'task' is \"a\\nb\", expected a name of one line"},
+          {R"({"output_type": "multiple_choice", "documents": "docs.jsonl", "doc_to_choice": {"A": "x"}})",
+           "expected a list of at least one text"},
           {R"({"output_type": "generate_until"})",
            "'output_type' is 'generate_until', expected multiple_choice"},
           {R"({"output_type": 3})", "task.json: output_type is 3, expected a string"},
