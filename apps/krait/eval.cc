@@ -156,13 +156,12 @@ void run(Options& options) {
   const std::vector<TaskResult> results = run_tasks(options);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string json = to_json(results, options, seconds);
-  const auto finish = [](std::optional<io::AtomicFile>& file, std::string_view text) {
-    if (!file) return;
-    file->write(text);
-    file->commit();
+  const auto finish = [](io::AtomicFile& file, std::string_view text) {
+    file.write(text);
+    file.commit();
   };
-  finish(output, json);
-  if (samples) finish(samples, to_samples(results));
+  if (output) finish(*output, json);
+  if (samples) finish(*samples, to_samples(results));
   print(options.json ? json : to_table(results));
 }
 

@@ -164,18 +164,25 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.fixture
+def settings(data: Path, golden: Path) -> str:
+    """Of a long run of short steps, as JSON."""
+    return json.dumps(
+        {
+            "model": str(golden / "shakespeare"),
+            "data": [str(data / "tinyshakespeare.txt")],
+            "batch_size": 1,
+            "seq_len": 32,
+            "save_every": 0,
+        }
+    )
+
+
 @pytest.mark.parametrize("kind", ["callback", "no callback"])
 def test_ctrl_c_leaves_a_checkpoint(
-    child: Callable[..., Any], data: Path, golden: Path, tmp_path: Path, kind: str
+    child: Callable[..., Any], settings: str, tmp_path: Path, kind: str
 ) -> None:
-    settings = {
-        "model": str(golden / "shakespeare"),
-        "data": [str(data / "tinyshakespeare.txt")],
-        "batch_size": 1,
-        "seq_len": 32,
-        "save_every": 0,
-    }
-    process = child(TRAIN, str(tmp_path / "run"), kind, json.dumps(settings))
+    process = child(TRAIN, str(tmp_path / "run"), kind, settings)
     process.interrupt()
     status, out, err = process.end()
     assert (status, out) == (0, "interrupted 1\n"), err
@@ -196,7 +203,6 @@ started.wait()
 time.sleep(0.2)
 """
 
-
 GENERATES_IN_A_THREAD = """
 import threading, time, krait
 model = krait.LanguageModel.from_pretrained(device=DEVICE)
@@ -212,16 +218,9 @@ def test_a_process_ends_while_a_daemon_thread_generates(child: Callable[..., Any
 
 
 def test_a_process_ends_while_a_daemon_thread_trains(
-    child: Callable[..., Any], data: Path, golden: Path, tmp_path: Path
+    child: Callable[..., Any], settings: str, tmp_path: Path
 ) -> None:
-    settings = {
-        "model": str(golden / "shakespeare"),
-        "data": [str(data / "tinyshakespeare.txt")],
-        "batch_size": 1,
-        "seq_len": 32,
-        "save_every": 0,
-    }
-    status, out, err = child(IN_A_THREAD, str(tmp_path / "run"), json.dumps(settings)).end()
+    status, out, err = child(IN_A_THREAD, str(tmp_path / "run"), settings).end()
     assert (status, out, err) == (0, "", "")
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
