@@ -365,6 +365,9 @@ TEST(SelectiveScan, LanesOfAGpu) {
   EXPECT_EQ(channel_last(8, 4096), 4);
   EXPECT_EQ(channel_last(4, 4096), 2);
   EXPECT_EQ(channel_last(1, 4096), 1);
+  EXPECT_EQ(scan::choose_forward(1, 1, 4096, 2048, 16, true, 132).lanes, 4);
+  // Blocks of 32 channels would leave most of the device idle.
+  EXPECT_EQ(scan::choose_forward(1, 1, 1536, 2048, 16, true, 132).lanes, 8);
   EXPECT_EQ(backward(8, 4096, 16).per_team, 2);
   EXPECT_EQ(backward(8, 4096, 16).piece, 0);
   EXPECT_EQ(backward(1, 64, 16).lanes, 16);

@@ -454,7 +454,7 @@ template <typename F>
 auto with_shape(const LanePlan& plan, F&& f) {
   switch (plan.lanes) {
     case 4: return with_few_states(plan, f);
-    case 8: return f(Shape<8, 4, 1, 4>());
+    case 8: return plan.states == 2 ? f(Shape<4, 4, 1, 2>()) : f(Shape<8, 4, 1, 4>());
     case 16: return f(Shape<16, 4, 1, 4>());
     default: return f(Shape<32, 8, 1, 2>());
   }

@@ -212,9 +212,10 @@ struct NarrowTrack {
 };
 
 // B and C of a tile in shared memory as f32: row r holds kStates of B, then as many of C. With kOrders, each
-// of them so many times: copy p has state n at place n ^ p.
-template <int kStates, int kOrders = 1>
+// of them so many times: copy p has state n at place n ^ p. kTwined: two of B, then the same two of C.
+template <int kStates, int kOrders = 1, bool kTwined = false>
 struct Factors {
+  static_assert(!kTwined || kOrders == 1);
   static constexpr int kOne = kStates * kOrders;  // floats of B or of C in a row
   static constexpr int kRow = 2 * kOne + 4;       // rows of several tokens then begin in different banks
   static constexpr int kFloats = kTile * kRow;
@@ -323,6 +324,20 @@ struct Factors {
   __device__ __forceinline__ void put(const Tile32& tile, const Place& at, const float (&values)[kTogether],
                                       float* shared) const {
     static_assert(kOrders <= 4);
+    if constexpr (kTwined) {
+      float* const to = shared + (at.is_c ? 2 : 0);
+      if (at.along_states) {
+        auto* const quads = reinterpret_cast<float4*>(to + tile.row(at.slot) * kRow + 2 * at.n);
+#pragma unroll
+        for (int q = 0; q < kTogether / 2; ++q)
+          *reinterpret_cast<float2*>(quads + q) = make_float2(values[2 * q], values[2 * q + 1]);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kTogether; ++e)
+          to[tile.row(at.slot + e) * kRow + 4 * (at.n / 2) + at.n % 2] = values[e];
+      }
+      return;
+    }
     float* const to = shared + (at.is_c ? kOne : 0);
     if (at.along_states) {
 #pragma unroll
