@@ -92,6 +92,22 @@ TEST(SelectiveScanBackward, CheckpointsOfTheForwardGiveTheSameBits) {
   }
 }
 
+// A GPU has a kernel of its own for channels side by side.
+TEST(SelectiveScanBackward, CheckpointsOfAnyLayoutAreTheSame) {
+  for (Options o : sizes_of_a_gpu()) {
+    if (!o.channel_last || o.positions || (o.batch > 33 && test_device().kind == Device::Kind::cpu)) continue;
+    SCOPED_TRACE(describe(o));
+    SelectiveScanArgs args = make_args(o, 5);
+    args.return_checkpoints = true;
+    Context ctx({.threads = 2});
+    const Tensor found = testing::run(ctx, selective_scan, args).checkpoints;
+    for (Tensor* t : {&args.u, &args.delta, &args.z}) *t = t->contiguous();
+    const Tensor expected = testing::run(ctx, selective_scan, args).checkpoints;
+    ASSERT_TRUE(found.defined());
+    expect_close(found, expected, 1e-5, "checkpoints");
+  }
+}
+
 TEST(SelectiveScanBackward, CheckpointsGoToTheirDestination) {
   for (std::uint64_t seed = 0; seed < 30; ++seed) {
     Options o = random_options(seed);

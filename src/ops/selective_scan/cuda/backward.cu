@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kWalkers, S::kStates == 8    ? 1
     float h[S::kPerTeam][S::kStates] = {};  // before the tile
     typename Move::Raw raw;
     typename BAndC::Narrow factor;
-    if (narrow_factors) factor = factors.narrow(piece, mover);
+    if (narrow_factors) factor = factors.first(piece, mover);
     const bool full = item.channels == S::kChannels && d_state == S::kAll && in.channels < 1 << 24;
     // What the tile at `begin` needs of memory.
     const auto ask_state = [&](std::int64_t begin) {

@@ -21,32 +21,31 @@ __device__ __forceinline__ void move_piece(const Operands& o, const Item<S>& ite
   const Piece& piece = item.piece;
   const BAndC factors = {o.in.B.variable, o.in.C.variable, piece.row, item.group,
                          static_cast<int>(o.in.d_state)};
-  const bool packed = factors.packed(piece);
-  typename BAndC::Narrow factor;
-  typename BAndC::Elements elements;  // of tiles that are not packed whole ones
-  if (packed) factor = factors.narrow(piece, thread);
-  const auto begins = [](int tile) { return std::int64_t{tile} * kTile; };
-  const auto is_whole = [&](int tile) { return packed && begins(tile + 1) <= piece.count; };
-  const auto tokens_of = [&](int tile) {
-    const std::int64_t left = piece.count - begins(tile);
-    return Tile32(o.pieces, piece, begins(tile), static_cast<int>(left < kTile ? left : kTile));
-  };
+  // Whole tiles of B and C of the type of u are on their way while the tile before is walked, if they are
+  // packed.
+  using T = typename S::T;
+  constexpr int kBytes = sizeof(T);
+  const bool packed = factors.template packed<kBytes>(piece) && o.in.B.variable.dtype == o.in.u.dtype;
+  typename BAndC::template Packed<kBytes> factor;
+  if (packed) factor = factors.template first<kBytes>(piece, thread);
+  const auto is_whole = [&](int tile) { return packed && (tile + 1) * std::int64_t{kTile} <= piece.count; };
   const auto ask_factors = [&](int tile) {
-    if (is_whole(tile))
-      factor.load();
-    else if (begins(tile) < piece.count)
-      factors.load(tokens_of(tile), thread, 0, elements);
+    if (is_whole(tile)) factor.load();
     factor.advance(kTile);
   };
   const auto put_factors = [&](int tile) {
-    if (begins(tile) >= piece.count) return;
-    const Tile32 tokens = tokens_of(tile);
+    const std::int64_t begin = std::int64_t{tile} * kTile;
+    if (begin >= piece.count) return;
+    const auto count = static_cast<int>(begin + kTile < piece.count ? kTile : piece.count - begin);
+    const Tile32 tokens(o.pieces, piece, begin, count);
     auto* const to = reinterpret_cast<float*>(shared + S::kFactors) + tile % 3 * BAndC::kFloats;
-    if (is_whole(tile))
-      with_narrow(o.in.B.variable.dtype,
-                  [&](auto t) { factors.template store<decltype(t)>(tokens, thread, factor, to); });
-    else
+    if (is_whole(tile)) {
+      factors.template store<T>(tokens, thread, factor, to);
+    } else {
+      typename BAndC::Elements elements;
+      factors.load(tokens, thread, 0, elements);
       factors.store(tokens, thread, 0, elements, to);
+    }
   };
 
   Mover<S> mine(o, item, shared, thread);
@@ -77,7 +76,7 @@ __device__ __forceinline__ void move_piece(const Operands& o, const Item<S>& ite
   if (bodies > 0) mine.finish(bodies - 1);
 }
 
-template <typename S>
+template <typename S, bool kCheckpoints>
 __global__ void __launch_bounds__(kThreads, S::kResident) scan_channel_last(Operands o) {
   extern __shared__ __align__(1024) char shared[];
   const int thread = static_cast<int>(threadIdx.x);
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, S::kResident) scan_channel_last(Oper
   const int bodies = (static_cast<int>(item.piece.count) + S::kBody - 1) / S::kBody;
   // The same in all lanes, as the compiler sees.
   if (__shfl_sync(0xffffffffU, thread / 32, 0) < kWalkers / 32)
-    Walker<S>(o, item, shared, thread).walk(o, item, bodies);
+    Walker<S>(o, item, shared, thread).template walk<kCheckpoints>(o, item, bodies);
   else
     move_piece(o, item, bodies, shared, thread - kWalkers);
 }
@@ -99,8 +98,9 @@ bool launch(Context& ctx, const Operands& o) {
   if (blocks > kMostBlocks ||
       kShared > static_cast<std::size_t>(cuda::limits_of(ctx).shared_memory_per_block))
     return false;
-  cuda::launch(ctx, "selective_scan", scan_channel_last<S>, dim3(static_cast<unsigned>(blocks)),
-               dim3(kThreads), kShared, o);
+  const auto kernel = o.checkpoints == nullptr ? scan_channel_last<S, false> : scan_channel_last<S, true>;
+  cuda::launch(ctx, "selective_scan", kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), kShared,
+               o);
   return true;
 }
 
@@ -122,9 +122,8 @@ bool has_channels_together(const Tensor& t) {
 bool fits_channel_last(const Problem& p) {
   constexpr std::int64_t kMostTokens = 1 << 30;
   constexpr std::int64_t kMostApart = 1 << 24;  // elements from token to token
-  if (!fits_tiles(p) || !p.out || !p.z || p.checkpoints || !p.delta_softplus || p.d_state > 16 ||
-      p.u.size(2) >= kMostTokens || !p.runs.positions.empty() || !p.runs.requests.empty() ||
-      p.channels / p.groups % 4 != 0)
+  if (!fits_tiles(p) || !p.out || !p.z || !p.delta_softplus || p.d_state > 16 || p.u.size(2) >= kMostTokens ||
+      !p.runs.positions.empty() || !p.runs.requests.empty() || p.channels / p.groups % 4 != 0)
     return false;
   for (const Tensor* t : {&p.u, &p.delta, &p.z, &p.out})
     if (t->dtype() != p.u.dtype() || !has_channels_together(*t) || std::abs(t->stride(2)) >= kMostApart)
@@ -134,11 +133,13 @@ bool fits_channel_last(const Problem& p) {
 
 bool run_channel_last(Context& ctx, const Problem& p, const Pieces& pieces, const LanePlan& plan,
                       const float* carried) {
-  const channel_last::Operands o = {.in = Inputs<float>(p),
-                                    .out = AnyView<3>(p.out),
-                                    .last_state = StateView<float, 3>(p.last_state),
-                                    .pieces = pieces,
-                                    .carried = carried};
+  const channel_last::Operands o = {
+      .in = Inputs<float>(p),
+      .out = AnyView<3>(p.out),
+      .last_state = StateView<float, 3>(p.last_state),
+      .checkpoints = p.checkpoints ? static_cast<float*>(p.checkpoints.raw()) : nullptr,
+      .pieces = pieces,
+      .carried = carried};
   bool done = false;
   cuda::dispatch_element(p.u.dtype(), "[selective_scan] u", [&](auto t) {
     using T = decltype(t);

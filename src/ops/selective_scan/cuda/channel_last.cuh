@@ -16,6 +16,7 @@ struct Operands {
   Inputs<float> in;
   AnyView<3> out;
   StateView<float, 3> last_state;
+  float* checkpoints;  // (K, N, D)
   Pieces pieces;
   const float* carried;  // the state before each piece that is not the first of its run: (piece, N, D)
 };

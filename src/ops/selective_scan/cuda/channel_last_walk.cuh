@@ -66,12 +66,23 @@ class Walker {
     for (int c = 0; c < kPerTeam; ++c) cells_[c] = shared + S::kCells + warp_ * S::kCellWarp + 16 * place(c);
   }
 
+  template <bool kCheckpoints>
   __device__ __forceinline__ void walk(const Operands& o, const Item<S>& item, int bodies) {
+    // The state behind a body, where it is a checkpoint.
+    const auto keep = [&](int body) {
+      if (!kCheckpoints || (body + 1) % S::kBodies != 0) return;
+      const std::int64_t tokens = std::int64_t{body + 1} * S::kBody;
+      if (!item.piece.has_checkpoint_after(tokens)) return;
+      const std::int64_t at = item.piece.checkpoint + tokens / kCheckpointSteps - 1;
+      each_state(o, item, [&](std::int64_t d, int n, int c, int k) {
+        o.checkpoints[(at * o.in.d_state + n) * o.in.channels + d] = h_[c][k];
+      });
+    };
     cuda::meet<kThreads>();  // the first bodies are there
     if constexpr (S::kApart)
-      walk_apart(bodies);
+      walk_apart(bodies, keep);
     else
-      walk_together(bodies);
+      walk_together(bodies, keep);
     each_state(o, item, [&](std::int64_t d, int n, int c, int k) {
       if (o.last_state && item.piece.last) o.last_state.set(h_[c][k], item.piece.sequence, d, n);
     });
@@ -151,7 +162,8 @@ class Walker {
 
   // One channel. Few channels leave a thread alone with all that takes long: what a pair of tokens needs is
   // computed and loaded while the pair before is walked, dt a pair earlier.
-  __device__ __forceinline__ void walk_apart(int bodies) {
+  template <typename Keep>
+  __device__ __forceinline__ void walk_apart(int bodies, const Keep& keep) {
     Pair here;
     load_factors(0, 0, here);
     make_decays(load_cell(0, 0, 0), here);
@@ -186,13 +198,15 @@ class Walker {
         }
         here = next;
       }
+      keep(body);
       meet(body);
     }
   }
 
   // Several channels: dt and dt u of two tokens, and B and C of one, are on their way while what is before
   // them is walked.
-  __device__ __forceinline__ void walk_together(int bodies) {
+  template <typename Keep>
+  __device__ __forceinline__ void walk_together(int bodies, const Keep& keep) {
     float4 next_cell[kPerTeam];
     float next_B[kStates];
     float next_C[kStates];
@@ -245,6 +259,7 @@ class Walker {
         }
         if (s == 1) sum_over_team<S>(y, lane_, sums_ + (body & 1) * S::kSumSlot + token / 2 * S::kSumRow);
       }
+      keep(body);
       meet(body);
     }
   }

@@ -332,7 +332,7 @@ __global__ void __launch_bounds__(kWalkers, S::kResident) scan_tiles(Operands o)
     typename Move::Narrow delta;
     typename Move::Narrow z;
     typename BAndC::Narrow factor;
-    if (narrow_factors) factor = factors.narrow(piece, thread);
+    if (narrow_factors) factor = factors.first(piece, thread);
     const auto ask = [&](int count) {
       if (count != kTile) return;
       if (narrow_factors) factor.load();

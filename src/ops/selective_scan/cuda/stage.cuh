@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/cuda/elements.cuh"
 #include "ops/selective_scan/cuda/operands.cuh"
@@ -272,10 +273,12 @@ struct Factors {
     put(tile, at, values, shared);
   }
 
-  // True where B and C have one type of 16 bits and the elements of every whole tile lie side by side and
-  // aligned.
+  // True where B and C have one type, of kBytes bytes, and the elements of every whole tile lie side by side
+  // and aligned.
+  template <int kBytes = 2>
   __device__ bool packed(const Piece& piece) const {
-    bool result = piece.listed < 0 && d_state == kStates && cuda::is_narrow(B.dtype) && B.dtype == C.dtype;
+    bool result = piece.listed < 0 && d_state == kStates && cuda::is_narrow(B.dtype) == (kBytes == 2) &&
+                  B.dtype == C.dtype;
     const std::int64_t low = piece.step > 0 ? piece.start : piece.start - (kTile - 1);
     for (const cuda::AnyView<4>* view : {&B, &C}) {
       const bool along_states = view->stride[2] == 1;
@@ -283,40 +286,50 @@ struct Factors {
       const std::int64_t apart = view->stride[along_states ? 3 : 2];
       result = result && (along_states || view->stride[3] == 1) && apart % kTogether == 0 &&
                apart < 1 << 24 && apart > -(1 << 24) && (along_states || low % kTogether == 0) &&
-               (reinterpret_cast<std::uintptr_t>(view->data) + base * 2) % 16 == 0;
+               (reinterpret_cast<std::uintptr_t>(view->data) + base * kBytes) % 16 == 0;
     }
     return result;
   }
   // What a mover has of B and C then, where kRounds is 1.
-  struct Narrow {
+  template <int kBytes>
+  struct Packed {
     const char* from = nullptr;  // of the tile that begins where the piece does
     int token_bytes = 0;
-    cuda::NarrowBits<kTogether> bits;
+    std::conditional_t<kBytes == 2, cuda::NarrowBits<kTogether>, cuda::Bits<kTogether>> bits;
 
     __device__ __forceinline__ void advance(int tokens) { from += std::int64_t{tokens} * token_bytes; }
     // Of the tile that begins `tokens` behind the piece's beginning.
     __device__ __forceinline__ void load(std::int64_t tokens = 0) {
-      if (from != nullptr) bits.load_packed(from + tokens * token_bytes, 0);
+      if (from == nullptr) return;
+      if constexpr (kBytes == 2)
+        bits.load_packed(from + tokens * token_bytes, 0);
+      else
+        bits.load_packed(from + tokens * token_bytes, DType::f32, 0);
     }
   };
-  __device__ Narrow narrow(const Piece& piece, int mover) const {
-    Narrow result;
+  using Narrow = Packed<2>;
+  template <int kBytes = 2>
+  __device__ Packed<kBytes> first(const Piece& piece, int mover) const {
+    Packed<kBytes> result;
     if (!there(mover, 0)) return result;
     const Place at = place(mover, 0);
     const cuda::AnyView<4>& view = at.is_c ? C : B;
     const std::int64_t low = piece.step > 0 ? piece.start : piece.start - (kTile - 1);
-    result.from =
-        static_cast<const char*>(view.data) + 2 * (row * view.stride[0] + group * view.stride[1] +
-                                                   at.n * view.stride[2] + (low + at.slot) * view.stride[3]);
-    result.token_bytes = static_cast<int>(2 * piece.step * view.stride[3]);
+    result.from = static_cast<const char*>(view.data) +
+                  kBytes * (row * view.stride[0] + group * view.stride[1] + at.n * view.stride[2] +
+                            (low + at.slot) * view.stride[3]);
+    result.token_bytes = static_cast<int>(kBytes * piece.step * view.stride[3]);
     return result;
   }
   template <typename T>
-  __device__ __forceinline__ void store(const Tile32& tile, int mover, const Narrow& from,
+  __device__ __forceinline__ void store(const Tile32& tile, int mover, const Packed<sizeof(T)>& from,
                                         float* shared) const {
     if (!there(mover, 0)) return;
     float values[kTogether];
-    from.bits.template to_floats<T>(values);
+    if constexpr (sizeof(T) == 2)
+      from.bits.template to_floats<T>(values);
+    else
+      from.bits.to_floats(DType::f32, values);
     put(tile, place(mover, 0), values, shared);
   }
 
