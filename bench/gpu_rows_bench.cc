@@ -40,9 +40,9 @@ double bytes_of(const std::vector<Tensor>& tensors) {
 
 // The same with other numbers of vectors for each thread.
 void with_other_plans(Context& ctx, const norm_kernels::Problem& problem, double bytes) {
-  for (const int vectors : {1, 2, 3, 4}) {
+  for (const int vectors : {1, 2, 4}) {
     const auto warps = static_cast<int>((problem.channels / 8 + 32 * vectors - 1) / (32 * vectors));
-    if (warps > norm_kernels::most_warps(vectors)) continue;
+    if (warps > norm_kernels::kMaxWarps) continue;
     measure(ctx, concat("  ", vectors, " vectors, ", warps, " warps"), bytes, [&] {
       norm_kernels::cuda(ctx, problem, {.vectors = vectors, .warps = warps, .groups = warps == 1 ? 4 : 1});
     });

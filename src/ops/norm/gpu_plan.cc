@@ -39,17 +39,12 @@ GpuPlan plan_with(int vectors, std::int64_t group_size) {
 
 GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors) {
   if (group_size % kVector != 0 || group_size > kVector * kLanes * most_vectors * kMaxWarps) return {};
-  // The fewest vectors that lie idle, and then the fewest warps.
-  GpuPlan best;
-  int least = 0;
-  for (int vectors = 1; vectors <= most_vectors; ++vectors) {
-    const GpuPlan plan = plan_with(vectors, group_size);
-    const int held = plan.warps * vectors;
-    if (plan.warps > most_warps(vectors) || (best.vectors > 0 && held > least)) continue;
-    least = held;
-    best = plan;
-  }
-  return best;
+  // Few registers leave room for many warps, whose loads keep the memory busy: one vector or two, whichever
+  // leaves fewer of them idle, and then fewer warps; more where two do not suffice.
+  const GpuPlan one = plan_with(1, group_size);
+  const GpuPlan two = plan_with(2, group_size);
+  if (two.warps > kMaxWarps) return plan_with(4, group_size);
+  return one.warps > kMaxWarps || one.warps >= 2 * two.warps ? two : one;
 }
 
 GpuPlan choose_gpu_plan(const Problem& p) {
@@ -60,12 +55,7 @@ GpuPlan choose_gpu_plan(const Problem& p) {
       !all_of_dtype(DType::f32, {&p.residual, &p.residual_out}))
     return {};
   if (p.z && (p.residual || p.residual_out)) return {};
-  // On an H200 two vectors are the fastest for all rows of models, 768 to 5120 channels.
-  constexpr std::int64_t kOneWarp = kVector * kLanes;
-  if (p.group_size % kVector == 0 && p.group_size > kOneWarp && p.group_size <= 2 * kOneWarp * kMaxWarps)
-    return plan_with(2, p.group_size);
-  // Rows wait in shared memory, which holds half as many f32.
-  return choose_gpu_plan(p.group_size, dtype == DType::f32 ? 3 : 4);
+  return choose_gpu_plan(p.group_size, 4);
 }
 
 GpuPlan choose_gpu_plan(const BackwardProblem& p) {
@@ -77,7 +67,7 @@ GpuPlan choose_gpu_plan(const BackwardProblem& p) {
       !all_of_dtype(DType::f32, {&p.x, &p.dresidual, &p.dx}))
     return {};
   if (p.z && (p.x.dtype() != dtype || p.dresidual || p.dbias || p.dx_rounded)) return {};
-  return choose_gpu_plan(p.group_size, 3);
+  return choose_gpu_plan(p.group_size, 2);
 }
 
 }  // namespace krait::norm_kernels

@@ -85,14 +85,12 @@ void simd(const BackwardProblem& problem, std::int64_t begin, std::int64_t end, 
 // How a GPU walks the groups of rows. A group is the work of some warps, which hold it in registers in
 // vectors of 8 channels; where that does not suit, of a block that reads it channel by channel.
 struct GpuPlan {
-  int vectors = 0;  // that a thread holds, 1 to 4; 0: channel by channel
+  int vectors = 0;  // that a thread holds: 1, 2 or 4; 0: channel by channel
   int warps = 0;    // of a group
   int groups = 0;   // that a block works on side by side: more than 1 only where a warp is enough for each
 };
 // By the shape alone: the widest group in vectors is 8 * 32 * most_vectors * kMaxWarps channels.
 inline constexpr int kMaxWarps = 16;
-// Three vectors are for narrow groups (768, 1536): few warps, which leaves each more registers.
-[[nodiscard]] constexpr int most_warps(int vectors) { return vectors == 3 ? 4 : kMaxWarps; }
 [[nodiscard]] GpuPlan choose_gpu_plan(std::int64_t group_size, int most_vectors);
 // Vectors need channels side by side, addresses of whole vectors, and x, z and out of one dtype; with a
 // residual (of that dtype or f32) or a gate, not both. The backward likewise, and no dbias with a gate.

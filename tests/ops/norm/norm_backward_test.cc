@@ -392,6 +392,34 @@ TEST(NormBackward, RowsOfModels) {
           }
 }
 
+// More rows of each group than a GPU works on at once: their shares have two lengths.
+TEST(NormBackward, ManyRows) {
+  Rng rng(12);
+  Context ctx;
+  const Dims shape{101, 4096};
+  for (const bool gated : {false, true}) {
+    const DType dtype = gated ? DType::bf16 : DType::f32;
+    const auto tensor = [&] { return random_tensor(rng, shape, dtype, -2.0, 3.0); };
+    NormBackwardArgs args{.x = tensor(),
+                          .weight = random_tensor(rng, {shape[1]}, DType::f32, 0.5, 2.0),
+                          .z = gated ? tensor() : Tensor(),
+                          .eps = 1e-5,
+                          .group_size = 8,
+                          .norm_before_gate = false,
+                          .dout = tensor(),
+                          .dx = Tensor::zeros(shape, dtype),
+                          .dz = gated ? Tensor::zeros(shape, dtype) : Tensor(),
+                          .dweight = random_tensor(rng, {shape[1]}),
+                          .path = fast()};
+    SCOPED_TRACE(name_of(NormKind::rms, args));
+    const Gradients expected = expected_of(ctx, NormKind::rms, args);
+    run(ctx, NormKind::rms, args);
+    expect_close(args.dx, expected.dx, 1e-5 + rounding_of(dtype), "dx");
+    if (gated) expect_close(args.dz, expected.dz, 1e-5 + rounding_of(dtype), "dz");
+    expect_close(args.dweight, expected.dweight, 3e-5, "dweight");
+  }
+}
+
 TEST(NormBackward, NamesWhatIsWrong) {
   Context ctx;
   const Tensor x = Tensor::zeros({2, 6});

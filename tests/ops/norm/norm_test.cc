@@ -289,7 +289,7 @@ TEST(Norm, NarrowsAStream) {
       }
 }
 
-// More rows than a GPU works on at once: blocks go on to others, several warps and one warp for each row.
+// More rows than a GPU works on at once, with several warps and with one warp for each row.
 TEST(Norm, ManyRows) {
   Rng rng(10);
   Context ctx;
@@ -311,11 +311,14 @@ TEST(Norm, GpuPlans) {
     return a.vectors == b.vectors && a.warps == b.warps && a.groups == b.groups;
   };
   EXPECT_TRUE(equal(choose_gpu_plan(5120, 2), {.vectors = 2, .warps = 10, .groups = 1}));
-  EXPECT_TRUE(equal(choose_gpu_plan(5120, 4), {.vectors = 4, .warps = 5, .groups = 1}));
+  EXPECT_TRUE(equal(choose_gpu_plan(5120, 4), {.vectors = 2, .warps = 10, .groups = 1}));
   EXPECT_TRUE(equal(choose_gpu_plan(256, 2), {.vectors = 1, .warps = 1, .groups = 4}));
   EXPECT_TRUE(equal(choose_gpu_plan(768, 2), {.vectors = 1, .warps = 3, .groups = 1}));
-  EXPECT_TRUE(equal(choose_gpu_plan(768, 3), {.vectors = 3, .warps = 1, .groups = 4}));
-  EXPECT_TRUE(equal(choose_gpu_plan(1536, 4), {.vectors = 3, .warps = 2, .groups = 1}));
+  EXPECT_TRUE(equal(choose_gpu_plan(512, 2), {.vectors = 2, .warps = 1, .groups = 4}));
+  EXPECT_TRUE(equal(choose_gpu_plan(1536, 4), {.vectors = 2, .warps = 3, .groups = 1}));
+  EXPECT_TRUE(equal(choose_gpu_plan(7936, 2), {.vectors = 2, .warps = 16, .groups = 1}));
+  EXPECT_TRUE(equal(choose_gpu_plan(16384, 4), {.vectors = 4, .warps = 16, .groups = 1}));
+  EXPECT_EQ(choose_gpu_plan(8200, 2).vectors, 0);
   EXPECT_EQ(choose_gpu_plan(100, 4).vectors, 0);    // no whole vectors
   EXPECT_EQ(choose_gpu_plan(16392, 4).vectors, 0);  // too wide
   for (std::int64_t size = 8; size <= 16384; size += 8) {

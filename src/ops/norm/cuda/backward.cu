@@ -1,27 +1,21 @@
+#include <algorithm>
 #include <type_traits>
 
+#include "core/cuda/async_copy.cuh"
 #include "ops/norm/cuda/rows.cuh"
+#include "ops/norm/cuda/shares.cuh"
 
 namespace krait::norm_kernels {
 namespace {
 
 using cuda::kPack;
-using cuda::Pack;
-
-// Sums over rows are collected in `shares` of rows, each the work of one block (or of a warp of one), as rows
-// of (shares, channels) f32 that a second kernel adds in their order.
-struct Sums {
-  float* dweight = nullptr;
-  float* dbias = nullptr;
-};
 
 // Any strides, any mixture of dtypes: a block walks a group of its rows one after the other.
 struct PlainBackward {
   GpuRows x, z, weight, bias, dout, dresidual, dx, dz;
   Sums sums;
-  std::int64_t rows;
   std::int64_t channels;
-  std::int64_t shares;
+  Shares shares;
   std::int64_t groups;
   std::int64_t group_size;
   float eps;
@@ -36,7 +30,7 @@ __global__ void plain_backward(const PlainBackward p) {
   const GpuRows::Row bias = p.bias.row(0);
   const bool gate_first = p.z.data != nullptr && !p.norm_before_gate;
   const bool gate_last = p.z.data != nullptr && p.norm_before_gate;
-  for (std::int64_t unit = blockIdx.x; unit < p.shares * p.groups; unit += gridDim.x) {
+  for (std::int64_t unit = blockIdx.x; unit < p.shares.count * p.groups; unit += gridDim.x) {
     const std::int64_t share = unit / p.groups;
     const std::int64_t first = unit % p.groups * p.group_size;
     const std::int64_t end = first + p.group_size;
@@ -47,8 +41,8 @@ __global__ void plain_backward(const PlainBackward p) {
       if (dweight != nullptr) dweight[c] = 0.0F;
       if (dbias != nullptr) dbias[c] = 0.0F;
     }
-    const std::int64_t last_row = p.rows * (share + 1) / p.shares;
-    for (std::int64_t row = p.rows * share / p.shares; row < last_row; ++row) {
+    const Shares::Range range = p.shares.of(share);
+    for (std::int64_t row = range.first; row < range.end; row += range.step) {
       const GpuRows::Row x = p.x.row(row);
       const GpuRows::Row z = p.z.row(row);
       const GpuRows::Row dout = p.dout.row(row);
@@ -105,11 +99,9 @@ __global__ void plain_backward(const PlainBackward p) {
   }
 }
 
-enum class Gate : std::uint8_t { none, before_norm, after_norm };
-
-// One read and one write of every operand. A thread keeps the sums of its channels in registers over all rows
-// of its share. Rows are copied to shared memory ahead of time, each thread's part by itself: no barriers,
-// and the memory is busy while sums are on their way through the block.
+// One read and one write of every operand. A thread keeps the weights and the sums of its channels in
+// registers over all rows of its share. It copies its own part of rows to shared memory ahead of their turn:
+// that takes no barriers, and the memory is busy while sums are on their way through the block.
 template <typename T, typename X>
 struct FastBackward {
   PackedRows<X> x;
@@ -121,228 +113,240 @@ struct FastBackward {
   PackedRows<T> dx_rounded;
   PackedRows<T> dz;
   Sums sums;
-  std::int64_t rows;
   std::int64_t channels;
-  std::int64_t shares;
+  Shares shares;
   int groups;
   int group_size;
+  float one_of_count;
   float eps;
   bool layer;
 };
 
-// Rows in shared memory, one in turn and the others on their way: as many as fit for the largest block.
-template <typename T, typename X, int kVectors, Gate kGate>
-inline constexpr int kRowSlots = kVectors*(kSlots<X> + kSlots<T> +
-                                           kSlots<std::conditional_t<kGate == Gate::none, X, T>>);
-template <int kSlotsOfRow>
-inline constexpr int kStagesFor = kSlotsOfRow <= 6   ? 4
-                                  : kSlotsOfRow <= 9 ? 3
-                                                     : 2;
+// z or dresidual.
+template <typename T, typename X, Gate kGate>
+using OtherOf = std::conditional_t<kGate == Gate::none, X, T>;
+
 // Threads that a multiprocessor has registers for.
-constexpr int threads_at_once(int vectors) { return vectors == 3 ? 384 : 512; }
+constexpr int threads_at_once(int vectors) { return vectors == 1 ? 768 : 512; }
+
+// Bytes of a row in shared memory for each thread, and how many rows: one in turn and the others on their
+// way.
+template <typename T, typename X, int kVectors, Gate kGate>
+inline constexpr int kRowBytes = kVectors* kPack* static_cast<int>(sizeof(X) + sizeof(T) +
+                                                                   sizeof(OtherOf<T, X, kGate>));
+constexpr int stages_of(int row_bytes, int threads) { return 3 * row_bytes * threads <= 192 * 1024 ? 3 : 2; }
 
 template <typename T, typename X, int kVectors, Gate kGate, bool kBias>
-__global__ void __launch_bounds__(32 * most_warps(kVectors),
-                                  threads_at_once(kVectors) / 32 / most_warps(kVectors))
-    fast_backward(const FastBackward<T, X> p) {
-  __shared__ float scratch[GroupSums<3>::kFloats];
-  __shared__ float mean_scratch[GroupSums<1>::kFloats];
-  extern __shared__ uint4 staged[];
+__global__ void __launch_bounds__(threads_at_once(kVectors), 1) fast_backward(const FastBackward<T, X> p) {
   constexpr bool kGated = kGate != Gate::none;
-  using Other = std::conditional_t<kGated, T, X>;  // z or dresidual
-  constexpr int kDout = kVectors * kSlots<X>;      // the first slot of dout
-  constexpr int kOther = kDout + kVectors * kSlots<T>;
-  constexpr int kSlotsOfRow = kRowSlots<T, X, kVectors, kGate>;
-  constexpr int kStages = kStagesFor<kSlotsOfRow>;
-  const Stages stages(staged, kSlotsOfRow);
-  GroupSums<3> sum_up(scratch);
-  GroupSums<1> sum_up_one(mean_scratch);
-  const auto count = static_cast<float>(p.group_size);
-  const int place = first_channel<kVectors>();
-  const auto holds = [&](int k) { return place + k * kStep < p.group_size; };
-  const auto left = [&](int k) {  // of the group, from the warp's first channel on
-    return p.group_size - (place - static_cast<int>(threadIdx.x) % 32 * kPack) - k * kStep;
-  };
-  const std::int64_t channel = place + static_cast<std::int64_t>(blockIdx.x % p.groups) * p.group_size;
+  using Other = OtherOf<T, X, kGate>;
+  constexpr int kChannels = kWidth<T, X>;
+  constexpr int kPieces = kVectors * kPack / kChannels;
+  constexpr int kStages = stages_of(kRowBytes<T, X, kVectors, kGate>, threads_at_once(kVectors));
+  __shared__ float4 scratch[GroupSums<2>::kScratch];
+  extern __shared__ uint4 staged[];
   const std::int64_t share = std::int64_t{blockIdx.x / p.groups} * blockDim.y + threadIdx.y;
   // Of several warps with rows of their own the last may have none; blocks of one group always have some.
-  if (share >= p.shares) return;
+  if (share >= p.shares.count) return;
+  GroupSums<2> sum_up(scratch);
+  const int place = first_channel<kPieces, kChannels>();
+  const std::int64_t channel = place + static_cast<std::int64_t>(blockIdx.x % p.groups) * p.group_size;
+  const auto holds = [&](int k) { return place + k * kStep<kChannels> < p.group_size; };
 
-  const std::int64_t end = p.rows * (share + 1) / p.shares;
-  const auto copy = [&](std::int64_t row, int stage) {
-    if (row < end) {
+  // The pieces of a warp lie side by side.
+  constexpr int kStageBytes = 32 * kRowBytes<T, X, kVectors, kGate>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const auto warp = static_cast<int>(threadIdx.y * (blockDim.x / 32) + threadIdx.x / 32);
+  std::byte* const of_warp = reinterpret_cast<std::byte*>(staged) + warp * kStages * kStageBytes;
+  const auto piece_of = [&]<typename E>(E, int stage, int bytes_before, int k) {
+    return reinterpret_cast<Piece<E, kChannels>*>(of_warp + stage * kStageBytes + 32 * bytes_before) +
+           k * 32 + lane;
+  };
+  const auto staged_x = [&](int stage, int k) { return piece_of(X{}, stage, 0, k); };
+  constexpr int kBeforeDout = kVectors * kPack * sizeof(X);
+  const auto staged_dout = [&](int stage, int k) { return piece_of(T{}, stage, kBeforeDout, k); };
+  constexpr int kBeforeOther = kBeforeDout + kVectors * kPack * sizeof(T);
+  const auto staged_other = [&](int stage, int k) { return piece_of(Other{}, stage, kBeforeOther, k); };
+
+  const Shares::Range range = p.shares.of(share);
+  std::int64_t row = range.first;
+  std::int64_t next = row;  // to be copied
+  const X* x_from = p.x.at(row, channel);
+  const T* dout_from = p.dout.at(row, channel);
+  const Other* other_from = nullptr;
+  std::int64_t other_stride = 0;
+  if constexpr (kGated) {
+    other_from = p.z.at(row, channel);
+    other_stride = range.step * p.z.stride;
+  } else if (p.dresidual) {
+    other_from = p.dresidual.at(row, channel);
+    other_stride = range.step * p.dresidual.stride;
+  }
+  const auto copy_next = [&](int stage) {
+    if (next < range.end) {
 #pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
-        stages.copy(stage, k * kSlots<X>, p.x.at(row, channel) + k * kStep, left(k));
-        stages.copy(stage, kDout + k * kSlots<T>, p.dout.at(row, channel) + k * kStep, left(k));
-        if constexpr (kGated)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.z.at(row, channel) + k * kStep, left(k));
-        else if (p.dresidual)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.dresidual.at(row, channel) + k * kStep, left(k));
+      for (int k = 0; k < kPieces; ++k) {
+        if (!holds(k)) continue;
+        cuda::copy_async<sizeof(X) * kChannels>(staged_x(stage, k), x_from + k * kStep<kChannels>);
+        cuda::copy_async<sizeof(T) * kChannels>(staged_dout(stage, k), dout_from + k * kStep<kChannels>);
+        if (kGated || p.dresidual)
+          cuda::copy_async<sizeof(Other) * kChannels>(staged_other(stage, k),
+                                                      other_from + k * kStep<kChannels>);
       }
     }
     cuda::commit_copies();
+    next += range.step;
+    x_from += range.step * p.x.stride;
+    dout_from += range.step * p.dout.stride;
+    other_from += other_stride;
   };
 
-  float dweight[kVectors][kPack] = {};
-  float dbias[kBias ? kVectors : 1][kPack] = {};
-  std::int64_t row = p.rows * share / p.shares;
-  int stage = 0;
+  // Pieces beyond the group are zeros, which add nothing to sums.
+  float weight[kPieces][kChannels] = {};
+  float dweight[kPieces][kChannels] = {};
+  float dbias[kBias ? kPieces : 1][kChannels] = {};
 #pragma unroll
-  for (int ahead = 0; ahead < kStages - 1; ++ahead) copy(row + ahead, ahead);
-  for (; row < end; ++row, stage = (stage + 1) % kStages) {
-    // What this writes over was read in the turn before, by this warp.
-    stages.meet();
-    copy(row + kStages - 1, (stage + kStages - 1) % kStages);
+  for (int k = 0; k < kPieces; ++k) {
+    if (holds(k)) {
+      p.weight.load(channel + k * kStep<kChannels>, 1.0F, weight[k]);
+      continue;
+    }
+#pragma unroll
+    for (int stage = 0; stage < kStages; ++stage) {
+      *staged_x(stage, k) = {};
+      *staged_dout(stage, k) = {};
+      *staged_other(stage, k) = {};
+    }
+  }
+#pragma unroll
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) copy_next(ahead);
+  X* dx_to = p.dx.at(row, channel);
+  T* second_to = kGated ? p.dz.at(row, channel) : p.dx_rounded.at(row, channel);
+  const std::int64_t second_stride = range.step * (kGated ? p.dz.stride : p.dx_rounded.stride);
+  const bool second = kGated ? static_cast<bool>(p.dz) : static_cast<bool>(p.dx_rounded);
+  for (int stage = 0; row < range.end; row += range.step, stage = stage == kStages - 1 ? 0 : stage + 1) {
+    // What this writes over was read in the turn before.
+    copy_next(stage == 0 ? kStages - 1 : stage - 1);
     cuda::wait_for_copies<kStages - 1>();
-    stages.meet();
 
-    float g[kVectors][kPack];
+    float g[kPieces][kChannels];
+    float sigmoid[kGated ? kPieces : 1][kChannels];  // of z
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if (!holds(k)) continue;
-      const Pack<X> x = stages.read<X>(stage, k * kSlots<X>);
+    for (int k = 0; k < kPieces; ++k) {
+      const Piece<X, kChannels> x = *staged_x(stage, k);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) g[k][i] = cuda::float_of(x, i);
-      if constexpr (kGate == Gate::before_norm) {
-        const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
+      for (int i = 0; i < kChannels; ++i) g[k][i] = float_of(x, i);
+      if constexpr (kGated) {
+        const Piece<Other, kChannels> z = *staged_other(stage, k);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::float_of(z, i));
+        for (int i = 0; i < kChannels; ++i) {
+          sigmoid[k][i] = cuda::quick_sigmoid(float_of(z, i));
+          if constexpr (kGate == Gate::before_norm) g[k][i] *= float_of(z, i) * sigmoid[k][i];
+        }
       }
     }
+    // The gradient of h, the normalised values.
+    const auto dh_of = [&](const Piece<T, kChannels>& dout, const Piece<Other, kChannels>& other, int k,
+                           int i) {
+      float dh = float_of(dout, i) * weight[k][i];
+      if constexpr (kGate == Gate::after_norm) dh *= float_of(other, i) * sigmoid[k][i];
+      return dh;
+    };
+    float dh_mean = 0.0F;
     if (p.layer) {
-      float mean[1] = {0.0F};
+      float means[2] = {0.0F, 0.0F};  // of g and dh
 #pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
-        if (!holds(k)) continue;
+      for (int k = 0; k < kPieces; ++k) {
+        const Piece<T, kChannels> dout = *staged_dout(stage, k);
+        Piece<Other, kChannels> other;
+        if constexpr (kGated) other = *staged_other(stage, k);
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
+        for (int i = 0; i < kChannels; ++i) {
+          means[0] += g[k][i];
+          means[1] += dh_of(dout, other, k, i);
+        }
       }
-      sum_up_one(mean);
-      mean[0] /= count;
+      sum_up(means);
+      dh_mean = means[1] * p.one_of_count;
 #pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
+      for (int k = 0; k < kPieces; ++k) {
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) g[k][i] -= mean[0];
+        for (int i = 0; i < kChannels; ++i) g[k][i] = holds(k) ? g[k][i] - means[0] * p.one_of_count : 0.0F;
       }
     }
-    float sums[3] = {0.0F, 0.0F, 0.0F};  // of g^2, dh and dh g
+    float sums[2] = {0.0F, 0.0F};  // of g^2 and dh g
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if (!holds(k)) continue;
-      float dh_of[kPack];
-      p.weight.load(channel + k * kStep, 1.0F, dh_of);
-      const Pack<T> dout = stages.read<T>(stage, kDout + k * kSlots<T>);
+    for (int k = 0; k < kPieces; ++k) {
+      const Piece<T, kChannels> dout = *staged_dout(stage, k);
+      Piece<Other, kChannels> other;
+      if constexpr (kGated) other = *staged_other(stage, k);
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::float_of(dout, i);
-      if constexpr (kGate == Gate::after_norm) {
-        const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) dh_of[i] *= cuda::quick_silu(cuda::float_of(z, i));
-      }
-#pragma unroll
-      for (int i = 0; i < kPack; ++i) {
-        const float dh = dh_of[i];
+      for (int i = 0; i < kChannels; ++i) {
         sums[0] = fmaf(g[k][i], g[k][i], sums[0]);
-        sums[1] += dh;
-        sums[2] = fmaf(dh, g[k][i], sums[2]);
+        sums[1] = fmaf(dh_of(dout, other, k, i), g[k][i], sums[1]);
       }
     }
     sum_up(sums);
-    const float rstd = 1.0F / sqrtf(sums[0] / count + p.eps);
-    const float dh_mean = p.layer ? sums[1] / count : 0.0F;
-    const float product = sums[2] * rstd / count;
+    const float rstd = rsqrtf(fmaf(sums[0], p.one_of_count, p.eps));
+    // dx = rstd (dh - mean(dh) - h mean(dh h)), h = g rstd
+    const float of_g = -(sums[1] * p.one_of_count * rstd * rstd * rstd);
+    const float constant = -rstd * dh_mean;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      float dx[kPack];
-      float dz[kPack];
-      if (holds(k)) {
-        float w[kPack];
-        float b[kPack];
-        p.weight.load(channel + k * kStep, 1.0F, w);
-        if constexpr (kGate == Gate::after_norm) p.bias.load(channel + k * kStep, 0.0F, b);
-        const Pack<X> x = stages.read<X>(stage, k * kSlots<X>);
-        const Pack<T> dout = stages.read<T>(stage, kDout + k * kSlots<T>);
-        Pack<Other> other;
-        if (kGated || p.dresidual) other = stages.read<Other>(stage, kOther + k * kSlots<Other>);
+    for (int k = 0; k < kPieces; ++k) {
+      const Piece<T, kChannels> dout = *staged_dout(stage, k);
+      Piece<X, kChannels> x;
+      if constexpr (kGate == Gate::before_norm) x = *staged_x(stage, k);
+      Piece<Other, kChannels> other;
+      if (kGated || p.dresidual) other = *staged_other(stage, k);
+      float bias[kChannels];
+      if constexpr (kGate == Gate::after_norm)
+        if (holds(k)) p.bias.load(channel + k * kStep<kChannels>, 0.0F, bias);
+      float dx[kChannels];
+      float dz[kChannels];
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) {
-          const float h = g[k][i] * rstd;
-          float dn = cuda::float_of(dout, i);
-          float gate = 1.0F;
-          float slope = 0.0F;
-          if constexpr (kGated) {
-            const float z = cuda::float_of(other, i);
-            const float sigmoid = cuda::quick_sigmoid(z);
-            gate = z * sigmoid;
-            slope = cuda::silu_slope(z, sigmoid);
-            if constexpr (kGate == Gate::after_norm) {
-              dz[i] = dn * fmaf(h, w[i], b[i]) * slope;
-              dn *= gate;
-            }
-          }
-          dx[i] = rstd * (dn * w[i] - dh_mean - h * product);
-          dweight[k][i] = fmaf(dn, h, dweight[k][i]);
-          if constexpr (kBias) dbias[k][i] += dn;
-          if constexpr (kGated) {
-            if constexpr (kGate == Gate::before_norm) {
-              dz[i] = dx[i] * cuda::float_of(x, i) * slope;
-              dx[i] *= gate;
-            }
-          } else if (p.dresidual) {
-            dx[i] += cuda::float_of(other, i);
-          }
+      for (int i = 0; i < kChannels; ++i) {
+        float dn = float_of(dout, i);
+        float gate = 1.0F;
+        float slope = 0.0F;
+        if constexpr (kGated) {
+          gate = float_of(other, i) * sigmoid[k][i];
+          slope = fmaf(gate, 1.0F - sigmoid[k][i], sigmoid[k][i]);
         }
+        if constexpr (kGate == Gate::after_norm) {
+          dz[i] = dn * fmaf(g[k][i] * rstd, weight[k][i], bias[i]) * slope;
+          dn *= gate;
+        }
+        if constexpr (kBias) dbias[k][i] += dn;
+        dn *= rstd;
+        dweight[k][i] = fmaf(dn, g[k][i], dweight[k][i]);
+        dx[i] = fmaf(dn, weight[k][i], fmaf(of_g, g[k][i], constant));
+        if constexpr (kGate == Gate::before_norm) {
+          dz[i] = dx[i] * float_of(x, i) * slope;
+          dx[i] *= gate;
+        }
+        if (!kGated && p.dresidual) dx[i] += float_of(other, i);
       }
-      if (p.dx) stages.store(stage, k * kSlots<X>, p.dx.at(row, channel) + k * kStep, left(k), dx);
-      if (!kGated && p.dx_rounded)
-        stages.store(stage, kDout + k * kSlots<T>, p.dx_rounded.at(row, channel) + k * kStep, left(k), dx);
-      if (kGated && p.dz)
-        stages.store(stage, kOther + k * kSlots<T>, p.dz.at(row, channel) + k * kStep, left(k), dz);
+      if (!holds(k)) continue;
+      if (p.dx) store_piece(dx_to + k * kStep<kChannels>, dx);
+      if (second) store_piece(second_to + k * kStep<kChannels>, kGated ? dz : dx);
     }
+    dx_to += range.step * p.dx.stride;
+    second_to += second_stride;
   }
 #pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
+  for (int k = 0; k < kPieces; ++k) {
     if (!holds(k)) continue;
-    const std::int64_t to = share * p.channels + channel + k * kStep;
-    if (p.sums.dweight != nullptr) cuda::store_pack(p.sums.dweight + to, dweight[k]);
-    if constexpr (kBias) cuda::store_pack(p.sums.dbias + to, dbias[k]);
+    const std::int64_t to = share * p.channels + channel + k * kStep<kChannels>;
+    if (p.sums.dweight != nullptr) store_piece(p.sums.dweight + to, dweight[k]);
+    if constexpr (kBias) store_piece(p.sums.dbias + to, dbias[k]);
   }
-}
-
-// to[c] += the sum of partial[s][c] over all shares s: a thread takes every kDepth-th share of a channel, and
-// what they found is added pairwise. Few channels a block: the time is that of a thread's loads.
-constexpr int kWidth = 8;
-constexpr int kDepth = 64;
-
-__global__ void add_shares(const float* partial, std::int64_t shares, std::int64_t channels, float* to,
-                           std::int64_t stride) {
-  __shared__ float found[kDepth][kWidth];
-  const std::int64_t c = std::int64_t{blockIdx.x} * kWidth + threadIdx.x;
-  float sum = 0.0F;
-  if (c < channels) {
-#pragma unroll 16
-    for (std::int64_t s = threadIdx.y; s < shares; s += kDepth) sum += partial[s * channels + c];
-  }
-  found[threadIdx.y][threadIdx.x] = sum;
-  for (unsigned half = kDepth / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.y < half) found[threadIdx.y][threadIdx.x] += found[threadIdx.y + half][threadIdx.x];
-  }
-  if (threadIdx.y == 0 && c < channels) to[c * stride] += found[0][threadIdx.x];
-}
-
-void add_up(Context& ctx, const Tensor& partial, const Rows& to) {
-  const std::int64_t channels = partial.size(1);
-  cuda::launch(ctx, "norm_backward", add_shares,
-               dim3(static_cast<unsigned>((channels + kWidth - 1) / kWidth)), dim3(kWidth, kDepth), 0,
-               partial.data<float>(), partial.size(0), channels, to.row(0), to.channel_stride());
 }
 
 template <typename T, typename X, int kVectors, Gate kGate>
 std::size_t shared_bytes(const GpuPlan& plan) {
-  constexpr int kRow = kRowSlots<T, X, kVectors, kGate>;
-  return static_cast<std::size_t>(plan.warps) * plan.groups * 32 * kStagesFor<kRow> * kRow * 16;
+  constexpr int kRow = kRowBytes<T, X, kVectors, kGate>;
+  return static_cast<std::size_t>(plan.warps) * plan.groups * 32 * kRow *
+         stages_of(kRow, threads_at_once(kVectors));
 }
 
 // f(kernel, bytes of shared memory) with the kernel that suits.
@@ -352,11 +356,7 @@ void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
     const auto with = [&]<int kVectors>() {
       f(fast_backward<T, X, kVectors, kGate, kBias>, shared_bytes<T, X, kVectors, kGate>(plan));
     };
-    switch (plan.vectors) {
-      case 1: return with.template operator()<1>();
-      case 2: return with.template operator()<2>();
-      default: return with.template operator()<3>();
-    }
+    return plan.vectors == 1 ? with.template operator()<1>() : with.template operator()<2>();
   };
   if constexpr (std::is_same_v<T, X>)
     if (p.z)
@@ -366,36 +366,10 @@ void with_fast(const BackwardProblem& p, const GpuPlan& plan, F&& f) {
   return call.template operator()<Gate::none, false>();
 }
 
-// Shares to fill the device once, of rows enough to be worth their sums.
-std::int64_t shares_of(const Context& ctx, const BackwardProblem& p, std::int64_t blocks_each,
-                       int side_by_side) {
-  const std::int64_t blocks = blocks_each * cuda::limits_of(ctx).multiprocessors;
-  const std::int64_t wanted = std::max<std::int64_t>(blocks / (p.channels / p.group_size), 1) * side_by_side;
-  return std::min(wanted, std::max<std::int64_t>(p.rows / 8, 1));
-}
-
-// Where blocks put the sums of their shares.
-struct Partial {
-  Tensor dweight;
-  Tensor dbias;
-  Sums sums;
-
-  Partial(Context& ctx, const BackwardProblem& p, std::int64_t shares) {
-    if (p.dweight) dweight = ctx.empty({shares, p.channels});
-    if (p.dbias) dbias = ctx.empty({shares, p.channels});
-    sums = {.dweight = dweight ? dweight.data<float>() : nullptr,
-            .dbias = dbias ? dbias.data<float>() : nullptr};
-  }
-  void add_to(Context& ctx, const BackwardProblem& p) const {
-    if (dweight) add_up(ctx, dweight, p.dweight);
-    if (dbias) add_up(ctx, dbias, p.dbias);
-  }
-};
-
 void run_plain(Context& ctx, const BackwardProblem& p) {
-  const std::int64_t shares = shares_of(ctx, p, 4, 1);
+  const Shares shares = shares_of(ctx, p, 4, 1);
   const std::int64_t groups = p.channels / p.group_size;
-  const Partial partial(ctx, p, shares);
+  const Partial partial(ctx, p, shares.count);
   const PlainBackward problem{.x = GpuRows(p.x),
                               .z = GpuRows(p.z),
                               .weight = GpuRows(p.weight),
@@ -405,7 +379,6 @@ void run_plain(Context& ctx, const BackwardProblem& p) {
                               .dx = GpuRows(p.dx),
                               .dz = GpuRows(p.dz),
                               .sums = partial.sums,
-                              .rows = p.rows,
                               .channels = p.channels,
                               .shares = shares,
                               .groups = groups,
@@ -414,7 +387,7 @@ void run_plain(Context& ctx, const BackwardProblem& p) {
                               .layer = p.kind == NormKind::layer,
                               .norm_before_gate = p.norm_before_gate};
   const auto threads = static_cast<unsigned>(std::min<std::int64_t>((p.group_size + 31) / 32 * 32, 256));
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(shares * groups, 1 << 30));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(shares.count * groups, 1 << 30));
   cuda::launch(ctx, "norm_backward", plain_backward, dim3(blocks), dim3(threads), 0, problem);
   partial.add_to(ctx, p);
 }
@@ -426,10 +399,10 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
   with_fast<T, X>(p, plan, [&](auto* kernel, std::size_t shared) {
     if (!shared_memory_suffices(ctx, shared)) return;
     const int threads = plan.warps * plan.groups * 32;
-    const std::int64_t shares =
+    const Shares shares =
         shares_of(ctx, p, resident_blocks(ctx, threads, shared, threads_at_once(plan.vectors)), plan.groups);
     const std::int64_t groups = p.channels / p.group_size;
-    const Partial partial(ctx, p, shares);
+    const Partial partial(ctx, p, shares.count);
     const FastBackward<T, X> problem{.x = PackedRows<X>(p.x),
                                      .z = PackedRows<T>(p.z),
                                      .weight = PackedVector(p.weight),
@@ -440,14 +413,14 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
                                      .dx_rounded = PackedRows<T>(p.dx_rounded),
                                      .dz = PackedRows<T>(p.dz),
                                      .sums = partial.sums,
-                                     .rows = p.rows,
                                      .channels = p.channels,
                                      .shares = shares,
                                      .groups = static_cast<int>(groups),
                                      .group_size = static_cast<int>(p.group_size),
+                                     .one_of_count = 1.0F / static_cast<float>(p.group_size),
                                      .eps = static_cast<float>(p.eps),
                                      .layer = p.kind == NormKind::layer};
-    const std::int64_t blocks = (shares + plan.groups - 1) / plan.groups * groups;
+    const std::int64_t blocks = (shares.count + plan.groups - 1) / plan.groups * groups;
     cuda::launch(ctx, "norm_backward", kernel, dim3(static_cast<unsigned>(blocks)),
                  dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
                  problem);
@@ -460,6 +433,8 @@ bool run_fast(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
 }  // namespace
 
 bool cuda(Context& ctx, const BackwardProblem& p, const GpuPlan& plan) {
+  // The sums of shares are added by a kernel that waits in the multiprocessors for the one in front of it.
+  const OverlappingKernels overlap(ctx);
   bool done = false;
   if (plan.vectors > 0)
     dispatch_pair(p.dout.dtype(), p.x.dtype(),

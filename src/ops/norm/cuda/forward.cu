@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <type_traits>
 
 #include "ops/norm/cuda/rows.cuh"
@@ -6,7 +7,6 @@ namespace krait::norm_kernels {
 namespace {
 
 using cuda::kPack;
-using cuda::Pack;
 
 // Any strides, any mixture of dtypes: a block walks a group of a row three times.
 struct PlainForward {
@@ -63,8 +63,10 @@ __global__ void plain_forward(const PlainForward p) {
   }
 }
 
-// One read and one write of every operand: a group of a row stays in registers. Without a gate, x + residual
-// or one of them; with one, x alone.
+// One read and one write of every operand: a thread asks for its channels of a group at once and holds them
+// in registers. A group is the work of a block, or of one of its warps, which then ends: while it adds up,
+// other blocks of the multiprocessor load, and new blocks go to who is done first. Without a gate, x +
+// residual or one of them; with one, x alone.
 template <typename T, typename R>
 struct FastForward {
   PackedRows<T> x;
@@ -73,167 +75,125 @@ struct FastForward {
   PackedVector weight, bias;
   PackedRows<T> out;
   PackedRows<R> residual_out;
+  std::int64_t first;  // of the units
   std::int64_t units;
   std::int64_t groups;
   int group_size;
+  float one_of_count;
   float eps;
   bool layer;
-  bool norm_before_gate;
 };
 
 // Threads that a multiprocessor has registers for.
-constexpr int threads_at_once(int vectors) { return vectors == 3 ? 768 : 1024; }
-constexpr int kStages = 2;  // rows in shared memory: one in turn, one on its way
+constexpr int threads_at_once(int vectors) { return vectors == 1 ? 1536 : vectors == 2 ? 1280 : 1024; }
 
-template <typename T, typename R, int kVectors, bool kGate>
-__global__ void __launch_bounds__(32 * most_warps(kVectors),
-                                  threads_at_once(kVectors) / 32 / most_warps(kVectors))
-    fast_forward(const FastForward<T, R> p) {
-  using Other = std::conditional_t<kGate, T, R>;  // z or residual
-  constexpr int kOther = kVectors * kSlots<T>;    // its first slot
-  __shared__ float scratch[GroupSums<1>::kFloats];
-  extern __shared__ uint4 staged[];
+template <typename T, typename R, int kVectors, Gate kGate>
+__global__ void __launch_bounds__(threads_at_once(kVectors) / 2, 2) fast_forward(const FastForward<T, R> p) {
+  constexpr bool kGated = kGate != Gate::none;
+  using Other = std::conditional_t<kGated, T, R>;  // z or residual
+  constexpr int kChannels = kWidth<T, Other>;
+  constexpr int kPieces = kVectors * kPack / kChannels;
+  __shared__ float4 scratch[GroupSums<1>::kScratch];
+  const std::int64_t unit = p.first + std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  // Of several warps with groups of their own the last may have none; blocks of one group always have one.
+  if (unit >= p.units) return;
   GroupSums<1> sum_up(scratch);
-  const Stages stages(staged, kVectors * (kSlots<T> + kSlots<Other>));
-  const float count = static_cast<float>(p.group_size);
-  const bool gate_first = kGate && !p.norm_before_gate;
-  const int place = first_channel<kVectors>();
-  const auto holds = [&](int k) { return place + k * kStep < p.group_size; };
-  const auto left = [&](int k) {  // of the group, from the warp's first channel on
-    return p.group_size - (place - static_cast<int>(threadIdx.x) % 32 * kPack) - k * kStep;
-  };
-  const auto row_of = [&](std::int64_t unit) { return p.groups == 1 ? unit : unit / p.groups; };
-  const auto channel_of = [&](std::int64_t unit, std::int64_t row) {
-    return place + (p.groups == 1 ? 0 : (unit - row * p.groups) * p.group_size);
-  };
-  const auto copy = [&](std::int64_t unit, int stage) {
-    if (unit < p.units) {
-      const std::int64_t row = row_of(unit);
-      const std::int64_t channel = channel_of(unit, row);
-#pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
-        if (kGate || p.x) stages.copy(stage, k * kSlots<T>, p.x.at(row, channel) + k * kStep, left(k));
-        if constexpr (kGate)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.z.at(row, channel) + k * kStep, left(k));
-        else if (p.residual)
-          stages.copy(stage, kOther + k * kSlots<Other>, p.residual.at(row, channel) + k * kStep, left(k));
-      }
-    }
-    cuda::commit_copies();
-  };
+  const std::int64_t row = p.groups == 1 ? unit : unit / p.groups;
+  const int place = first_channel<kPieces, kChannels>();
+  const std::int64_t channel = place + (p.groups == 1 ? 0 : (unit - row * p.groups) * p.group_size);
+  const auto holds = [&](int k) { return place + k * kStep<kChannels> < p.group_size; };
 
-  // Barriers are for blocks of one group alone: those all leave the loop at once.
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.y;
-  std::int64_t unit = std::int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
-  int stage = 0;
-  copy(unit, stage);
-  for (; unit < p.units; unit += step, stage ^= 1) {
-    // What this writes over was read in the turn before, by this warp.
-    stages.meet();
-    copy(unit + step, stage ^ 1);
-    cuda::wait_for_copies<1>();
-    stages.meet();
-    const std::int64_t row = row_of(unit);
-    const std::int64_t channel = channel_of(unit, row);
-
-    float g[kVectors][kPack];
+  Piece<T, kChannels> x[kPieces];
+  Piece<Other, kChannels> other[kPieces];
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if (holds(k)) {
-        if (kGate || p.x) {
-          const Pack<T> x = stages.read<T>(stage, k * kSlots<T>);
+  for (int k = 0; k < kPieces; ++k) {
+    if (!holds(k)) continue;
+    if (kGated || p.x) x[k] = load_piece<kChannels>(p.x.at(row, channel) + k * kStep<kChannels>);
+    if constexpr (kGated)
+      other[k] = load_piece<kChannels>(p.z.at(row, channel) + k * kStep<kChannels>);
+    else if (p.residual)
+      other[k] = load_piece<kChannels>(p.residual.at(row, channel) + k * kStep<kChannels>);
+  }
+  float g[kPieces][kChannels];
 #pragma unroll
-          for (int i = 0; i < kPack; ++i) g[k][i] = cuda::float_of(x, i);
-        } else {
+  for (int k = 0; k < kPieces; ++k) {
+    if (!holds(k)) continue;
 #pragma unroll
-          for (int i = 0; i < kPack; ++i) g[k][i] = 0.0F;
-        }
-        if (kGate ? gate_first : static_cast<bool>(p.residual)) {
-          const Pack<Other> other = stages.read<Other>(stage, kOther + k * kSlots<Other>);
-#pragma unroll
-          for (int i = 0; i < kPack; ++i) {
-            const float value = cuda::float_of(other, i);
-            g[k][i] = kGate ? g[k][i] * cuda::quick_silu(value) : g[k][i] + value;
-          }
-        }
-      }
-      if constexpr (!kGate)
-        if (p.residual_out)
-          stages.store(stage, kOther + k * kSlots<R>, p.residual_out.at(row, channel) + k * kStep, left(k),
-                       g[k]);
+    for (int i = 0; i < kChannels; ++i) {
+      g[k][i] = kGated || p.x ? float_of(x[k], i) : 0.0F;
+      if constexpr (kGate == Gate::before_norm)
+        g[k][i] *= cuda::quick_silu(float_of(other[k], i));
+      else if (!kGated && p.residual)
+        g[k][i] += float_of(other[k], i);
     }
-    if (p.layer) {
-      float mean[1] = {0.0F};
+    if constexpr (!kGated)
+      if (p.residual_out) store_piece(p.residual_out.at(row, channel) + k * kStep<kChannels>, g[k]);
+  }
+  if (p.layer) {
+    float mean[1] = {0.0F};
 #pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
-        if (!holds(k)) continue;
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) mean[0] += g[k][i];
-      }
-      sum_up(mean);
-      mean[0] /= count;
-#pragma unroll
-      for (int k = 0; k < kVectors; ++k) {
-#pragma unroll
-        for (int i = 0; i < kPack; ++i) g[k][i] -= mean[0];
-      }
-    }
-    // Of differences, from the values in registers: nothing cancels where the mean is large.
-    float square[1] = {0.0F};
-#pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
+    for (int k = 0; k < kPieces; ++k) {
       if (!holds(k)) continue;
 #pragma unroll
-      for (int i = 0; i < kPack; ++i) square[0] = fmaf(g[k][i], g[k][i], square[0]);
+      for (int i = 0; i < kChannels; ++i) mean[0] += g[k][i];
     }
-    sum_up(square);
-    const float rstd = 1.0F / sqrtf(square[0] / count + p.eps);
+    sum_up(mean);
+    mean[0] *= p.one_of_count;
 #pragma unroll
-    for (int k = 0; k < kVectors; ++k) {
-      if (holds(k)) {
-        float weight[kPack];
-        p.weight.load(channel + k * kStep, 1.0F, weight);
+    for (int k = 0; k < kPieces; ++k) {
 #pragma unroll
-        for (int i = 0; i < kPack; ++i) g[k][i] *= rstd * weight[i];
-        if (p.bias) {
-          float bias[kPack];
-          p.bias.load(channel + k * kStep, 0.0F, bias);
-#pragma unroll
-          for (int i = 0; i < kPack; ++i) g[k][i] += bias[i];
-        }
-        if (kGate && !gate_first) {
-          const Pack<Other> z = stages.read<Other>(stage, kOther + k * kSlots<Other>);
-#pragma unroll
-          for (int i = 0; i < kPack; ++i) g[k][i] *= cuda::quick_silu(cuda::float_of(z, i));
-        }
-      }
-      stages.store(stage, k * kSlots<T>, p.out.at(row, channel) + k * kStep, left(k), g[k]);
+      for (int i = 0; i < kChannels; ++i) g[k][i] -= mean[0];
     }
+  }
+  // Of differences, from the values in registers: nothing cancels where the mean is large.
+  float square[1] = {0.0F};
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    if (!holds(k)) continue;
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) square[0] = fmaf(g[k][i], g[k][i], square[0]);
+  }
+  sum_up(square);
+  const float rstd = rsqrtf(fmaf(square[0], p.one_of_count, p.eps));
+  // The weight comes from the first-level cache, where the blocks before left it: in registers since before
+  // the sum it would take the place of other blocks.
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k) {
+    if (!holds(k)) continue;
+    float weight[kChannels];
+    p.weight.load(channel + k * kStep<kChannels>, 1.0F, weight);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) g[k][i] *= rstd * weight[i];
+    if (p.bias) {
+      float bias[kChannels];
+      p.bias.load(channel + k * kStep<kChannels>, 0.0F, bias);
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) g[k][i] += bias[i];
+    }
+    if constexpr (kGate == Gate::after_norm) {
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) g[k][i] *= cuda::quick_silu(float_of(other[k], i));
+    }
+    store_piece(p.out.at(row, channel) + k * kStep<kChannels>, g[k]);
   }
 }
 
-// False where the device has too little shared memory for the plan.
-template <typename T, typename R, int kVectors, bool kGate>
-bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
-  const int threads = plan.warps * plan.groups * 32;
-  const auto shared = static_cast<std::size_t>(threads) * kStages * kVectors * 16 *
-                      static_cast<std::size_t>(kSlots<T> + (kGate ? kSlots<T> : kSlots<R>));
-  if (!shared_memory_suffices(ctx, shared)) return false;
-  const std::int64_t blocks = std::min((problem.units + plan.groups - 1) / plan.groups,
-                                       resident_blocks(ctx, threads, shared, threads_at_once(kVectors)) *
-                                           cuda::limits_of(ctx).multiprocessors);
-  cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>, dim3(static_cast<unsigned>(blocks)),
-               dim3(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups)), shared,
-               problem);
-  return true;
+template <typename T, typename R, int kVectors, Gate kGate>
+void launch_fast(Context& ctx, const GpuPlan& plan, FastForward<T, R> problem) {
+  constexpr std::int64_t kMostBlocks = 1 << 30;
+  const dim3 threads(static_cast<unsigned>(plan.warps) * 32, static_cast<unsigned>(plan.groups));
+  for (; problem.first < problem.units; problem.first += kMostBlocks * plan.groups) {
+    const std::int64_t blocks = (problem.units - problem.first + plan.groups - 1) / plan.groups;
+    cuda::launch(ctx, "norm", fast_forward<T, R, kVectors, kGate>,
+                 dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))), threads, 0, problem);
+  }
 }
 
-template <typename T, typename R, bool kGate>
-bool launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
+template <typename T, typename R, Gate kGate>
+void launch_fast(Context& ctx, const GpuPlan& plan, const FastForward<T, R>& problem) {
   switch (plan.vectors) {
     case 1: return launch_fast<T, R, 1, kGate>(ctx, plan, problem);
     case 2: return launch_fast<T, R, 2, kGate>(ctx, plan, problem);
-    case 3: return launch_fast<T, R, 3, kGate>(ctx, plan, problem);
     default: return launch_fast<T, R, 4, kGate>(ctx, plan, problem);
   }
 }
@@ -259,10 +219,8 @@ void run_plain(Context& ctx, const Problem& p) {
   cuda::launch(ctx, "norm", plain_forward, dim3(blocks), dim3(threads), 0, problem);
 }
 
-bool run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
+void run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
   const std::int64_t groups = p.channels / p.group_size;
-  const std::int64_t units = p.rows * groups;
-  bool done = false;
   const DType residual = p.residual       ? p.residual.dtype()
                          : p.residual_out ? p.residual_out.dtype()
                                           : p.out.dtype();
@@ -276,26 +234,28 @@ bool run_fast(Context& ctx, const Problem& p, const GpuPlan& plan) {
                                     .bias = PackedVector(p.bias),
                                     .out = PackedRows<T>(p.out),
                                     .residual_out = PackedRows<R>(p.residual_out),
-                                    .units = units,
+                                    .first = 0,
+                                    .units = p.rows * groups,
                                     .groups = groups,
                                     .group_size = static_cast<int>(p.group_size),
+                                    .one_of_count = 1.0F / static_cast<float>(p.group_size),
                                     .eps = static_cast<float>(p.eps),
-                                    .layer = p.kind == NormKind::layer,
-                                    .norm_before_gate = p.norm_before_gate};
+                                    .layer = p.kind == NormKind::layer};
     if constexpr (std::is_same_v<T, R>)
-      if (p.z) {
-        done = launch_fast<T, R, true>(ctx, plan, problem);
-        return;
-      }
-    done = launch_fast<T, R, false>(ctx, plan, problem);
+      if (p.z)
+        return p.norm_before_gate ? launch_fast<T, R, Gate::after_norm>(ctx, plan, problem)
+                                  : launch_fast<T, R, Gate::before_norm>(ctx, plan, problem);
+    launch_fast<T, R, Gate::none>(ctx, plan, problem);
   });
-  return done;
 }
 
 }  // namespace
 
 void cuda(Context& ctx, const Problem& p, const GpuPlan& plan) {
-  if (plan.vectors == 0 || !run_fast(ctx, p, plan)) run_plain(ctx, p);
+  if (plan.vectors > 0)
+    run_fast(ctx, p, plan);
+  else
+    run_plain(ctx, p);
 }
 
 }  // namespace krait::norm_kernels

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
-#include "core/cuda/async_copy.cuh"
 #include "core/cuda/vectors.cuh"
 #include "ops/norm/kernels.h"
 
 namespace krait::norm_kernels {
-
-using cuda::Pack;
 
 // Rows as a kernel sees them, in any layout.
 struct GpuRows {
@@ -78,7 +76,41 @@ struct PackedRows {
   }
 };
 
-// One value for each channel: weight or bias, read in vectors.
+// Channels that a thread moves at once: of the widest type of a kernel 16 bytes, of a narrower one fewer.
+// What a warp moves by one instruction thus lies side by side in memory, whatever the types.
+template <typename A, typename B>
+inline constexpr int kWidth = sizeof(A) > 2 || sizeof(B) > 2 ? 4 : cuda::kPack;
+
+template <typename T, int kChannels>
+struct alignas(std::min<std::size_t>(kChannels * sizeof(T), 16)) Piece {
+  T v[kChannels];
+};
+
+template <int kChannels, typename T>
+__device__ __forceinline__ Piece<T, kChannels> load_piece(const T* from) {
+  return *reinterpret_cast<const Piece<T, kChannels>*>(from);
+}
+
+template <int kChannels, typename T>
+__device__ __forceinline__ void store_piece(T* to, const float (&values)[kChannels]) {
+  Piece<T, kChannels> piece;
+#pragma unroll
+  for (int i = 0; i < kChannels; ++i) piece.v[i] = cuda::from_float<T>(values[i]);
+  *reinterpret_cast<Piece<T, kChannels>*>(to) = piece;
+}
+
+// Element i, known at compile time. A bf16 is a half of a word, made a float by a shift or a mask.
+template <typename T, int kChannels>
+__device__ __forceinline__ float float_of(const Piece<T, kChannels>& piece, int i) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(&piece)[i / 2];
+    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000U);
+  } else {
+    return cuda::to_float(piece.v[i]);
+  }
+}
+
+// One value for each channel: weight or bias.
 struct PackedVector {
   const void* data = nullptr;
   DType dtype = DType::f32;
@@ -90,112 +122,41 @@ struct PackedVector {
     dtype = rows.dtype();
   }
   __device__ explicit operator bool() const { return data != nullptr; }
-  __device__ __forceinline__ void load(std::int64_t channel, float otherwise,
-                                       float (&to)[cuda::kPack]) const {
-    if (data != nullptr) {
-      cuda::load_floats(data, dtype, channel, to);
-    } else {
+  template <int kChannels>
+  __device__ __forceinline__ void load(std::int64_t channel, float otherwise, float (&to)[kChannels]) const {
+    if (data == nullptr) {
 #pragma unroll
       for (float& value : to) value = otherwise;
-    }
-  }
-};
-
-// A warp holds vectors side by side: this thread's first channel of a group, and from one vector to its next.
-inline constexpr int kStep = 32 * cuda::kPack;
-template <int kVectors>
-__device__ __forceinline__ int first_channel() {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  return (warp * kVectors * 32 + lane) * cuda::kPack;
-}
-
-// Rows are copied to shared memory ahead of their turn, each warp's vectors by the warp itself: that takes no
-// barriers of the block, and the memory is busy while sums go round it. What a warp moves by one instruction
-// lies side by side in memory: 16-bit vectors are 16 bytes, which each thread moves for itself. Those of f32
-// are two pieces of 16 bytes; in memory's order they alternate between the halves of neighbouring threads, so
-// that a thread moves pieces of others, and they change hands in shared memory.
-template <typename T>
-inline constexpr int kSlots = static_cast<int>(sizeof(Pack<T>) / 16);  // of 16 bytes for a vector
-
-class Stages {
- public:
-  // `per_row` slots for each of a thread's rows.
-  __device__ Stages(uint4* shared, int per_row)
-      : warp_(shared + threadIdx.y * blockDim.x + threadIdx.x / 32 * 32),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        threads_(static_cast<int>(blockDim.x * blockDim.y)),
-        per_row_(per_row) {}
-
-  // All lanes take part in these three. `left`: channels that the group has from the warp's first on; `from`
-  // and `to` are those of the lane.
-  template <typename T>
-  __device__ __forceinline__ void copy(int stage, int slot, const T* from, int left) const {
-    if constexpr (kSlots<T> == 1) {
-      if (lane_ * cuda::kPack < left) cuda::copy_async(at(stage, slot, lane_), from);
+    } else if (dtype == DType::f32) {
+      load_as<float>(channel, to);
+    } else if (dtype == DType::bf16) {
+      load_as<__nv_bfloat16>(channel, to);
     } else {
-      const T* const first = from - lane_ * cuda::kPack;
-#pragma unroll
-      for (int i = 0; i < kSlots<T>; ++i) {
-        const int piece = i * 32 + lane_;
-        if (piece * kPiece < left) cuda::copy_async(place_of(stage, slot, piece), first + piece * kPiece);
-      }
+      load_as<__half>(channel, to);
     }
-  }
-  // Through the slots of a vector that this lane has read.
-  template <typename T>
-  __device__ __forceinline__ void store(int stage, int slot, T* to, int left,
-                                        const float (&values)[cuda::kPack]) const {
-    if constexpr (kSlots<T> == 1) {
-      if (lane_ * cuda::kPack < left) cuda::store_pack(to, values);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kSlots<T>; ++i)
-        *reinterpret_cast<float4*>(place_of(stage, slot, lane_ * kSlots<T> + i)) =
-            make_float4(values[4 * i], values[4 * i + 1], values[4 * i + 2], values[4 * i + 3]);
-      __syncwarp();
-      T* const first = to - lane_ * cuda::kPack;
-#pragma unroll
-      for (int i = 0; i < kSlots<T>; ++i) {
-        const int piece = i * 32 + lane_;
-        if (piece * kPiece < left)
-          *reinterpret_cast<uint4*>(first + piece * kPiece) = *place_of(stage, slot, piece);
-      }
-    }
-  }
-  // What lanes wrote and read before this, others may read and write after it.
-  __device__ __forceinline__ void meet() const { __syncwarp(); }
-
-  template <typename T>
-  __device__ __forceinline__ Pack<T> read(int stage, int slot) const {
-    Pack<T> pack;
-    if constexpr (kSlots<T> == 1) {
-      *reinterpret_cast<uint4*>(&pack) = *at(stage, slot, lane_);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kSlots<T>; ++i)
-        reinterpret_cast<uint4*>(&pack)[i] = *place_of(stage, slot, lane_ * kSlots<T> + i);
-    }
-    return pack;
   }
 
  private:
-  static constexpr int kPiece = 4;  // channels of f32
-
-  __device__ __forceinline__ uint4* at(int stage, int slot, int lane) const {
-    return warp_ + (stage * per_row_ + slot) * threads_ + lane;
+  template <typename T, int kChannels>
+  __device__ __forceinline__ void load_as(std::int64_t channel, float (&to)[kChannels]) const {
+    const Piece<T, kChannels> piece = load_piece<kChannels>(static_cast<const T*>(data) + channel);
+#pragma unroll
+    for (int i = 0; i < kChannels; ++i) to[i] = float_of(piece, i);
   }
-  // Of a piece in memory's order: neighbours are exchanged in every other eight of them, so that neither
-  // order meets the banks twice.
-  __device__ __forceinline__ uint4* place_of(int stage, int slot, int piece) const {
-    return at(stage, slot + piece / 32, (piece ^ (piece >> 3 & 1)) % 32);
-  }
-
-  uint4* warp_;
-  int lane_;
-  int threads_;
-  int per_row_;
 };
+
+// The pieces of a thread: from its first channel of a group on, kStep<kChannels> apart. Those of a warp lie
+// side by side.
+template <int kChannels>
+inline constexpr int kStep = 32 * kChannels;
+template <int kPieces, int kChannels>
+__device__ __forceinline__ int first_channel() {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return (warp * kPieces * 32 + lane) * kChannels;
+}
+
+enum class Gate : std::uint8_t { none, before_norm, after_norm };
 
 // Whether a block may have so much of what it asks for at a launch, beside what the kernels declare.
 inline constexpr std::size_t kDeclaredShared = 1024;
@@ -212,37 +173,63 @@ inline std::int64_t resident_blocks(const Context& ctx, int threads, std::size_t
   return std::max<std::int64_t>(std::min<std::int64_t>(threads_at_once / threads, by_memory), 1);
 }
 
-// Sums over the threads of a group, each of kSums values in every thread, in a fixed order. A group is a row
+// Sums over the threads of a group, of one value or two in every thread, in a fixed order. A group is a row
 // of the block (threadIdx.y), or the whole block where that has one row of several warps. Two halves of
 // `scratch` take turns: who writes one has passed the barrier of the other, and with it all who read this
 // one.
 template <int kSums>
 class GroupSums {
  public:
-  static constexpr int kFloats = 2 * kSums * kMaxWarps;
-  __device__ explicit GroupSums(float* scratch) : scratch_(scratch) {}
+  static_assert(kSums == 1 || kSums == 2);
+  static constexpr int kQuads = kMaxWarps / 4;  // of a value
+  static constexpr int kScratch = 2 * kSums * kQuads;
+
+  __device__ explicit GroupSums(float4* scratch)
+      : scratch_(reinterpret_cast<float*>(scratch)), warps_(static_cast<int>(blockDim.x) / 32) {
+    // Warps that would fill the last four. The barrier of the first sum is in front of their first reader.
+    const int missing = static_cast<int>(threadIdx.x);
+    if (warps_ > 1 && missing < kMaxWarps - warps_) {
+#pragma unroll
+      for (int i = 0; i < 2 * kSums; ++i) scratch_[i * kMaxWarps + warps_ + missing] = 0.0F;
+    }
+  }
 
   __device__ __forceinline__ void operator()(float (&values)[kSums]) {
+    constexpr unsigned kAll = 0xffffffffU;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    constexpr int kLanes = 32 / kSums;  // that add up one value
+    float sum = values[0];
+    if constexpr (kSums == 2) {
+      // Each half of the warp takes one of the values, which spares half of the shuffles.
+      const bool upper = lane >= kLanes;
+      sum = (upper ? values[1] : values[0]) + __shfl_xor_sync(kAll, upper ? values[0] : values[1], kLanes);
+    }
 #pragma unroll
-    for (float& value : values) value = cuda::warp_sum(value);
-    const int warps = static_cast<int>(blockDim.x) / 32;
-    if (warps == 1) return;
+    for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
+    if (warps_ == 1) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) values[i] = kSums == 1 ? sum : __shfl_sync(kAll, sum, i * kLanes);
+      return;
+    }
     float* own = scratch_ + turn_ * kSums * kMaxWarps;
     turn_ ^= 1;
-    if (threadIdx.x % 32 == 0) {
-#pragma unroll
-      for (int i = 0; i < kSums; ++i) own[i * kMaxWarps + threadIdx.x / 32] = values[i];
-    }
+    if (lane % kLanes == 0) own[lane / kLanes * kMaxWarps + static_cast<int>(threadIdx.x) / 32] = sum;
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      values[i] = 0.0F;
-      for (int w = 0; w < warps; ++w) values[i] += own[i * kMaxWarps + w];
+    for (float& value : values) value = 0.0F;
+#pragma unroll 1
+    for (int w = 0; w < warps_; w += 4) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        const float4 four = *reinterpret_cast<const float4*>(own + i * kMaxWarps + w);
+        values[i] += (four.x + four.y) + (four.z + four.w);
+      }
     }
   }
 
  private:
   float* scratch_;
+  int warps_;
   int turn_ = 0;
 };
 
