@@ -64,7 +64,7 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
   const std::int64_t vector = rows_vector(size_of(dtype));
   for (const Tensor& t : tensors) {
     if (!t) continue;
-    constexpr std::int64_t kLargestStep = std::int64_t{1} << 30;  // the kernel steps over tokens by an int
+    constexpr std::int64_t kLargestStep = std::int64_t{1} << 28;  // kernels count a step's bytes in an int
     const auto steps_by_vectors = [&](int dim) { return t.size(dim) <= 1 || t.stride(dim) % vector == 0; };
     if (t.dtype() != dtype || t.stride(1) != 1 || t.size(1) % vector != 0 || !steps_by_vectors(0) ||
         !steps_by_vectors(2) || t.stride(2) > kLargestStep || t.stride(2) < -kLargestStep ||
@@ -76,8 +76,8 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
 
 std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t channels, int vector,
                            std::int64_t blocks) {
-  constexpr std::int64_t kLeast = 16;
-  constexpr std::int64_t kMost = 512;
+  constexpr std::int64_t kLeast = 2 * kTurnTokens;
+  constexpr std::int64_t kMost = 85 * kTurnTokens;
   // What the beginning of a walk costs, in tokens: its filter, the inputs before it, and the first loads'
   // way.
   constexpr std::int64_t kBeginning = 8;
@@ -86,9 +86,12 @@ std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t 
   std::int64_t best = kLeast;
   std::int64_t least = 0;
   for (std::int64_t pieces = parts(length, kMost); pieces <= parts(length, kLeast); ++pieces) {
-    const std::int64_t tokens = std::max(parts(length, std::max<std::int64_t>(pieces, 1)), kLeast);
+    const std::int64_t turns = parts(parts(length, std::max<std::int64_t>(pieces, 1)), kTurnTokens);
+    const std::int64_t tokens = std::max(turns * kTurnTokens, kLeast);
     const std::int64_t needed = parts(rows * parts(length, tokens), kWarps) * channel_blocks;
-    const std::int64_t time = parts(needed, std::max<std::int64_t>(blocks, 1)) * (tokens + kBeginning);
+    const std::int64_t waves = parts(needed, std::max<std::int64_t>(blocks, 1));
+    // The blocks of one wave end together, those of several half a walk apart.
+    const std::int64_t time = waves * (tokens + kBeginning) + (waves > 1 ? tokens / 2 : 0);
     if (least > 0 && time >= least) continue;
     least = time;
     best = tokens;

@@ -94,13 +94,14 @@ ConvKernel choose_kernel(std::int64_t kernel, std::initializer_list<Tensor> tens
 constexpr int rows_vector(std::size_t element_bytes) { return static_cast<int>(16 / element_bytes); }
 constexpr int forward_vector(std::size_t element_bytes) { return static_cast<int>(8 / element_bytes); }
 inline constexpr int kRowsTokens = 16;
-// Backward, a warp of `rows` walks some tokens of one row, each lane with kBackwardVector channels; kWarps
-// neighbours are a block.
+// Backward, a warp of `rows` walks some tokens of one row, kTurnTokens in a turn, each lane with
+// kBackwardVector channels; kWarps neighbours are a block.
 inline constexpr int kBackwardVector = 4;
+inline constexpr int kTurnTokens = 6;
 inline constexpr int kWarps = 4;
-// How many tokens it walks, of `rows` of `length`, on a GPU that holds `blocks` blocks at once: so that
-// blocks come in whole waves, of which the last leaves few multiprocessors idle, and walks are long beside
-// their beginning.
+// How many tokens it walks, whole turns, of `rows` of `length`, on a GPU that holds `blocks` blocks at once:
+// so that blocks come in whole waves, of which the last leaves few multiprocessors idle, and walks are long
+// beside their beginning.
 std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t channels, int vector,
                            std::int64_t blocks);
 

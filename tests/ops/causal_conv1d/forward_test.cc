@@ -334,11 +334,12 @@ TEST(CausalConv1d, ChoosesTheKernelOfAGpu) {
   EXPECT_EQ(choose_kernel(4, {last(24, DType::bf16).slice(1, 8, 24)}), ConvKernel::rows);
   EXPECT_EQ(choose_kernel(4, {last(24, DType::bf16).slice(1, 4, 20)}), ConvKernel::plain);
   EXPECT_EQ(choose_kernel(4, {Tensor::empty({2, 16, 16})}), ConvKernel::plain);
-  EXPECT_EQ(choose_tokens(8, 4096, 5376, 8, 528), 164);  // 25 pieces a row: 1050 blocks, two waves of 528
-  EXPECT_EQ(choose_tokens(1, 2048, 5376, 8, 528), 21);   // one wave
-  EXPECT_EQ(choose_tokens(1, 4096, 1536, 8, 528), 16);   // never less
-  EXPECT_EQ(choose_tokens(1, 0, 8, 8, 528), 16);
-  EXPECT_EQ(choose_tokens(0, 16, 8, 8, 528), 16);
+  EXPECT_EQ(choose_tokens(8, 4096, 5376, 4, 396), 126);   // 33 pieces a row: 2,772 blocks, seven waves of 396
+  EXPECT_EQ(choose_tokens(16, 2048, 1792, 4, 396), 294);  // 392 blocks, one wave
+  EXPECT_EQ(choose_tokens(1, 2048, 5376, 4, 396), 60);    // one wave, of whole turns
+  EXPECT_EQ(choose_tokens(1, 512, 1536, 4, 396), 12);     // never less
+  EXPECT_EQ(choose_tokens(1, 0, 8, 4, 396), 12);
+  EXPECT_EQ(choose_tokens(0, 16, 8, 4, 396), 12);
 }
 
 TEST(CausalConv1d, OutKeepsTheLayoutOfX) {

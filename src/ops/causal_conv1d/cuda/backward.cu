@@ -2,7 +2,7 @@
 // line (its K - 1 inputs before it, then its own n tokens) has the gradient
 //   sum_k weight_k g_{j-k} + dfinal_{j-n}
 // Sums over tokens are made for groups of pieces, then over the groups in order.
-#include "ops/causal_conv1d/cuda/vectors.cuh"
+#include "ops/causal_conv1d/cuda/backward_rows.cuh"
 
 namespace krait::conv_detail {
 namespace {
@@ -110,20 +110,6 @@ __global__ void initial_gradients(BackwardProblem p) {
   }
 }
 
-struct RowsProblem {
-  Line line;
-  Filter filter;
-  RunsView runs;
-  AnyView<3> dfinal;
-  Rows x;
-  Rows dout;
-  Rows dx;
-  const void* ahead = nullptr;  // (pieces, K-1, D): dout behind each piece, where dx replaces dout
-  float* partial = nullptr;
-  std::int64_t channels = 0;
-  unsigned channel_blocks = 1;
-};
-
 // dout of the K - 1 tokens behind each piece, before neighbours overwrite it.
 template <typename T>
 __global__ void copy_ahead(RowsProblem p, T* to) {
@@ -138,177 +124,6 @@ __global__ void copy_ahead(RowsProblem p, T* to) {
       for (std::int64_t c = threadIdx.x; c < p.channels; c += blockDim.x)
         to[(index * width + j) * p.channels + c] = from[c];
     }
-  }
-}
-
-// Channel-last: one walk over a piece and the K - 1 tokens behind it. dx follows K - 1 tokens behind dout;
-// the last inputs and gradients, the K + 1 sums and the taps stay in registers.
-constexpr int kBlocksAtOnce = 3;  // of a multiprocessor
-
-template <typename T, int kTaps, int kVector>
-__global__ void __launch_bounds__(kWarps * 32, kBlocksAtOnce) backward_rows(RowsProblem p) {
-  constexpr int kChannels = 32 * kVector;
-  constexpr int kWidth = kTaps - 1;
-  constexpr int kAhead = 6;
-  using Vector = PackWord<T, kVector>;
-  __shared__ float staged[kTaps + 1][kChannels];
-  __shared__ float sums[kWarps][kTaps + 1][kChannels];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const std::int64_t channel0 = std::int64_t{blockIdx.x % p.channel_blocks} * kChannels;
-  const std::int64_t group = blockIdx.x / p.channel_blocks;
-  stage_filter<kTaps>(p.filter, channel0, p.channels, staged);
-  const std::int64_t channel = channel0 + lane * kVector;
-  const std::int64_t index = group * kWarps + warp;
-
-  float dweight[kTaps + 1][kVector] = {};  // the bias's behind the taps'
-  if (channel < p.channels && index < p.runs.count) {
-    const Piece piece = p.runs.piece(index);
-    const Walk walk = p.runs.run(piece.run);
-    const T* x = p.x.at<T>(walk, piece.begin, channel);
-    const T* dout = p.dout.at<T>(walk, piece.begin, channel);
-    T* dx = p.dx.data != nullptr ? p.dx.at<T>(walk, piece.begin, channel) : nullptr;
-    const int x_step = p.x.step(walk);
-    const int dout_step = p.dout.step(walk);
-    const int dx_step = p.dx.step(walk);
-    const int count = static_cast<int>(piece.count);
-    const bool needs_x = p.partial != nullptr || p.filter.silu;
-    float weight[kTaps][kVector];
-    float bias[kVector];
-#pragma unroll
-    for (int k = 0; k < kTaps; ++k) read_staged(staged, k, lane, weight[k]);
-    read_staged(staged, kTaps, lane, bias);
-
-    float inputs[kWidth][kVector];          // before the next token, the oldest first
-    float gradients[kWidth][kVector] = {};  // g of the tokens before it, within the piece
-#pragma unroll
-    for (int k = 0; k < kWidth; ++k) {
-      const std::int64_t i = piece.begin - kWidth + k;
-      if (i >= 0) {
-        widen<T>(load_pack<T, kVector>(p.x.at<T>(walk, i, channel)), inputs[k]);
-      } else {
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) inputs[k][v] = p.line.load(walk, i, channel + v);
-      }
-    }
-
-    // Takes token i (of the piece, from 0; or of the kWidth behind it) and gives the gradient of the token
-    // kWidth before it, `back` being what the final state adds.
-    const auto advance = [&](const Vector& token, const Vector& gradient, bool counted,
-                             float(&back)[kVector]) {
-      float input[kVector];
-      float d[kVector];
-      widen<T>(token, input);
-      widen<T>(gradient, d);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        float sum = bias[v];
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) sum = fmaf(weight[k][v], inputs[k][v], sum);
-        sum = fmaf(weight[kWidth][v], input[v], sum);
-        const float g = d[v] * activation_derivative(sum, p.filter.silu);
-        if (counted) {
-#pragma unroll
-          for (int k = 0; k < kWidth; ++k) dweight[k][v] = fmaf(g, inputs[k][v], dweight[k][v]);
-          dweight[kWidth][v] = fmaf(g, input[v], dweight[kWidth][v]);
-          dweight[kTaps][v] += g;
-        }
-        float result = fmaf(weight[0][v], g, back[v]);
-#pragma unroll
-        for (int k = 1; k < kTaps; ++k) result = fmaf(weight[k][v], gradients[kWidth - k][v], result);
-        back[v] = result;
-#pragma unroll
-        for (int k = 0; k < kWidth - 1; ++k) {
-          inputs[k][v] = inputs[k + 1][v];
-          gradients[k][v] = gradients[k + 1][v];
-        }
-        inputs[kWidth - 1][v] = input[v];
-        gradients[kWidth - 1][v] = g;
-      }
-    };
-
-    const auto load_x = [&](int i) {  // of tokens in their order, as dout
-      Vector word{};
-      if (i < count && needs_x) word = load_pack<T, kVector>(x);
-      x += x_step;
-      return word;
-    };
-    const auto load_dout = [&](int i) {
-      Vector word{};
-      if (i < count) word = load_pack<T, kVector>(dout);
-      dout += dout_step;
-      return word;
-    };
-    Vector next_x[kAhead];
-    Vector next_dout[kAhead];
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      next_x[j] = load_x(j);
-      next_dout[j] = load_dout(j);
-    }
-    const auto take = [&](int j, int i) {
-      const Vector token = next_x[j];
-      const Vector gradient = next_dout[j];
-      next_x[j] = load_x(i + kAhead);
-      next_dout[j] = load_dout(i + kAhead);
-      float back[kVector] = {};
-      advance(token, gradient, true, back);
-      if (dx != nullptr && i >= kWidth) {
-        store_pack(back, dx);
-        dx += dx_step;
-      }
-    };
-    // Whole groups without a way out between tokens, so that windows move by other names of registers.
-    int begin = 0;
-    for (; begin + kAhead <= count; begin += kAhead) {
-#pragma unroll
-      for (int j = 0; j < kAhead; ++j) take(j, begin + j);
-    }
-#pragma unroll
-    for (int j = 0; j < kAhead - 1; ++j)
-      if (begin + j < count) take(j, begin + j);
-    // The tokens behind the piece, which are in another's sums; behind the run there is the final state.
-    if (dx != nullptr) {
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) {
-        const std::int64_t i = piece.begin + count + j;
-        Vector token{};
-        Vector gradient{};
-        float back[kVector] = {};
-        if (i < walk.count) {
-          if (needs_x) token = load_pack<T, kVector>(p.x.at<T>(walk, i, channel));
-          gradient =
-              load_pack<T, kVector>(p.ahead != nullptr ? static_cast<const T*>(p.ahead) +
-                                                             (index * kWidth + j) * p.channels + channel
-                                                       : p.dout.at<T>(walk, i, channel));
-        } else if (walk.last && p.dfinal) {
-#pragma unroll
-          for (int v = 0; v < kVector; ++v)
-            back[v] = p.dfinal.load(walk.sequence, channel + v, i - walk.count);
-        }
-        advance(token, gradient, false, back);
-        if (count + j >= kWidth) {
-          store_pack(back, dx);
-          dx += dx_step;
-        }
-      }
-    }
-  }
-
-  if (p.partial == nullptr) return;
-#pragma unroll
-  for (int k = 0; k <= kTaps; ++k)
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) sums[warp][k][lane * kVector + v] = dweight[k][v];
-  __syncthreads();
-  for (int at = static_cast<int>(threadIdx.x); at < (kTaps + 1) * kChannels; at += kWarps * 32) {
-    const int k = at / kChannels;
-    const int c = at % kChannels;
-    if (channel0 + c >= p.channels) continue;
-    float sum = sums[0][k][c];
-#pragma unroll
-    for (int w = 1; w < kWarps; ++w) sum += sums[w][k][c];
-    p.partial[(group * (kTaps + 1) + k) * p.channels + channel0 + c] = sum;
   }
 }
 
@@ -334,12 +149,11 @@ __global__ void __launch_bounds__(256)
 }
 
 template <typename T, int kTaps>
-void launch_rows(const Context& ctx, RowsProblem rows) {
-  constexpr int kVector = kBackwardVector;
-  rows.channel_blocks = static_cast<unsigned>((rows.channels + 32 * kVector - 1) / (32 * kVector));
-  const std::int64_t groups = (rows.runs.count + kWarps - 1) / kWarps;
+void launch_rows(const Context& ctx, const RowsProblem& rows, std::int64_t groups) {
   const auto grid = static_cast<unsigned>(groups * rows.channel_blocks);
-  cuda::launch(ctx, "causal_conv1d_backward", backward_rows<T, kTaps, kVector>, grid, kWarps * 32, 0, rows);
+  const auto kernel = rows.filter.silu ? backward_rows<T, kTaps, true> : backward_rows<T, kTaps, false>;
+  cuda::launch(ctx, "causal_conv1d_backward", kernel, grid, kWarps * 32, backward_shared_bytes<T, kTaps>(),
+               rows);
 }
 
 }  // namespace
@@ -385,15 +199,18 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
       problem.partial = partial.data<float>();
     }
     if (rows) {
+      constexpr std::int64_t kChannels = 32 * kBackwardVector;
       RowsProblem walk{.line = problem.line,
                        .filter = problem.filter,
+                       .words = FilterWords(b.weight, b.bias, b.x.dtype()),
                        .runs = problem.runs,
                        .dfinal = problem.dfinal,
                        .x = Rows(b.x),
                        .dout = Rows(b.dout),
                        .dx = Rows(b.dx),
                        .partial = problem.partial,
-                       .channels = channels};
+                       .channels = channels,
+                       .channel_blocks = static_cast<unsigned>((channels + kChannels - 1) / kChannels)};
       Tensor ahead;
       const bool replaces_dout = same_view(b.dx, b.dout);
       if (replaces_dout) {
@@ -406,9 +223,9 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
           cuda::launch(ctx, "causal_conv1d_backward ahead", copy_ahead<T>,
                        cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk, static_cast<T*>(ahead.raw()));
         switch (kernel) {
-          case 2: return launch_rows<T, 2>(ctx, walk);
-          case 3: return launch_rows<T, 3>(ctx, walk);
-          default: return launch_rows<T, 4>(ctx, walk);
+          case 2: return launch_rows<T, 2>(ctx, walk, groups);
+          case 3: return launch_rows<T, 3>(ctx, walk, groups);
+          default: return launch_rows<T, 4>(ctx, walk, groups);
         }
       });
     } else {

@@ -153,8 +153,8 @@ inline Filter filter_of(const Tensor& weight, const Tensor& bias, Activation act
           .silu = activation == Activation::silu};
 }
 
-// All kernels go through these two and add taps in one order with fmaf, so that a step gives the bits of the
-// forward pass and no bit depends on layout or kernel. The sigmoid is right to about 1e-6 of 1 + |value|.
+// Forward passes and steps activate so, and add taps in one order with fmaf: a step gives the bits of the
+// forward pass, and no bit depends on layout or kernel. The sigmoid is right to about 1e-6 of 1 + |value|.
 __device__ __forceinline__ float activate(float v, bool silu) { return silu ? cuda::quick_silu(v) : v; }
 __device__ __forceinline__ float activation_derivative(float v, bool silu) {
   return silu ? cuda::silu_slope(v, cuda::quick_sigmoid(v)) : 1.0F;

@@ -25,27 +25,12 @@ struct Rows {
   __device__ __forceinline__ int step(const Walk& walk) const {
     return static_cast<int>(walk.step) * static_cast<int>(token_stride);
   }
-};
-
-// Weights as (K, channels), the bias behind them, of the channels of a block: read together, transposed.
-template <int kTaps, int kChannels>
-__device__ __forceinline__ void stage_filter(const Filter& filter, std::int64_t channel0,
-                                             std::int64_t channels, float (&staged)[kTaps + 1][kChannels]) {
-  for (int i = static_cast<int>(threadIdx.x); i < kTaps * kChannels; i += kWarps * 32) {
-    const std::int64_t channel = channel0 + i / kTaps;
-    staged[i % kTaps][i / kTaps] = channel < channels ? filter.weight.load(channel, i % kTaps) : 0.0F;
+  // The same in bytes.
+  template <typename T>
+  __device__ __forceinline__ int step_bytes(const Walk& walk) const {
+    return step(walk) * static_cast<int>(sizeof(T));
   }
-  for (int c = static_cast<int>(threadIdx.x); c < kChannels; c += kWarps * 32)
-    staged[kTaps][c] = channel0 + c < channels ? filter.bias_of(channel0 + c) : 0.0F;
-  __syncthreads();
-}
-
-template <int kRows, int kChannels, int kVector>
-__device__ __forceinline__ void read_staged(const float (&staged)[kRows][kChannels], int row, int lane,
-                                            float (&to)[kVector]) {
-#pragma unroll
-  for (int v = 0; v < kVector; ++v) to[v] = staged[row][lane * kVector + v];
-}
+};
 
 // 4, 8 or 16 bytes, moved by one instruction.
 template <int kBytes>
@@ -71,12 +56,31 @@ __device__ __forceinline__ PackWord<T, kVector> load_pack(const T* from) {
   return *reinterpret_cast<const PackWord<T, kVector>*>(from);
 }
 
+// The two elements of a register.
+__device__ __forceinline__ float2 widen_pair(__nv_bfloat16, unsigned pair) {
+  return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000U)};
+}
+__device__ __forceinline__ float2 widen_pair(__half, unsigned pair) {
+  __half2 halves;
+  memcpy(&halves, &pair, sizeof(pair));
+  return __half22float2(halves);
+}
+
 template <typename T, int kVector>
 __device__ __forceinline__ void widen(const PackWord<T, kVector>& from, float (&to)[kVector]) {
-  T elements[kVector];
-  memcpy(elements, &from, sizeof(from));
+  constexpr int kRegisters = static_cast<int>(sizeof(T)) * kVector / 4;
+  unsigned registers[kRegisters];
+  memcpy(registers, &from, sizeof(from));
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) to[v] = cuda::to_float(elements[v]);
+  for (int i = 0; i < kRegisters; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      to[i] = __uint_as_float(registers[i]);
+    } else {
+      const float2 pair = widen_pair(T{}, registers[i]);
+      to[2 * i] = pair.x;
+      to[2 * i + 1] = pair.y;
+    }
+  }
 }
 
 // Division by a number that a launch knows, by a multiplication where all quotients asked for fit: n /
