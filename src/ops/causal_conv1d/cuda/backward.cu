@@ -121,7 +121,8 @@ __global__ void copy_ahead(RowsProblem p, T* to) {
       const std::int64_t i = piece.begin + piece.count + j;
       if (i >= walk.count) break;
       const T* from = p.dout.at<T>(walk, i, 0);
-      for (std::int64_t c = threadIdx.x; c < p.channels; c += blockDim.x)
+      for (std::int64_t c = std::int64_t{blockIdx.y} * blockDim.x + threadIdx.x; c < p.channels;
+           c += std::int64_t{gridDim.y} * blockDim.x)
         to[(index * width + j) * p.channels + c] = from[c];
     }
   }
@@ -221,7 +222,8 @@ void backward_cuda(Context& ctx, const Backward& b, bool whole_rows) {
         using T = decltype(element);
         if (replaces_dout)
           cuda::launch(ctx, "causal_conv1d_backward ahead", copy_ahead<T>,
-                       cuda::blocks_for(ctx, walk.runs.count, 1), 128, 0, walk, static_cast<T*>(ahead.raw()));
+                       edge_grid(ctx, walk.runs.count, channels), kEdgeThreads, 0, walk,
+                       static_cast<T*>(ahead.raw()));
         switch (kernel) {
           case 2: return launch_rows<T, 2>(ctx, walk, groups);
           case 3: return launch_rows<T, 3>(ctx, walk, groups);
