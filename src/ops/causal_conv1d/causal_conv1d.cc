@@ -85,9 +85,7 @@ std::int64_t choose_tokens(std::int64_t rows, std::int64_t length, std::int64_t 
   const std::int64_t channel_blocks = parts(channels, 32 * vector);
   std::int64_t best = kLeast;
   std::int64_t least = 0;
-  for (std::int64_t pieces = parts(length, kMost); pieces <= parts(length, kLeast); ++pieces) {
-    const std::int64_t turns = parts(parts(length, std::max<std::int64_t>(pieces, 1)), kTurnTokens);
-    const std::int64_t tokens = std::max(turns * kTurnTokens, kLeast);
+  for (std::int64_t tokens = kMost; tokens >= kLeast; tokens -= kTurnTokens) {
     const std::int64_t needed = parts(rows * parts(length, tokens), kWarps) * channel_blocks;
     const std::int64_t waves = parts(needed, std::max<std::int64_t>(blocks, 1));
     // The blocks of one wave end together, those of several half a walk apart.
