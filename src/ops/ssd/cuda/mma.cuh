@@ -56,8 +56,8 @@ template <typename T>
 __device__ __forceinline__ float2 unpack(unsigned v) {
   if constexpr (std::is_same_v<T, __half>)
     return __half22float2(*reinterpret_cast<const __half2*>(&v));
-  else
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&v));
+  else  // a half where it is in a float is one instruction less than its conversion
+    return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000U));
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

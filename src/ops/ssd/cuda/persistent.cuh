@@ -8,6 +8,7 @@
 #include "core/cuda/tensor_map.cuh"
 #include "core/cuda/wgmma.cuh"
 #include "ops/ssd/cuda/chunks.cuh"
+#include "ops/ssd/cuda/pair_factor.cuh"
 #include "ops/ssd/cuda/parts.h"
 
 namespace krait::ssd_detail {
@@ -29,7 +30,8 @@ struct Factors {
   float a[kTokens];  // as Steps has them
   float d[kTokens];
   float start[kTokens];  // exp(pending + a): what the token has of the state as it is kept
-  float left[kTokens];   // d exp(-pending - a) where the factors separate, else d exp(a_last - a)
+  // d exp(-pending - a) where the factors separate, else d exp(a_last - a), of two tokens at a time.
+  alignas(8) float left[kTokens];  // PairFactor
   struct alignas(16) Whole {
     float last;   // of a
     float scale;  // of the state: after the chunk where the factors separate, else before

@@ -7,15 +7,6 @@
 
 namespace krait::ssd_detail {
 
-// The two elements of a register.
-template <typename T>
-__device__ __forceinline__ float2 values_of(unsigned v) {
-  if constexpr (std::is_same_v<T, __half>)
-    return unpack<T>(v);
-  else  // a half where it is in a float is one instruction less than its conversion
-    return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000U));
-}
-
 // The masked matrix of a chunk with the tile's factors, from C B^T: of strips of 8 rows a warp has one and
 // its mirror image.
 template <typename T>
@@ -40,7 +31,7 @@ __device__ __forceinline__ void mask_pairs(unsigned pairs, unsigned M, const Fac
           const int j = j0 + k;
           const float2 a_other = *reinterpret_cast<const float2*>(&factors.a[j * 8 + column]);
           const float2 d_other = *reinterpret_cast<const float2*>(&factors.d[j * 8 + column]);
-          const float2 product = values_of<T>(v[k]);
+          const float2 product = unpack<T>(v[k]);
           v[k] = pack<T>(product.x * (exp2_fast(a - a_other.x) * d_other.x),
                          product.y * (exp2_fast(a - a_other.y) * d_other.y)) &
                  (j < strip    ? 0xffffffffU
@@ -267,9 +258,8 @@ struct Consumer {
     for (int j = 0; j < kTokens / 16; ++j) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float2 factor = *reinterpret_cast<const float2*>(&factors[j * 16 + i / 2 * 8 + lane % 4 * 2]);
-        const float2 v = values_of<T>(x[j][i]);
-        to[j][i] = pack<T>(v.x * factor.x, v.y * factor.y);
+        const float* const factor = &factors[j * 16 + i / 2 * 8 + lane % 4 * 2];
+        to[j][i] = reinterpret_cast<const PairFactor<T>*>(factor)->times(x[j][i]);
       }
     }
   }
@@ -315,7 +305,7 @@ struct Consumer {
               *reinterpret_cast<const float2*>(&at.factors.start[(n + m) * 8 + at.lane % 4 * 2]);
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            const float2 v = values_of<T>(again[m * 2 + i]);
+            const float2 v = unpack<T>(again[m * 2 + i]);
             y[n + m][2 * i] = fmaf(y[n + m][2 * i], start.x, skip[i] * v.x);
             y[n + m][2 * i + 1] = fmaf(y[n + m][2 * i + 1], start.y, skip[i] * v.y);
           }
@@ -366,7 +356,7 @@ struct Consumer {
         const float2 start = *reinterpret_cast<const float2*>(&at.factors.start[n * 8 + at.lane % 4 * 2]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const float2 v = values_of<T>(x[n / 2][n % 2 * 2 + i]);
+          const float2 v = unpack<T>(x[n / 2][n % 2 * 2 + i]);
           y[n][2 * i] = fmaf(y[n][2 * i], start.x, skip[i] * v.x);
           y[n][2 * i + 1] = fmaf(y[n][2 * i + 1], start.y, skip[i] * v.y);
         }

@@ -186,6 +186,9 @@ __device__ __forceinline__ void compute_factors(const float2 (&step)[2], int lan
     factors.start[lane + i * 32] = exp2_fast(pending + a[i]);
     factors.left[lane + i * 32] = step[i].x * exp2_fast(end - a[i]);
   }
+  __syncwarp();
+  float* const pair = &factors.left[lane * 2];
+  *reinterpret_cast<PairFactor<T>*>(pair) = PairFactor<T>(pair[0], pair[1]);
   pending = scales ? 0.0F : total;
   if (lane == 0)
     factors.whole = {.last = last,
