@@ -199,6 +199,46 @@ __device__ __forceinline__ void compute_factors(const float2 (&step)[2], int lan
                                       : 1};
 }
 
+// d and exponents (in powers of two) of two tokens of the lane, those before `rest`. What depends on the
+// operator's options is asked once for both, so that they are computed side by side.
+__device__ __forceinline__ void steps_of(const Inputs& in, const unsigned (&dt)[2], float bias, float rate,
+                                         int rest, int lane, float2 (&step)[2]) {
+  float d[2];
+  if (in.dt.dtype == DType::f32) {
+    for (int i = 0; i < 2; ++i) d[i] = value_of(dt[i], DType::f32);
+  } else if (in.dt.dtype == DType::bf16) {
+    for (int i = 0; i < 2; ++i) d[i] = value_of(dt[i], DType::bf16);
+  } else {
+    for (int i = 0; i < 2; ++i) d[i] = value_of(dt[i], DType::f16);
+  }
+  float exponent[2] = {d[0], d[1]};
+  if (in.discrete) {
+    d[0] = d[1] = 1.0F;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) d[i] += bias;
+    if (in.dt_softplus) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float v = d[i] > 20.0F ? 20.0F : d[i];
+        const float soft = log1pf(expf(v));
+        d[i] = d[i] > 20.0F ? d[i] : soft;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      d[i] = d[i] < in.low ? in.low : d[i] > in.high ? in.high : d[i];  // NaN is neither
+      exponent[i] = d[i] * rate;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float kept = exponent[i] < kLeastExponent ? kLeastExponent : exponent[i];
+    const bool inside = lane + i * 32 < rest;
+    step[i] = make_float2(inside ? d[i] : 0.0F, inside ? kept * kLog2E : 0.0F);
+  }
+}
+
 // By a warp, of tile `which`.
 template <typename T>
 __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments& chunks,
@@ -250,32 +290,25 @@ __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments
       more = parts.next(part);
     }
   };
+  // The chunk that is prepared and the two after it.
+  Ahead ahead[3];
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) {
+    ahead[1] = ahead[2];
+    begin(ahead[2]);
+  }
   float pending = 0.0F;
-  unsigned k = 0;
-  const auto prepare = [&](Ahead& chunk) {
+#pragma unroll 1
+  for (unsigned k = 0; ahead[1].there; ++k) {
+    ahead[0] = ahead[1];
+    ahead[1] = ahead[2];
+    begin(ahead[2]);
     float2 step[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Step of = step_from(in, value_of(chunk.dt[i], in.dt.dtype), chunk.bias, chunk.rate);
-      const float exponent = of.exponent < kLeastExponent ? kLeastExponent : of.exponent;
-      step[i] = lane + i * 32 < chunk.rest ? make_float2(of.d, exponent * kLog2E) : make_float2(0.0F, 0.0F);
-    }
-    if (chunk.first) pending = 0.0F;
-    begin(chunk);
+    steps_of(in, ahead[0].dt, ahead[0].bias, ahead[0].rate, ahead[0].rest, lane, step);
+    if (ahead[0].first) pending = 0.0F;
     if (k >= kStages) cuda::wait_for_phase(barriers.empty(stage_of(k)), phase_of(k) ^ 1U);
     compute_factors<T>(step, lane, pending, reinterpret_cast<Factors*>(factors)[stage_of(k) * 2 + which]);
     arrive_of_warp(barriers.factored(stage_of(k)), lane);
-    ++k;
-  };
-  Ahead even;
-  Ahead odd;
-  begin(even);
-  begin(odd);
-#pragma unroll 1
-  while (even.there) {
-    prepare(even);
-    if (!odd.there) break;
-    prepare(odd);
   }
 }
 
