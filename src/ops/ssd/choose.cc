@@ -111,14 +111,15 @@ BackwardPath choose_backward_path(bool suits_tensor_cores, int compute_capabilit
 
 std::int64_t choose_warpgroup_walk(std::int64_t runs, std::int64_t longest, std::int64_t heads,
                                    std::int64_t headdim) {
-  // Enough blocks for some hundred multiprocessors. Where there are fewer, runs are cut; their states are
-  // then walked twice, so that less than a second piece is not worth it.
-  constexpr std::int64_t kEnough = 48;
+  // Runs that are cut are walked twice, the first time by kernels that take as long for a chunk as several of
+  // this walk: it pays only for few blocks and long runs.
+  constexpr std::int64_t kEnough = 14;
+  constexpr std::int64_t kLong = 8192;
   constexpr std::int64_t kBlocks = 132;
   constexpr std::int64_t kShortest = 512;
   // A pair of tiles each way.
   const std::int64_t blocks = std::max<std::int64_t>(runs * heads * ((headdim + 63) / 64), 1);
-  const std::int64_t pieces = blocks >= kEnough ? 1 : (kBlocks + blocks - 1) / blocks;
+  const std::int64_t pieces = blocks >= kEnough || longest <= kLong ? 1 : (kBlocks + blocks - 1) / blocks;
   const std::int64_t tokens = std::max((longest + pieces - 1) / pieces, std::min(kShortest, longest));
   return std::max((tokens + kChunk - 1) / kChunk, std::int64_t{1}) * kChunk;
 }

@@ -302,8 +302,12 @@ TEST(ChooseBackward, WalksAndPartsOfWarpgroups) {
   EXPECT_EQ(choose_warpgroup_walk(8, 4096, 80, 64), 4096);
   EXPECT_EQ(choose_warpgroup_walk(1, 65536, 80, 64), 65536);
   EXPECT_EQ(choose_warpgroup_walk(1, 65536, 24, 128), 65536);
-  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 24, 64), 10944);
-  EXPECT_EQ(choose_warpgroup_walk(1, 600, 2, 64), 512);
+  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 24, 64), 65536);
+  // Few heads: long runs are.
+  EXPECT_EQ(choose_warpgroup_walk(1, 65536, 12, 64), 6016);
+  EXPECT_EQ(choose_warpgroup_walk(1, 16384, 2, 64), 512);
+  EXPECT_EQ(choose_warpgroup_walk(1, 8192, 2, 64), 8192);
+  EXPECT_EQ(choose_warpgroup_walk(1, 600, 2, 64), 640);
   EXPECT_EQ(choose_warpgroup_walk(1, 70, 1, 64), 128);
   EXPECT_EQ(choose_warpgroup_walk(0, 0, 0, 0), 64);
 

@@ -191,8 +191,9 @@ TEST(SsdBackward, TensorCoreHeads) {
   struct Shape {
     std::int64_t rows, length, heads, headdim, groups, d_state;
   };
-  for (const Shape& s : {Shape{1, 1100, 5, 64, 1, 128}, Shape{3, 130, 26, 64, 2, 64},
-                         Shape{2, 70, 9, 128, 1, 96}, Shape{1, 40, 50, 64, 1, 128}}) {
+  for (const Shape& s :
+       {Shape{1, 1100, 5, 64, 1, 128}, Shape{3, 130, 26, 64, 2, 64}, Shape{2, 70, 9, 128, 1, 96},
+        Shape{1, 40, 50, 64, 1, 128}, Shape{1, 8300, 1, 64, 1, 16}}) {
     SCOPED_TRACE(concat("L ", s.length, " H ", s.heads, " P ", s.headdim, " G ", s.groups, " N ", s.d_state));
     SsdArgs f = plain_case(rng,
                            {.rows = s.rows,
