@@ -96,21 +96,27 @@ __device__ __forceinline__ void load_dt(const Inputs& in, const Segments& segmen
   }
 }
 
-// Two tokens for each lane of a warp.
+// Two tokens for each lane of a warp. kShort: in loops, where a kernel's code is long.
+template <bool kShort = false>
 __device__ __forceinline__ void compute_steps(const Inputs& in, const float (&dt)[2], float bias, float rate,
                                               std::int64_t count, int lane, Steps& steps) {
-  float d[2];
-  float a[2];
-#pragma unroll
+  float d[2] = {};
+  float a[2] = {};
+#pragma unroll(kShort ? 1 : 2)
   for (int i = 0; i < 2; ++i) {
     const bool inside = lane + i * 32 < count;
-    const Step step = step_from(in, dt[i], bias, rate);
-    d[i] = inside ? step.d : 0.0F;
+    const Step step = step_from(in, i == 0 ? dt[0] : dt[1], bias, rate);
     steps.slope[lane + i * 32] = step.slope;
     const float exponent = step.exponent < kLeastExponent ? kLeastExponent : step.exponent;
-    a[i] = inside ? exponent * kLog2E : 0.0F;
+    d[0] = d[1];
+    a[0] = a[1];
+    d[1] = inside ? step.d : 0.0F;
+    a[1] = inside ? exponent * kLog2E : 0.0F;
+  }
+#pragma unroll(kShort ? 1 : 5)
+  for (int distance = 1; distance < 32; distance *= 2) {
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
+    for (int i = 0; i < 2; ++i) {
       const float other = __shfl_up_sync(0xffffffffU, a[i], distance);
       if (lane >= distance) a[i] += other;
     }

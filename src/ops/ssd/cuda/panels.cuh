@@ -71,8 +71,9 @@ template <typename T, int kTiles>
 __device__ __forceinline__ void store_sums(unsigned tile, int row, const float (&d)[kTiles][4], int lane) {
 #pragma unroll
   for (int n = 0; n < kTiles; n += 2)
-    store_matrices(tile + Panels::offset(row + lane % 16, n + lane / 16), pack<T>(d[n][0], d[n][1]),
-                   pack<T>(d[n][2], d[n][3]), pack<T>(d[n + 1][0], d[n + 1][1]),
+    store_matrices(operand_address<64>(tile + static_cast<unsigned>(n / 8 * Panels::kPanel), row, n % 8,
+                                       lane % 16, lane / 16),
+                   pack<T>(d[n][0], d[n][1]), pack<T>(d[n][2], d[n][3]), pack<T>(d[n + 1][0], d[n + 1][1]),
                    pack<T>(d[n + 1][2], d[n + 1][3]));
 }
 

@@ -7,8 +7,11 @@
 //   heads even     dM^T = x dy^T, M^T, v and dx of the even heads; the sum of W^T over them
 //   (warpgroup_pairs.cuh) odd      the same of the odd heads states   dC, by dy S; dB, by x G
 //   (warpgroup_sums.cuh)
-// Rounded to 16 bits as operands are S, G, M, the sums of W, C B^T, and dy and x with the factors of their
-// tokens where they are multiplied with states.
+// Rounded to 16 bits as operands are S, G, M with d, the sums of W, C B^T, and dy and x with the factors of
+// their tokens where they are multiplied with states.
+//
+// What all warps run over and over has to stay within the instruction cache, some 32 KB: beyond that they
+// wait for every line of it. So only loops over registers are unrolled.
 #include <algorithm>
 #include <optional>
 #include <type_traits>
@@ -27,9 +30,9 @@ enum class Role { prepare, even, odd, states };
 #ifdef KRAIT_WGMMA
 
 // Of a thread, together what the launch has.
-constexpr int kPrepareRegisters = 40;
+constexpr int kPrepareRegisters = 64;
 constexpr int kPairsRegisters = 136;
-constexpr int kStatesRegisters = 200;
+constexpr int kStatesRegisters = 176;
 // Without maps a warp copies rows, and says so when so many later items are under way.
 constexpr int kAhead = kRowStages - 1;
 
@@ -54,11 +57,10 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
                                            const RowMaps& maps, unsigned base, const ChunkBarriers& barriers,
                                            int lane) {
   using At = ChunkLayout<kN>;
-  const int items = work.items();
   const auto l = static_cast<int>(work.chunk.start);
   const auto b = static_cast<int>(work.chunk.row);
   const auto strips = [&](unsigned to, const CUtensorMap& map, int column, int of, unsigned barrier) {
-#pragma unroll
+#pragma unroll 1
     for (int place = 0; place < 8; ++place)
       cuda::copy_tile_async(to + static_cast<unsigned>(place * 1024), map, column, of,
                             l + strip_at(place) * 8, b, barrier);
@@ -90,11 +92,12 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
     cuda::arrive(barriers.constants());
   }
   int arrived = 0;
+  Item item(work);
 #pragma unroll 1
-  for (Item item; item.number < items; item.next(work)) {
+  for (; item.exists(); item.next()) {
     const int row_stage = item.row_stage();
     const int state_stage = item.state_stage();
-    const bool there = item.head < work.heads;
+    const bool there = item.there();
     if (item.number >= kRowStages)
       cuda::wait_for_phase(barriers.rows_empty(row_stage), (item.number / kRowStages + 1) % 2);
     const unsigned rows = base + static_cast<unsigned>(At::rows + row_stage * At::row_stage);
@@ -105,8 +108,13 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
         const unsigned full = barriers.rows_full(row_stage);
         cuda::arrive_expecting(full, there ? 2 * At::kOfP : 0);
         if (there) {
-          strips(rows + At::x, maps.x, channel0, head, full);
-          strips(rows + At::dy, maps.dout, channel0, head, full);
+#pragma unroll 1
+          for (int place = 0; place < 8; ++place) {
+            const unsigned at = rows + static_cast<unsigned>(place * 1024);
+            const int t = l + strip_at(place) * 8;
+            cuda::copy_tile_async(at + At::x, maps.x, channel0, head, t, b, full);
+            cuda::copy_tile_async(at + At::dy, maps.dout, channel0, head, t, b, full);
+          }
         }
       }
     } else {
@@ -121,11 +129,11 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
     if (item.number >= kStateStages)
       cuda::wait_for_phase(barriers.states_empty(state_stage), (item.number / kStateStages + 1) % 2);
     if (lane == 0) {
-      const unsigned full = barriers.states_full(item);
+      const unsigned full = barriers.states_full(item.number);
       const unsigned to = base + static_cast<unsigned>(At::states + state_stage * At::state_stage);
       cuda::arrive_expecting(full, there ? 2 * At::kOfN : 0);
       if (there) {
-        const std::int64_t image = ((work.s * in.heads + head) * work.tiles + item.tile) * At::kOfN;
+        const std::int64_t image = ((work.s * in.heads + head) * item.tiles + item.tile) * At::kOfN;
         copy_in_async(to + At::S, static_cast<const char*>(states) + image, At::kOfN, full);
         copy_in_async(to + At::G, static_cast<const char*>(gradients) + image, At::kOfN, full);
       }
@@ -142,7 +150,7 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
   if constexpr (!kMaps) {
     cuda::wait_for_copies<0>();
     cuda::fence_shared();
-    for (; arrived < items; ++arrived) cuda::arrive(barriers.rows_full(arrived % kRowStages));
+    for (; arrived < item.number; ++arrived) cuda::arrive(barriers.rows_full(arrived % kRowStages));
   }
 }
 
@@ -150,29 +158,39 @@ __device__ __forceinline__ void copy_items(const Inputs& in, const Segments& chu
 __device__ __forceinline__ void prepare_steps(const Inputs& in, const Segments& chunks, const Work& work,
                                               Values* slots, const ChunkBarriers& barriers, int lane) {
   unsigned dt[2] = {};
-  float bias = 0.0F;
-  float rate = 0.0F;
-  float skip = 0.0F;
+  std::int64_t of_token[2] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = lane + i * 32;
+    if (t < work.chunk.count) of_token[i] = in.dt.offset(work.chunk.row, chunks.position(work.chunk, t), 0);
+  }
   const auto begin = [&](int k) {
     const int head = work.first_head + k;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = lane + i * 32;
-      if (t < work.chunk.count)
-        dt[i] = load_bits(in.dt, in.dt.offset(work.chunk.row, chunks.position(work.chunk, t), head));
-    }
-    bias = bias_of(in, head);
-    rate = rate_of(in, head);
-    skip = in.D ? in.D.load(head, 0) : 0.0F;
+    for (int i = 0; i < 2; ++i)
+      if (lane + i * 32 < work.chunk.count) dt[i] = load_bits(in.dt, of_token[i] + head * in.dt.stride[2]);
   };
+  // Of 32 heads at a time, a lane each.
+  float biases = 0.0F;
+  float rates = 0.0F;
+  float skips = 0.0F;
   if (work.heads > 0) begin(0);
 #pragma unroll 1
   for (int k = 0; k < work.heads; ++k) {
+    if (k % 32 == 0 && k + lane < work.heads) {
+      const int head = work.first_head + k + lane;
+      biases = bias_of(in, head);
+      rates = rate_of(in, head);
+      skips = in.D ? in.D.load(head, 0) : 0.0F;
+    }
+    const float bias = __shfl_sync(0xffffffffU, biases, k % 32);
+    const float rate = __shfl_sync(0xffffffffU, rates, k % 32);
+    const float skip = __shfl_sync(0xffffffffU, skips, k % 32);
     const int slot = k % kHeadSlots;
     if (k >= kHeadSlots) cuda::wait_for_phase(barriers.finished(slot), (k / kHeadSlots + 1) % 2);
     Values& values = slots[slot];
     const float given[2] = {value_of(dt[0], in.dt.dtype), value_of(dt[1], in.dt.dtype)};
-    compute_steps(in, given, bias, rate, work.chunk.count, lane, values.steps);
+    compute_steps</*kShort=*/true>(in, given, bias, rate, work.chunk.count, lane, values.steps);
     if (lane == 0) {
       values.D = skip;
       values.rate = rate;
@@ -193,32 +211,37 @@ __device__ __forceinline__ void finish_heads(const Inputs& in, const Segments& c
   float through = 0.0F;
   float before = 0.0F;
   int unfinished = -1;
+  std::int64_t of_token[2] = {};  // in ddt
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = lane + i * 32;
+    if (t < work.chunk.count) of_token[i] = to.ddt.offset(work.chunk.row, chunks.position(work.chunk, t), 0);
+  }
 #pragma unroll 1
-  for (Item item(which);; item.next_of_head(work)) {
-    const bool more = item.number < work.items();
+  for (Item item(work, which);; item.next_of_head()) {
+    const bool more = item.exists();
     if (more) {
       barriers.wait_for_states(item);
-      if (item.head < work.heads) {
+      if (item.there()) {
         const unsigned states =
             base + static_cast<unsigned>(At::states + item.state_stage() * At::state_stage);
         through += product_of_states<T, kN>(states + At::S, states + At::G, lane);
         __syncwarp();
       }
       if (lane == 0) cuda::arrive(barriers.states_empty(item.state_stage()));
-      if (item.tile + 1 < work.tiles) continue;
+      if (!item.ends_head()) continue;
     }
     if (unfinished >= 0) {
       const int slot = unfinished % kHeadSlots;
       cuda::wait_for_phase(barriers.sums(slot), unfinished / kHeadSlots % 2);
-      finish_head(in, chunks, work.chunk, work.s, work.first_head + unfinished, slots[slot], before, to,
-                  sums);
+      finish_head(in, work, work.first_head + unfinished, slots[slot], before, of_token, to, sums);
       __syncwarp();
       if (lane == 0) cuda::arrive(barriers.finished(slot));
     }
     if (!more) break;
     before = cuda::warp_sum(through);
     through = 0.0F;
-    unfinished = item.head < work.heads ? item.head : -1;
+    unfinished = item.there() ? item.head : -1;
   }
 }
 

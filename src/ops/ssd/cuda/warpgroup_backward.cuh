@@ -15,7 +15,7 @@ inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr int kWarps = kGroup / 32;
 inline constexpr int kRowStages = 4;    // of x and dy
 inline constexpr int kStateStages = 3;  // of S and G
-inline constexpr int kHeadSlots = 4;    // two heads are worked on, one is finished, one made ready
+inline constexpr int kHeadSlots = 6;    // two heads are worked on, two are finished, two made ready
 
 // Tokens of a chunk are kept in strips of 8, in this order: warp w, which has rows 16 w to 16 w + 15 of sums,
 // has the tokens of strips w and 7 - w, so that all warps have equally many pairs on one side of the
@@ -27,11 +27,19 @@ __host__ __device__ constexpr int strip_at(int place) { return place % 2 == 0 ? 
 enum Sum {
   kRows,                    // of T over j: by the warps, which have the rows j
   kStart = kRows + kWarps,  // exp(a) dy . S C
-  kColumns,                 // of T over i: what stands on the diagonal cancels to the bit
-  kPairs,                   // x . v of the chunk's own pairs: the same without d_j
-  kEnds,                    // x . v of what comes after the chunk
+  kColumns,  // of T over i, d x . v of the chunk's own pairs: what stands on the diagonal cancels to the bit
+  kEnds,     // d x . v of what comes after the chunk
   kSums,
 };
+
+// What no exponent comes near.
+inline constexpr float kNever = 1e30F;
+
+// d of a token, where sums are divided by it again.
+__device__ __forceinline__ float divisor_of(float d) {
+  constexpr float kLeast = 1e-18F;
+  return fabsf(d) < kLeast ? kLeast : d;
+}
 
 // Values of a head.
 struct alignas(16) Values {
@@ -60,7 +68,6 @@ struct Work {
     first_head = static_cast<int>(group * in.heads_per_group + begin);
     heads = static_cast<int>(min(heads_of_part, in.heads_per_group - begin));
   }
-  [[nodiscard]] __device__ int items() const { return (heads + 1) / 2 * 2 * tiles; }
 };
 
 // Of strips of tokens, where they are copied by tiles: whole rows that are walked from their first token on.
@@ -95,29 +102,42 @@ struct ChunkLayout {
 // One after the other the items of a block: 64 channels of a head. Where the number of heads is odd the last
 // one has nothing at its side.
 struct Item {
+  int heads, tiles;  // as `work` has them, which waits would have read again
   int number;
   int head;  // of the block's
   int tile = 0;
 
-  __device__ explicit Item(int first = 0) : number(first), head(first) {}
-  __device__ void next(const Work& work) {  // for who takes all
+  __device__ explicit Item(const Work& work, int first = 0)
+      : heads(work.heads), tiles(work.tiles), number(first), head(first) {}
+  [[nodiscard]] __device__ bool exists() const { return (head & ~1) < heads; }
+  [[nodiscard]] __device__ bool there() const { return head < heads; }  // something
+  [[nodiscard]] __device__ bool ends_head() const { return tile + 1 == tiles; }
+  __device__ void next() {  // for who takes all
     ++number;
     head ^= 1;
-    if (head % 2 == 0 && ++tile == work.tiles) {
+    if (head % 2 == 0 && ++tile == tiles) {
       tile = 0;
       head += 2;
     }
   }
-  __device__ void next_of_head(const Work& work) {  // for who takes every second head
+  __device__ void next_of_head() {  // for who takes every second head
     number += 2;
-    if (++tile == work.tiles) {
+    if (++tile == tiles) {
       tile = 0;
       head += 2;
     }
   }
-  [[nodiscard]] __device__ int row_stage() const { return number % kRowStages; }
-  [[nodiscard]] __device__ int state_stage() const { return number % kStateStages; }
-  [[nodiscard]] __device__ int slot() const { return head % kHeadSlots; }
+  [[nodiscard]] __device__ int row_stage() const { return remainder_of(number, kRowStages); }
+  [[nodiscard]] __device__ int state_stage() const { return remainder_of(number, kStateStages); }
+  [[nodiscard]] __device__ int slot() const { return remainder_of(head, kHeadSlots); }
+  // How many times all stages, or slots, have been gone through, by parity.
+  [[nodiscard]] static __device__ unsigned pass_of(int number, unsigned stages) {
+    return static_cast<unsigned>(number) / stages % 2;
+  }
+  // Without what numbers below 0 would take.
+  [[nodiscard]] static __device__ int remainder_of(int number, unsigned stages) {
+    return static_cast<int>(static_cast<unsigned>(number) % stages);
+  }
 };
 
 #ifdef KRAIT_WGMMA
@@ -130,8 +150,8 @@ struct ChunkBarriers {
   [[nodiscard]] __device__ unsigned rows_empty(int stage) const { return rows_full(stage) + 8; }
   // Of a stage the even and the odd items have one each, as who waits for every second item must not miss a
   // phase of what it waits for.
-  [[nodiscard]] __device__ unsigned states_full(const Item& item) const {
-    return at + 8 + kRowStages * 16 + item.number % (2 * kStateStages) * 8;
+  [[nodiscard]] __device__ unsigned states_full(int number) const {
+    return at + 8 + kRowStages * 16 + Item::remainder_of(number, 2 * kStateStages) * 8;
   }
   [[nodiscard]] __device__ unsigned states_empty(int stage) const {
     return at + 8 + kRowStages * 16 + 2 * kStateStages * 8 + stage * 8;
@@ -150,7 +170,7 @@ struct ChunkBarriers {
       cuda::begin_barrier(rows_full(i), copying);
       cuda::begin_barrier(rows_empty(i), 2 * kWarps);
     }
-    for (int i = 0; i < 2 * kStateStages; ++i) cuda::begin_barrier(states_full(Item(i)), 1);
+    for (int i = 0; i < 2 * kStateStages; ++i) cuda::begin_barrier(states_full(i), 1);
     for (int i = 0; i < kStateStages; ++i) cuda::begin_barrier(states_empty(i), 2 * kWarps + 1);
     for (int i = 0; i < kHeadSlots; ++i) {
       cuda::begin_barrier(steps(i), 1);
@@ -162,13 +182,13 @@ struct ChunkBarriers {
 
   // For what has been filled for the item.
   __device__ void wait_for_rows(const Item& item) const {
-    cuda::wait_for_phase(rows_full(item.row_stage()), item.number / kRowStages % 2);
+    cuda::wait_for_phase(rows_full(item.row_stage()), Item::pass_of(item.number, kRowStages));
   }
   __device__ void wait_for_states(const Item& item) const {
-    cuda::wait_for_phase(states_full(item), item.number / (2 * kStateStages) % 2);
+    cuda::wait_for_phase(states_full(item.number), Item::pass_of(item.number, 2 * kStateStages));
   }
   __device__ void wait_for_steps(const Item& item) const {
-    cuda::wait_for_phase(steps(item.slot()), item.head / kHeadSlots % 2);
+    cuda::wait_for_phase(steps(item.slot()), Item::pass_of(item.head, kHeadSlots));
   }
 };
 

@@ -47,13 +47,17 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
       bc_odd[m][1] = pack<T>(c[2 * m + 1][2], c[2 * m + 1][3]);
     }
   }
+  // As `work` has them, which waits would have read again.
+  const int first_head = work.first_head;
+  const auto l = static_cast<int>(work.chunk.start);
+  const auto b = static_cast<int>(work.chunk.row);
   float W[8][4] = {};  // W^T, summed over heads
   float skip_sum = 0.0F;
-  for (Item item(which); item.number < work.items(); item.next_of_head(work)) {
+  for (Item item(work, which); item.exists(); item.next_of_head()) {
     barriers.wait_for_rows(item);
     const unsigned rows = base + static_cast<unsigned>(At::rows + item.row_stage() * At::row_stage);
     const unsigned states = base + static_cast<unsigned>(At::states + item.state_stage() * At::state_stage);
-    if (item.head >= work.heads) {
+    if (!item.there()) {
       // An arrival before the stage is this item's would count for the one that has it.
       barriers.wait_for_states(item);
       if (lane == 0) {
@@ -63,7 +67,7 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
       continue;
     }
     barriers.wait_for_steps(item);
-    const int now = afresh(lane);
+    const int now = afresh(lane) & 31;  // not below 0, which divisions would care for
     const int column = now % 4 * 2;
     const int tokens[2] = {warp * 8 + now / 4, (7 - warp) * 8 + now / 4};
     Values& values = reinterpret_cast<Values*>(shared + At::values)[item.slot()];
@@ -76,33 +80,34 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
     float dM[8][4];
     begin_product<T, kChannels, kAlong, kAlong>(dM, rows + At::x, rows + At::dy);
     const float a[2] = {steps.a[tokens[0]], steps.a[tokens[1]]};
-    const float d[2] = {steps.d[tokens[0]], steps.d[tokens[1]]};
+    const float d[2] = {divisor_of(steps.d[tokens[0]]), divisor_of(steps.d[tokens[1]])};
     cuda::wait_for_products<0>();
     cuda::keep_registers(dM);
 
     unsigned M[4][4];
+    // In place of a, in a strip with itself: the factors of pairs with i before j are 0.
+    float a_within[2][2];
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      a_within[0][k] = column + k < now / 4 ? kNever : a[0];
+      a_within[1][k] = column + k < now / 4 ? kNever : a[1];
+    }
     float row_sum[2] = {};
-    float of_pairs[2] = {};
     // Two neighbours of tile n in the upper or lower row; their columns begin at token `first`. `diagonal`:
     // of a strip with itself.
     const auto pair_of = [&](int n, int below, unsigned bc, int first, bool diagonal, float(&column_sum)[2]) {
       const float2 other = *reinterpret_cast<const float2*>(&steps.a[first + column]);
-      const float2 c = unpack<T>(bc);
+      const float2 c = unpack<T>(afresh(bc));  // here, as there are no registers to keep it in
       float m[2];
 #pragma unroll
       for (int k = 0; k < 2; ++k) {
         const float dm = dM[n][below * 2 + k];
-        float weight = exp2_fast((k == 0 ? other.x : other.y) - a[below]);
-        if (diagonal) {
-          if (column + k < now / 4) weight = 0.0F;  // i before j
-          if (column + k == now / 4) skip_sum += dm;
-        }
-        const float step = dm * d[below];
+        const float weight =
+            exp2_fast((k == 0 ? other.x : other.y) - (diagonal ? a_within[below][k] : a[below])) * d[below];
         m[k] = (k == 0 ? c.x : c.y) * weight;
-        W[n][below * 2 + k] = fmaf(step, weight, W[n][below * 2 + k]);
-        of_pairs[below] = fmaf(dm, m[k], of_pairs[below]);
-        row_sum[below] = fmaf(step, m[k], row_sum[below]);
-        column_sum[k] = fmaf(step, m[k], column_sum[k]);
+        W[n][below * 2 + k] = fmaf(dm, weight, W[n][below * 2 + k]);
+        row_sum[below] = fmaf(dm, m[k], row_sum[below]);
+        column_sum[k] = fmaf(dm, m[k], column_sum[k]);
       }
       return pack<T>(m[0], m[1]);
     };
@@ -117,27 +122,29 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
       const int t = ((now & 16) == 0 ? m : 7 - m) * 8 + column + now / 8 % 2;
       if ((now & 4) == 0) put(static_cast<Sum>(kRows + warp), t, sum);
     }
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        if (m == warp && column + k == now / 4) skip_sum += dM[2 * m][k] + dM[2 * m + 1][2 + k];
+    }
 
     barriers.wait_for_states(item);
     float v[8][4];
     begin_product<T, kN, kAlong, kAlong>(v, base + At::B, states + At::G);
     const float last = steps.a[kTokens - 1];
-    const float to_end[2] = {exp2_fast(last - a[0]), exp2_fast(last - a[1])};
+    const float to_end[2] = {exp2_fast(last - a[0]) * d[0], exp2_fast(last - a[1]) * d[1]};
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       row_sum[k] = sum_of_row(row_sum[k]);
-      of_pairs[k] = sum_of_row(of_pairs[k]);
-      if (now % 4 == 0) {
-        put(kColumns, tokens[k], row_sum[k]);
-        put(kPairs, tokens[k], of_pairs[k]);
-      }
+      if (now % 4 == 0) put(kColumns, tokens[k], row_sum[k]);
     }
     cuda::wait_for_products<0>();
     cuda::keep_registers(v);
     __syncwarp();
     if (lane == 0) cuda::arrive(barriers.states_empty(item.state_stage()));
 
-    // v and dx.
+    // d v, and dx.
     float ends[2] = {};
     unsigned of_x[4][4];
     load_rows_of_warp(of_x, rows + At::x, warp * 16, 0, now);
@@ -159,7 +166,7 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
       ends[k] = sum_of_row(ends[k]);
       if (now % 4 == 0) put(kEnds, tokens[k], ends[k]);
     }
-    if (item.tile + 1 == work.tiles) {
+    if (item.ends_head()) {
       skip_sum = cuda::warp_sum(skip_sum);
       if (now == 0) values.skip[warp] = skip_sum;
       skip_sum = 0.0F;
@@ -174,27 +181,25 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
 #pragma unroll
       for (int k = 0; k < 4; k += 2) {
         const float2 dy = unpack<T>(of_dy[p / 2][p % 2 * 2 + k / 2]);
-        v[p][k] = fmaf(d[k / 2], v[p][k], skip * dy.x);
-        v[p][k + 1] = fmaf(d[k / 2], v[p][k + 1], skip * dy.y);
+        v[p][k] = fmaf(skip, dy.x, v[p][k]);
+        v[p][k + 1] = fmaf(skip, dy.y, v[p][k + 1]);
       }
     }
     if (kMaps && lane == 0) cuda::wait_for_stored_tiles();
     __syncwarp();
     if (lane == 0) {
       cuda::arrive(barriers.rows_empty(item.row_stage()));
-      if (item.tile + 1 == work.tiles) cuda::arrive(barriers.sums(item.slot()));
+      if (item.ends_head()) cuda::arrive(barriers.sums(item.slot()));
     }
     if (to.dx) {
       // Through shared memory, rows of the warp's own.
-      const int head = work.first_head + item.head;
+      const int head = first_head + item.head;
       const int channel0 = item.tile * kChannels;
       store_sums<T>(dx_at, warp * 16, v, now);
       if constexpr (kMaps) {
         cuda::fence_shared();
         __syncwarp();
         if (lane == 0) {
-          const auto l = static_cast<int>(work.chunk.start);
-          const auto b = static_cast<int>(work.chunk.row);
           const unsigned from = dx_at + static_cast<unsigned>(warp * 2048);
           cuda::store_tile_async(maps.dx, channel0, head, l + warp * 8, b, from);
           cuda::store_tile_async(maps.dx, channel0, head, l + (7 - warp) * 8, b, from + 1024);

@@ -2,6 +2,7 @@
 // over the heads, and the gradients that the sums of a head become.
 #pragma once
 
+#include "ops/ssd/cuda/pair_factor.cuh"
 #include "ops/ssd/cuda/warpgroup_backward.cuh"
 
 #ifdef KRAIT_WGMMA
@@ -9,13 +10,12 @@
 namespace krait::ssd_detail {
 
 // Of a head whose sums are there, and `state`, its <G, S>, by a warp: the gradient by dt, and what the chunk
-// has of those by A, dt_bias and D.
-__device__ __forceinline__ void finish_head(const Inputs& in, const Segments& chunks, const Segment& chunk,
-                                            std::int64_t s, std::int64_t head, const Values& values,
-                                            float state, const Gradients& to, const Sums& sums) {
+// has of those by A, dt_bias and D. `of_token`: where the lane's tokens have the gradient by dt of head 0.
+__device__ __forceinline__ void finish_head(const Inputs& in, const Work& work, std::int64_t head,
+                                            const Values& values, float state,
+                                            const std::int64_t (&of_token)[2], const Gradients& to,
+                                            const Sums& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int count = static_cast<int>(chunk.count);
-  const float rate = values.rate;
   // Tokens `lane` and `lane` + 32.
   float from_end[2];    // to be summed over i >= t
   float from_start[2];  // over j < t
@@ -26,9 +26,12 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
     from_end[i] = (values.sums[kRows][t] + values.sums[kRows + 1][t]) +
                   (values.sums[kRows + 2][t] + values.sums[kRows + 3][t]) - values.sums[kColumns][t];
     from_end[i] += values.sums[kStart][t];
-    own[i] = from_start[i] = values.steps.d[t] * values.sums[kEnds][t];
+    own[i] = from_start[i] = values.sums[kEnds][t];
+  }
+#pragma unroll 1
+  for (int distance = 1; distance < 32; distance *= 2) {
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
+    for (int i = 0; i < 2; ++i) {
       const float after = __shfl_down_sync(0xffffffffU, from_end[i], distance);
       if (lane + distance < 32) from_end[i] += after;
       const float before = __shfl_up_sync(0xffffffffU, from_start[i], distance);
@@ -37,8 +40,6 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
   }
   from_end[0] += __shfl_sync(0xffffffffU, from_end[1], 0);
   from_start[1] += __shfl_sync(0xffffffffU, from_start[0], 31);
-  float dD = 0.0F;
-  for (int w = 0; w < kWarps; ++w) dD += values.skip[w];
   state *= exp2_fast(values.steps.a[kTokens - 1]);
 
   float dA = 0.0F;
@@ -46,21 +47,24 @@ __device__ __forceinline__ void finish_head(const Inputs& in, const Segments& ch
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = lane + i * 32;
-    if (t >= count) continue;
+    if (t >= work.chunk.count) continue;
     const float exponent = from_end[i] + (from_start[i] - own[i]) + state;
     dA = fmaf(values.steps.d[t], exponent, dA);
-    const float of_x = values.sums[kPairs][t] + values.sums[kEnds][t];  // x . v
-    const float dd = fmaf(rate, exponent, of_x) * values.steps.slope[t];
+    const float of_x = __fdividef(values.sums[kColumns][t] + own[i], divisor_of(values.steps.d[t]));  // x . v
+    const float dd = fmaf(values.rate, exponent, of_x) * values.steps.slope[t];
     ddt_bias += dd;
-    if (to.ddt) to.ddt.store(dd, chunk.row, chunks.position(chunk, t), head);
+    if (to.ddt) cuda::store_float(to.ddt.data, to.ddt.dtype, of_token[i] + head * to.ddt.stride[2], dd);
   }
-  dA = cuda::warp_sum(dA);
-  ddt_bias = cuda::warp_sum(ddt_bias);
-  if (lane == 0) {
-    if (sums.dA != nullptr) sums.dA[s * in.heads + head] = dA;
-    if (sums.ddt_bias != nullptr) sums.ddt_bias[s * in.heads + head] = ddt_bias;
-    if (sums.dD != nullptr) sums.dD[s * in.heads + head] = dD;
+#pragma unroll 1
+  for (int distance = 16; distance > 0; distance /= 2) {
+    dA += __shfl_xor_sync(0xffffffffU, dA, distance);
+    ddt_bias += __shfl_xor_sync(0xffffffffU, ddt_bias, distance);
   }
+  float dD = 0.0F;
+  for (int w = 0; w < kWarps; ++w) dD += values.skip[w];
+  // A lane each.
+  float* const of_heads = lane == 0 ? sums.dA : lane == 1 ? sums.ddt_bias : lane == 2 ? sums.dD : nullptr;
+  if (of_heads != nullptr) of_heads[work.s * in.heads + head] = lane == 0 ? dA : lane == 1 ? ddt_bias : dD;
 }
 
 // Rows of sums over heads to where they belong: to the gradient itself, in T, or to the block's part of it.
@@ -92,14 +96,14 @@ __device__ __forceinline__ void store_rows(const AnyView<4>& gradient, float* pa
   }
 }
 
-// What the lane has of <G, S>, the diagonal of G S^T.
+// What the lane has of <G, S>: the diagonals of products of 16 rows of G by those of S, which add up in one
+// place. Of each half there are two sums, none of which waits for the other.
 template <typename T, int kN>
 __device__ __forceinline__ float product_of_states(unsigned S, unsigned G, int lane) {
-  float sum = 0.0F;
+  float squares[2][2][4] = {};
 #pragma unroll 1
   for (int row = 0; row < kChannels; row += 16) {
-    float squares[2][4] = {};
-#pragma unroll
+#pragma unroll 4
     for (int k = 0; k < kN / 16; ++k) {
       const auto panel = static_cast<unsigned>(k / 4 * Panels::kPanel);
       unsigned g[4];
@@ -107,12 +111,16 @@ __device__ __forceinline__ float product_of_states(unsigned S, unsigned G, int l
       load_matrices<false>(g, operand_address<64>(G + panel, row, k % 4 * 2, lane % 16, lane / 16));
       load_matrices<false>(
           s, operand_address<64>(S + panel, row, k % 4 * 2, lane % 8 + lane / 16 * 8, lane / 8 % 2));
-      multiply_add<T>(squares[0], g, s[0], s[1]);
-      multiply_add<T>(squares[1], g, s[2], s[3]);
+      multiply_add<T>(squares[k % 2][0], g, s[0], s[1]);
+      multiply_add<T>(squares[k % 2][1], g, s[2], s[3]);
     }
+  }
+  float sum = 0.0F;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int k = 0; k < 2; ++k)
-      if (lane / 4 == lane % 4 * 2 + k) sum += squares[0][k] + squares[1][2 + k];
+      if (lane / 4 == lane % 4 * 2 + k) sum += squares[i][0][k] + squares[i][1][2 + k];
   }
   return sum;
 }
@@ -132,22 +140,22 @@ __device__ __forceinline__ void states_of_chunk(const Inputs& in, const Segments
   float dC[kN / 8][4] = {};
   float dB[kN / 8][4] = {};
   cuda::wait_for_phase(barriers.constants(), 0);
-  for (Item item; item.number < work.items(); item.next(work)) {
+  for (Item item(work); item.exists(); item.next()) {
     barriers.wait_for_rows(item);
     barriers.wait_for_states(item);
-    const bool there = item.head < work.heads;
+    const bool there = item.there();
     if (there) {
       barriers.wait_for_steps(item);
       const unsigned rows = base + static_cast<unsigned>(At::rows + item.row_stage() * At::row_stage);
       const unsigned states = base + static_cast<unsigned>(At::states + item.state_stage() * At::state_stage);
-      const int now = afresh(lane);
+      const int now = afresh(lane) & 31;  // not below 0, which divisions would care for
       const int tokens[2] = {warp * 8 + now / 4, (7 - warp) * 8 + now / 4};
       Values& values = reinterpret_cast<Values*>(shared + At::values)[item.slot()];
       const Steps& steps = values.steps;
 
       // dy . S C, 32 channels at a time.
       float off[2] = {};
-#pragma unroll
+#pragma unroll 1
       for (int half = 0; half < 2; ++half) {
         float y[4][4];
         begin_product<T, kN, kAlong, kAlong>(y, base + At::C,
@@ -169,16 +177,14 @@ __device__ __forceinline__ void states_of_chunk(const Inputs& in, const Segments
       const auto add_product = [&](float(&sum)[kN / 8][4], unsigned from, const float* factors, unsigned by,
                                    const auto& meanwhile) {
         __syncwarp();  // nothing of this comes forward to where there are no registers for it
-        const float factor[2] = {factors[tokens[0]], factors[tokens[1]]};
+        const float own[2] = {factors[tokens[0]], factors[tokens[1]]};
+        const PairFactor<T> factor[2] = {{own[0], own[0]}, {own[1], own[1]}};
         unsigned left[4][4];
         load_rows_of_warp(left, from, warp * 16, 0, now);
 #pragma unroll
         for (int p = 0; p < 4; ++p) {
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            const float2 value = unpack<T>(left[p][k]);
-            left[p][k] = pack<T>(value.x * factor[k % 2], value.y * factor[k % 2]);
-          }
+          for (int k = 0; k < 4; ++k) left[p][k] = factor[k % 2].times(left[p][k]);
         }
         cuda::keep_registers(left);
         cuda::keep_registers(sum);
@@ -202,7 +208,7 @@ __device__ __forceinline__ void states_of_chunk(const Inputs& in, const Segments
     if (lane == 0) {
       cuda::arrive(barriers.rows_empty(item.row_stage()));
       cuda::arrive(barriers.states_empty(item.state_stage()));
-      if (there && item.tile + 1 == work.tiles) cuda::arrive(barriers.sums(item.slot()));
+      if (there && item.ends_head()) cuda::arrive(barriers.sums(item.slot()));
     }
   }
   meet();
