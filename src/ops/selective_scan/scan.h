@@ -181,6 +181,9 @@ struct LanePlan {
 [[nodiscard]] LanePlan choose_backward(std::int64_t runs, std::int64_t groups,
                                        std::int64_t channels_per_group, std::int64_t length, bool whole_rows,
                                        std::int64_t d_state, int multiprocessors);
+// True where the backward's kernel whose warps have roles of their own is the faster one (unwind_roles.cu),
+// if it takes the problem.
+[[nodiscard]] bool suits_roles(const LanePlan& plan, std::int64_t channels_per_group);
 // True for real states, B and C that are variable, and 1 to 256 states.
 [[nodiscard]] bool fits_tiles(const Problem& problem);
 

@@ -201,6 +201,25 @@ inline std::vector<Options> sizes_of_a_gpu() {
   }
   all.push_back(all[2]);  // in pieces
   all.back().positions = false;
+  // So does the backward, for as many blocks of 128 channels: broken blocks and groups, sequences, rows in
+  // pieces that are walked at the same time or in turn, the last one shorter.
+  Options o = {
+      .batch = 20, .channels = 2 * 100, .length = 75, .d_state = 5, .groups = 2, .dtype = DType::bf16};
+  o.skip = o.gate = o.bias = o.softplus = o.initial = o.channel_last = true;
+  o.sequences = 1;
+  all.push_back(o);
+  o.sequences = 3;
+  o.length = 700;
+  o.reverse = true;
+  all.push_back(o);
+  o = {.batch = 25, .channels = 128, .length = 512, .d_state = 16, .dtype = DType::f16};
+  o.skip = o.gate = o.bias = o.softplus = o.initial = o.channel_last = true;
+  all.push_back(o);
+  o.reverse = true;
+  o.batch = 140;
+  o.length = 300;
+  o.d_state = 3;
+  all.push_back(o);
   return all;
 }
 

@@ -382,6 +382,14 @@ TEST(SelectiveScan, LanesOfAGpu) {
   EXPECT_FALSE(backward(1, 4096, 16).in_turn);
   EXPECT_FALSE(scan::choose_backward(16, 1, 1536, 2048, false, 16, 132).in_turn);
   EXPECT_EQ(scan::choose_backward(16, 1, 1536, 2000, true, 16, 132).piece, 1024);
+  // Warps with roles of their own have blocks of 128 channels, of which few may be for nothing.
+  const auto roles = [&](std::int64_t channels, std::int64_t d_state) {
+    return scan::suits_roles(backward(300, channels, d_state), channels);
+  };
+  for (const std::int64_t channels : {100, 128, 640 - 64, 1536, 4096, 4160}) EXPECT_TRUE(roles(channels, 16));
+  for (const std::int64_t channels : {64, 160, 192}) EXPECT_FALSE(roles(channels, 16));
+  EXPECT_FALSE(roles(1536, 17));
+  EXPECT_FALSE(scan::suits_roles(backward(1, 64, 16), 64));
   for (const std::int64_t d_state : {1, 16, 17, 32, 33, 64, 65, 256}) {
     for (const scan::LanePlan& p : {plan(1, 1536, 512, d_state), backward(1, 1536, d_state)}) {
       EXPECT_GE(p.lanes * p.states, d_state);

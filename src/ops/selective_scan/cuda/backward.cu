@@ -9,6 +9,7 @@
 #include "ops/selective_scan/cuda/operands.cuh"
 #include "ops/selective_scan/cuda/unwind.cuh"
 #include "ops/selective_scan/cuda/unwind_moves.cuh"
+#include "ops/selective_scan/cuda/unwind_roles.h"
 
 namespace krait::scan {
 namespace {
@@ -270,14 +271,15 @@ bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
     gradients.checkpoints = states.checkpoints;
   }
   const UploadedPieces uploaded = upload_pieces(ctx, p, plan.piece > 0 ? plan.piece : kWholeRuns);
-  const std::int64_t in_block = kWalkers / plan.lanes * plan.per_team;
+  const bool roles = suits_roles(plan, p.channels / p.groups) && fits_roles(ctx, p, gradients);
+  const std::int64_t in_block = roles ? kRolesChannels : kWalkers / plan.lanes * plan.per_team;
   const std::int64_t blocks = (p.channels / p.groups + in_block - 1) / in_block;
   Tensor carried;
   Tensor handed;
   Tensor turns;
   if (plan.in_turn) {
     handed = ctx.empty({p.u.size(0), p.d_state, p.channels});
-    turns = ctx.zeros({1 + p.u.size(0) * p.groups * blocks}, DType::i32);
+    turns = ctx.zeros({1 + p.u.size(0) * p.groups * blocks * (roles ? kRolesWarps : 1)}, DType::i32);
   } else if (uploaded.pieces.count > std::ssize(p.runs.runs)) {
     carried = gradients_between(ctx, p, gradients, plan.piece);
   }
@@ -290,7 +292,10 @@ bool run_fast_backward(Context& ctx, const Problem& p, const Gradients& given) {
         o.handed = static_cast<float*>(handed.raw());
         o.turns = static_cast<int*>(turns.raw());
       }
-      launch_tiles<decltype(shape)>(ctx, o);
+      if (roles)
+        run_roles(ctx, o);
+      else
+        launch_tiles<decltype(shape)>(ctx, o);
     });
   finish_sums(ctx, p, gradients, sums);
   return true;
