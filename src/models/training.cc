@@ -1,5 +1,6 @@
 // The training step of a language model: forward onto a tape, head and loss together, backward.
 #include <algorithm>
+#include <utility>
 
 #include "krait/core/error.h"
 #include "krait/models/language_model.h"
@@ -84,13 +85,12 @@ CrossEntropyResult LanguageModel::accumulate_gradients(Context& ctx, const Train
       Batch::of_rows(ctx.memory(), batch.inputs.size(0), batch.inputs.size(1), batch.seq_idx, batch.states);
   const Tensor ids = ctx.to_device(batch.inputs.contiguous().view({T}));
 
-  const Tensor embedded =
-      embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});
+  Tensor embedded = embedding(ctx, {.ids = ids, .weight = embedding_, .out_dtype = activation_dtype(ctx)});
   tape.dropout(ctx, embedded, 0);
-  const Tensor hidden = backbone_->forward(ctx, embedded, rows, &tape);
+  const Tensor hidden = backbone_->forward(ctx, std::move(embedded), rows, &tape);
   rows.advance();
 
-  const Tensor dhidden = ctx.empty(hidden.shape(), hidden.dtype());
+  const Tensor dhidden = hidden;  // takes its place
   CrossEntropyResult loss = linear_cross_entropy_backward(
       ctx, {.forward = {.x = hidden,
                         .weight = head_weight(),
