@@ -90,18 +90,17 @@ CrossEntropyResult LanguageModel::accumulate_gradients(Context& ctx, const Train
   const Tensor hidden = backbone_->forward(ctx, std::move(embedded), rows, &tape);
   rows.advance();
 
-  const Tensor dhidden = hidden;  // takes its place
   CrossEntropyResult loss = linear_cross_entropy_backward(
       ctx, {.forward = {.x = hidden,
                         .weight = head_weight(),
                         .targets = ctx.to_device(batch.targets.contiguous().view({T})),
                         .ignore_index = TrainingBatch::kNoLoss},
             .scale = scale,
-            .dx = dhidden,
+            .dx = hidden,  // which is its own gradient behind this
             .dweight = config_.tie_embeddings ? dembedding_ : dlm_head_,
             .read_later = true});
   tape.measure();
-  const Tensor dembedded = backbone_->backward(ctx, dhidden, rows, tape);
+  const Tensor dembedded = backbone_->backward(ctx, hidden, rows, tape);
   tape.dropout(ctx, dembedded, 0);
   if (dembedding_) embedding_backward(ctx, {.ids = ids, .dout = dembedded, .dweight = dembedding_});
   read_totals(ctx, loss, "linear_cross_entropy_backward");
