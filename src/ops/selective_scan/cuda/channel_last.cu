@@ -3,11 +3,11 @@
 // dt and dt u of later tokens and turn sums over states into outputs. Walkers and movers meet once a body of
 // tokens, and in between fill the gaps that the others leave.
 #include <cstdint>
-#include <cstdlib>
 #include <limits>
 
 #include "ops/selective_scan/cuda/channel_last.h"
 #include "ops/selective_scan/cuda/channel_last_walk.cuh"
+#include "ops/selective_scan/cuda/kernels.h"
 
 namespace krait::scan {
 namespace channel_last {
@@ -107,28 +107,8 @@ bool launch(Context& ctx, const Operands& o) {
 }  // namespace
 }  // namespace channel_last
 
-namespace {
-
-// True where lanes may bring kTogether channels of a token at once.
-bool has_channels_together(const Tensor& t) {
-  const std::int64_t bytes = 4 * size_of(t.dtype());
-  const auto even = [&](std::int64_t stride) { return stride % 4 == 0; };
-  return t.stride(1) == 1 && even(t.stride(0)) && even(t.stride(2)) &&
-         reinterpret_cast<std::uintptr_t>(t.raw()) % static_cast<std::uintptr_t>(bytes) == 0;
-}
-
-}  // namespace
-
 bool fits_channel_last(const Problem& p) {
-  constexpr std::int64_t kMostTokens = 1 << 30;
-  constexpr std::int64_t kMostApart = 1 << 24;  // elements from token to token
-  if (!fits_tiles(p) || !p.out || !p.z || !p.delta_softplus || p.d_state > 16 || p.u.size(2) >= kMostTokens ||
-      !p.runs.positions.empty() || !p.runs.requests.empty() || p.channels / p.groups % 4 != 0)
-    return false;
-  for (const Tensor* t : {&p.u, &p.delta, &p.z, &p.out})
-    if (t->dtype() != p.u.dtype() || !has_channels_together(*t) || std::abs(t->stride(2)) >= kMostApart)
-      return false;
-  return true;
+  return p.runs.requests.empty() && has_channels_together(p, {&p.u, &p.delta, &p.z, &p.out});
 }
 
 bool run_channel_last(Context& ctx, const Problem& p, const Pieces& pieces, const LanePlan& plan,

@@ -8,8 +8,7 @@
 namespace krait::scan {
 
 // True for what a Mamba block asks for: u, delta, z and out of one type whose channels lie side by side and
-// aligned, softplus and gate, at most 16 states, no padding inside of a sequence, and neither wanted states
-// nor checkpoints.
+// aligned, softplus and gate, at most 16 states, no padding inside of a sequence, and no wanted states.
 bool fits_channel_last(const Problem& problem);
 
 // `carried`: the state before each piece that is not the first of its run: (piece, N, D). False where the

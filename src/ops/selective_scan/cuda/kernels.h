@@ -15,6 +15,15 @@ inline constexpr std::int64_t kWholeRuns = std::int64_t{1} << 40;
 // Writes 0 to padding tokens of those of the tensors (B, D, L) that are there.
 void clear_padding(Context& ctx, const Problem& problem, std::initializer_list<const Tensor*> tensors);
 
+// Elements that tensors may have from one token, or one state, to the next where kernels count these in 32
+// bits.
+inline constexpr std::int64_t kMostApart = 1 << 24;
+// True for what the kernels of a Mamba block's call take: softplus, at most 16 states, no padding inside of a
+// sequence, and the tensors (B, D, L) all there, of the type of u, with channels side by side, of which four
+// can be brought at once.
+[[nodiscard]] bool has_channels_together(const Problem& problem,
+                                         std::initializer_list<const Tensor*> tensors);
+
 // False where the problem is none for the fast kernels; nothing has been done then.
 bool run_fast_forward(Context& ctx, const Problem& problem);
 void run_plain_forward(Context& ctx, const Problem& problem);

@@ -1,4 +1,9 @@
 // Which kernels a problem takes on a GPU.
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <initializer_list>
+
 #include "krait/core/context.h"
 #include "ops/selective_scan/cuda/kernels.h"
 #include "ops/selective_scan/scan.h"
@@ -13,6 +18,21 @@ Tensor apart(Context& ctx, const Tensor& read, const Tensor& written) {
 }
 
 }  // namespace
+
+bool has_channels_together(const Problem& p, std::initializer_list<const Tensor*> tensors) {
+  constexpr std::int64_t kMostTokens = 1 << 30;
+  constexpr std::int64_t kTogether = 4;
+  if (!fits_tiles(p) || !p.delta_softplus || p.d_state > 16 || p.u.size(2) >= kMostTokens ||
+      !p.runs.positions.empty() || p.channels / p.groups % kTogether != 0)
+    return false;
+  return std::all_of(tensors.begin(), tensors.end(), [&](const Tensor* t) {
+    return *t && t->dtype() == p.u.dtype() && t->stride(1) == 1 && t->stride(0) % kTogether == 0 &&
+           t->stride(2) % kTogether == 0 && std::abs(t->stride(2)) < kMostApart &&
+           reinterpret_cast<std::uintptr_t>(t->raw()) %
+                   static_cast<std::uintptr_t>(kTogether * size_of(t->dtype())) ==
+               0;
+  });
+}
 
 void run_cuda(Context& ctx, const Problem& problem) {
   Problem p = problem;

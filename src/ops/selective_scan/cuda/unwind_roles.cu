@@ -343,33 +343,15 @@ __global__ void __launch_bounds__(kThreads, 1) unwind_in_roles([[maybe_unused]] 
 #endif
 }
 
-// True where lanes may bring four channels of a token at once.
-bool has_channels_together(const Tensor& t) {
-  const std::int64_t bytes = 4 * size_of(t.dtype());
-  const auto even = [&](std::int64_t stride) { return stride % 4 == 0; };
-  return t.stride(1) == 1 && even(t.stride(0)) && even(t.stride(2)) &&
-         reinterpret_cast<std::uintptr_t>(t.raw()) % static_cast<std::uintptr_t>(bytes) == 0;
-}
-
 }  // namespace
 }  // namespace roles
 
 bool fits_roles(const Context& ctx, const Problem& p, const Gradients& gradients) {
-  constexpr std::int64_t kMostTokens = 1 << 30;
-  constexpr std::int64_t kMostApart = 1 << 24;  // elements from token to token
-  if (!cuda::has_warpgroup_products(ctx) || cuda::limits_of(ctx).shared_memory_per_block < roles::kBytes ||
-      !fits_tiles(p) || !p.delta_softplus || p.d_state > 16 || p.u.size(2) >= kMostTokens ||
-      !p.runs.positions.empty() || p.channels / p.groups % 4 != 0)
-    return false;
-  if (p.initial_state && (std::abs(p.initial_state.stride(1)) >= kMostApart ||
-                          std::abs(p.initial_state.stride(2)) >= kMostApart))
-    return false;
-  for (const Tensor* t :
-       {&p.u, &p.delta, &p.z, &gradients.dout, &gradients.du, &gradients.ddelta, &gradients.dz})
-    if (!*t || t->dtype() != p.u.dtype() || !roles::has_channels_together(*t) ||
-        std::abs(t->stride(2)) >= kMostApart)
-      return false;
-  return true;
+  const auto near = [&](int dim) { return std::abs(p.initial_state.stride(dim)) < kMostApart; };
+  return cuda::has_warpgroup_products(ctx) && cuda::limits_of(ctx).shared_memory_per_block >= roles::kBytes &&
+         (!p.initial_state || (near(1) && near(2))) &&
+         has_channels_together(
+             p, {&p.u, &p.delta, &p.z, &gradients.dout, &gradients.du, &gradients.ddelta, &gradients.dz});
 }
 
 void run_roles(Context& ctx, const UnwindOperands& unwind) {

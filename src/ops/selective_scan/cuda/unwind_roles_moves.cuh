@@ -3,10 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "core/cuda/wgmma.cuh"
 #include "ops/selective_scan/cuda/operands.cuh"
+#include "ops/selective_scan/cuda/raw.cuh"
 #include "ops/selective_scan/cuda/unwind_moves.cuh"
 #include "ops/selective_scan/cuda/unwind_roles.cuh"
 
@@ -27,42 +27,6 @@ struct Operands : UnwindOperands {
 
 #ifdef KRAIT_WGMMA
 
-// Four elements side by side, as they come from memory.
-template <typename T>
-struct Four {
-  std::conditional_t<sizeof(T) == 4, cuda::Bits<4>, cuda::NarrowBits<4>> bits;
-
-  // Past the first-level cache, where they would drive out what registers have no room for.
-  __device__ __forceinline__ void load(const char* from) {
-    if constexpr (sizeof(T) == 4) {
-      const uint4 words = __ldcg(reinterpret_cast<const uint4*>(from));
-      bits.word[0] = words.x;
-      bits.word[1] = words.y;
-      bits.word[2] = words.z;
-      bits.word[3] = words.w;
-    } else {
-      const uint2 words = __ldcg(reinterpret_cast<const uint2*>(from));
-      bits.word[0] = words.x;
-      bits.word[1] = words.y;
-    }
-  }
-  __device__ __forceinline__ void fill(std::uint32_t word) {
-#pragma unroll
-    for (auto& w : bits.word) w = word;
-  }
-  __device__ __forceinline__ void to_floats(float (&to)[4]) const {
-    if constexpr (sizeof(T) == 4)
-      bits.to_floats(DType::f32, to);
-    else
-      bits.template to_floats<T>(to);
-  }
-};
-
-template <typename T>
-inline constexpr std::uint32_t kMinusInfinity = std::is_same_v<T, float>           ? 0xff800000U
-                                                : std::is_same_v<T, __nv_bfloat16> ? 0xff80ff80U
-                                                                                   : 0xfc00fc00U;
-
 __device__ __forceinline__ float4 plus(float4 a, const float (&b)[4]) {
   return make_float4(a.x + b[0], a.y + b[1], a.z + b[2], a.w + b[3]);
 }
@@ -72,10 +36,10 @@ template <typename T>
 struct Mover {
   // Elements of a sub as they come from memory.
   struct Elements {
-    Four<T> u;
-    Four<T> delta;
-    Four<T> dout;
-    Four<T> z;
+    Raw<T> u;
+    Raw<T> delta;
+    Raw<T> dout;
+    Raw<T> z;
   };
 
   char* at[kTensors];  // the lane's elements at the piece's first token
@@ -117,10 +81,11 @@ struct Mover {
     to.dout.fill(0);
     to.z.fill(0);
     if (token >= count) return;
-    to.u.load(place(o, kU, token));
-    to.delta.load(place(o, kDelta, token));
-    to.dout.load(place(o, kDout, token));
-    to.z.load(place(o, kZ, token));
+    // In the first-level cache they would drive out what registers have no room for.
+    to.u.load_past_cache(place(o, kU, token));
+    to.delta.load_past_cache(place(o, kDelta, token));
+    to.dout.load_past_cache(place(o, kDout, token));
+    to.z.load_past_cache(place(o, kZ, token));
   }
 
   // dt, dt u and dy.
