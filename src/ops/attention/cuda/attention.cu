@@ -271,6 +271,7 @@ __global__ void __launch_bounds__(kThreads)
           sum += weight;
         }
         sum = cuda::warp_sum(sum);
+        __syncwarp();  // all have read the state
         if (lane == 0) {
           factors[r] = rescale(before, most);
           states[r][0] = most;
