@@ -8,6 +8,8 @@ endif()
 set(KRAIT_CUDA_ARCHITECTURES "${architectures}" CACHE STRING
     "What CUDA kernels are compiled for; a virtual one serves newer cards")
 
+option(KRAIT_RACECHECK "Let every lane arrive at barriers, as compute-sanitizer's racecheck would have it" OFF)
+
 set(KRAIT_WITH_CUDA OFF)
 if(KRAIT_CUDA AND NOT KRAIT_WITH_HIP)
   find_program(KRAIT_NVCC nvcc PATHS /usr/local/cuda/bin $ENV{CUDA_PATH}/bin DOC "The CUDA compiler")
@@ -48,4 +50,7 @@ if(KRAIT_WITH_CUDA)
   # -isystem /usr/include would come before the headers that it includes with #include_next.
   list(APPEND CMAKE_CUDA_IMPLICIT_INCLUDE_DIRECTORIES ${CMAKE_CXX_IMPLICIT_INCLUDE_DIRECTORIES})
   find_package(CUDAToolkit 12 REQUIRED)
+  if(KRAIT_RACECHECK)
+    add_compile_definitions($<$<COMPILE_LANGUAGE:CUDA>:KRAIT_RACECHECK>)
+  endif()
 endif()

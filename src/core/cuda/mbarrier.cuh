@@ -33,6 +33,17 @@ __device__ __forceinline__ void arrive_if(bool arrives, unsigned barrier) {
       "r"(static_cast<int>(arrives))
       : "memory");
 }
+// Who arrives for a warp whose lanes have all come here (__syncwarp): one of them. racecheck takes for
+// ordered only what the arriving thread itself has done before, so that in builds for it (KRAIT_RACECHECK)
+// all of them arrive.
+#ifdef KRAIT_RACECHECK
+inline constexpr unsigned kArrivalsOfWarp = 32;
+#else
+inline constexpr unsigned kArrivalsOfWarp = 1;
+#endif
+__device__ __forceinline__ bool arrives_for_warp(int lane) {
+  return static_cast<unsigned>(lane) < kArrivalsOfWarp;
+}
 // Arrives, and announces bytes that copies will bring.
 __device__ __forceinline__ void arrive_expecting(unsigned barrier, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)

@@ -157,8 +157,8 @@ __device__ __forceinline__ void unwind_piece(const Operands& o, const Item<Shape
       sums.put(place, slot,
                place.partials + sub / kOfPart * kPartialPart + sub % kOfPart * (kSub * kPartialToken), lane);
       __syncwarp();
-      cuda::arrive_if(lane == 0, results_there + static_cast<unsigned>(8 * slot));
-      cuda::arrive_if(lane == 0 && sub % kOfPart == 0, part_of(sub) + kPartialsThere);
+      cuda::arrive_if(cuda::arrives_for_warp(lane), results_there + static_cast<unsigned>(8 * slot));
+      cuda::arrive_if(cuda::arrives_for_warp(lane) && sub % kOfPart == 0, part_of(sub) + kPartialsThere);
     }
     if (i + 1 < tiles) ask_state(tiles - 2 - i);
   }
@@ -197,7 +197,7 @@ __device__ __forceinline__ void move_piece(const Operands& o, const Item<Shape>&
     factors.load(tile, thread, 0, elements);
     factors.store(tile, thread, 0, elements, to);
     __syncwarp();
-    cuda::arrive_if(lane == 0, address_of(shared + kFactorsThere + i % 2 * 8));
+    cuda::arrive_if(cuda::arrives_for_warp(lane), address_of(shared + kFactorsThere + i % 2 * 8));
   };
 
   const int group = warp / kGroup;
@@ -219,7 +219,7 @@ __device__ __forceinline__ void move_piece(const Operands& o, const Item<Shape>&
   const auto put_cells = [&](int slot) {
     mine.prepare(next, shared, slot);
     __syncwarp();
-    cuda::arrive_if(lane == 0, cells_there + static_cast<unsigned>(8 * slot));
+    cuda::arrive_if(cuda::arrives_for_warp(lane), cells_there + static_cast<unsigned>(8 * slot));
   };
   // What has been summed of a part of the i-th tile, by half of the threads.
   const auto flush_part = [&](int i, int part) {
@@ -228,7 +228,7 @@ __device__ __forceinline__ void move_piece(const Operands& o, const Item<Shape>&
     flush(o, item, (tiles - 1 - i) * kTile + part * (kTile / kParts),
           shared + kPartials + part * kPartialPart, thread % kMovers);
     __syncwarp();
-    cuda::arrive_if(lane == 0, address_of(shared + kPartialsRead + 8 * part));
+    cuda::arrive_if(cuda::arrives_for_warp(lane), address_of(shared + kPartialsRead + 8 * part));
   };
   // The state before the tile in front of the i-th one, towards the second-level cache.
   const auto prefetch_state = [&](int i) {
@@ -303,14 +303,18 @@ __global__ void __launch_bounds__(kThreads, 1) unwind_in_roles([[maybe_unused]] 
   const int thread = static_cast<int>(threadIdx.x);
   auto* const ticket = reinterpret_cast<int*>(shared + kTicket);
   if (thread == 0) {
+    const auto begin = [&](int barrier, int i, int warps) {
+      cuda::begin_barrier(address_of(shared + barrier + 8 * i),
+                          static_cast<unsigned>(warps) * cuda::kArrivalsOfWarp);
+    };
     for (int i = 0; i < kSubs * kGroups; ++i) {
-      cuda::begin_barrier(address_of(shared + kCellsThere + 8 * i), 1);
-      cuda::begin_barrier(address_of(shared + kResultsThere + 8 * i), kGroup);
+      begin(kCellsThere, i, 1);
+      begin(kResultsThere, i, kGroup);
     }
-    for (int i = 0; i < 2; ++i) cuda::begin_barrier(address_of(shared + kFactorsThere + 8 * i), kMovers / 32);
+    for (int i = 0; i < 2; ++i) begin(kFactorsThere, i, kMovers / 32);
     for (int i = 0; i < kParts; ++i) {
-      cuda::begin_barrier(address_of(shared + kPartialsThere + 8 * i), kUnwindingWarps);
-      cuda::begin_barrier(address_of(shared + kPartialsRead + 8 * i), kMovers / 32);
+      begin(kPartialsThere, i, kUnwindingWarps);
+      begin(kPartialsRead, i, kMovers / 32);
     }
     cuda::fence_barriers();
     if (o.handed != nullptr) *ticket = atomicAdd(o.turns, 1);

@@ -68,12 +68,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned* const number = reinterpret_cast<unsigned*>(memory + At::number);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      cuda::begin_barrier(barriers.loaded(stage), kMaps ? 1 : kCopyingWarps);
-      cuda::begin_barrier(barriers.factored(stage), 2);
-      cuda::begin_barrier(barriers.paired(stage), kWarps);
-      cuda::begin_barrier(barriers.empty(stage), 2 * kWarps);
-      cuda::begin_barrier(barriers.written(stage), 2 * kWarps);
-      cuda::begin_barrier(barriers.stored(stage), kMaps ? 1 : 2 * kWarps);
+      constexpr unsigned kOne = cuda::kArrivalsOfWarp;
+      cuda::begin_barrier(barriers.loaded(stage), kMaps ? 1 : kCopyingWarps * kOne);
+      cuda::begin_barrier(barriers.factored(stage), 2 * kOne);
+      cuda::begin_barrier(barriers.paired(stage), kWarps * kOne);
+      cuda::begin_barrier(barriers.empty(stage), 2 * kWarps * kOne);
+      cuda::begin_barrier(barriers.written(stage), 2 * kWarps * kOne);
+      cuda::begin_barrier(barriers.stored(stage), kMaps ? 1 : 2 * kWarps * kOne);
     }
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.

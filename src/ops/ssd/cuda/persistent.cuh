@@ -158,7 +158,7 @@ struct TileOperand {
 // One arrival for a warp, whose threads have all come here.
 __device__ __forceinline__ void arrive_of_warp(unsigned barrier, int lane) {
   __syncwarp();
-  cuda::arrive_if(lane == 0, barrier);
+  cuda::arrive_if(cuda::arrives_for_warp(lane), barrier);
 }
 
 // Barriers, by address, of each stage: `loaded` by copies, `factored` and `paired` when factors and C B^T are

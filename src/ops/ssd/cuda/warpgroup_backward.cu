@@ -196,7 +196,7 @@ __device__ __forceinline__ void prepare_steps(const Inputs& in, const Segments& 
       values.rate = rate;
     }
     __syncwarp();
-    if (lane == 0) cuda::arrive(barriers.steps(slot));
+    if (cuda::arrives_for_warp(lane)) cuda::arrive(barriers.steps(slot));
     if (k + 1 < work.heads) begin(k + 1);
   }
 }
@@ -228,7 +228,7 @@ __device__ __forceinline__ void finish_heads(const Inputs& in, const Segments& c
         through += product_of_states<T, kN>(states + At::S, states + At::G, lane);
         __syncwarp();
       }
-      if (lane == 0) cuda::arrive(barriers.states_empty(item.state_stage()));
+      if (cuda::arrives_for_warp(lane)) cuda::arrive(barriers.states_empty(item.state_stage()));
       if (!item.ends_head()) continue;
     }
     if (unfinished >= 0) {
@@ -236,7 +236,7 @@ __device__ __forceinline__ void finish_heads(const Inputs& in, const Segments& c
       cuda::wait_for_phase(barriers.sums(slot), unfinished / kHeadSlots % 2);
       finish_head(in, work, work.first_head + unfinished, slots[slot], before, of_token, to, sums);
       __syncwarp();
-      if (lane == 0) cuda::arrive(barriers.finished(slot));
+      if (cuda::arrives_for_warp(lane)) cuda::arrive(barriers.finished(slot));
     }
     if (!more) break;
     before = cuda::warp_sum(through);

@@ -60,7 +60,7 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
     if (!item.there()) {
       // An arrival before the stage is this item's would count for the one that has it.
       barriers.wait_for_states(item);
-      if (lane == 0) {
+      if (cuda::arrives_for_warp(lane)) {
         cuda::arrive(barriers.rows_empty(item.row_stage()));
         cuda::arrive(barriers.states_empty(item.state_stage()));
       }
@@ -142,7 +142,7 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
     cuda::wait_for_products<0>();
     cuda::keep_registers(v);
     __syncwarp();
-    if (lane == 0) cuda::arrive(barriers.states_empty(item.state_stage()));
+    if (cuda::arrives_for_warp(lane)) cuda::arrive(barriers.states_empty(item.state_stage()));
 
     // d v, and dx.
     float ends[2] = {};
@@ -187,7 +187,7 @@ __device__ __forceinline__ void pairs_of_chunk(const Segments& chunks, const Wor
     }
     if (kMaps && lane == 0) cuda::wait_for_stored_tiles();
     __syncwarp();
-    if (lane == 0) {
+    if (cuda::arrives_for_warp(lane)) {
       cuda::arrive(barriers.rows_empty(item.row_stage()));
       if (item.ends_head()) cuda::arrive(barriers.sums(item.slot()));
     }

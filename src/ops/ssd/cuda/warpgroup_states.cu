@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int stage = 0; stage < kStages; ++stage) {
       cuda::begin_barrier(copied(stage), kMaps ? 1 : kCopying * 32);
       cuda::begin_barrier(used(stage), kSums);
-      cuda::begin_barrier(prepared(stage), 2);
+      cuda::begin_barrier(prepared(stage), 2 * cuda::kArrivalsOfWarp);
     }
     cuda::fence_barriers();
   }
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       compute_factors(in, backward, values, first ? bias[0] : bias[1], first ? rate[0] : rate[1],
                       segment.count - begin_of(i), lane, factors_of[i % kStages * 2 + k % 2]);
       __syncwarp();
-      if (lane == 0) cuda::arrive(prepared(i));
+      if (cuda::arrives_for_warp(lane)) cuda::arrive(prepared(i));
     }
     return;
   }

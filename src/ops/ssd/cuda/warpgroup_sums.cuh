@@ -205,7 +205,7 @@ __device__ __forceinline__ void states_of_chunk(const Inputs& in, const Segments
       add_product(dB, rows + At::x, steps.left, states + At::G, [] {});
     }
     __syncwarp();
-    if (lane == 0) {
+    if (cuda::arrives_for_warp(lane)) {
       cuda::arrive(barriers.rows_empty(item.row_stage()));
       cuda::arrive(barriers.states_empty(item.state_stage()));
       if (there && item.ends_head()) cuda::arrive(barriers.sums(item.slot()));
