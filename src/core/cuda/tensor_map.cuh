@@ -63,6 +63,21 @@ __device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorM
       "l"(&map), "r"(p), "r"(h), "r"(l), "r"(b), "r"(barrier)
       : "memory");
 }
+// The same with a policy of the second-level cache.
+__device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorMap& map, int p, int h, int l,
+                                                int b, unsigned barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, "
+      "{%2, %3, %4, %5}], [%6], %7;\n" ::"r"(shared),
+      "l"(&map), "r"(p), "r"(h), "r"(l), "r"(b), "r"(barrier), "l"(policy)
+      : "memory");
+}
+// For what passes through the second-level cache once: it goes first.
+__device__ __forceinline__ std::uint64_t evict_first() {
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
 
 // Begins to write the tile at `shared` there; what lies outside of the tensor is left out. What threads have
 // written to it is fenced (fence_shared) and waited for by whoever calls this. Stores of a thread are closed
@@ -73,6 +88,15 @@ __device__ __forceinline__ void store_tile_async(const CUtensorMap& map, int p, 
       "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];\n"
       "cp.async.bulk.commit_group;\n" ::"l"(&map),
       "r"(p), "r"(h), "r"(l), "r"(b), "r"(shared)
+      : "memory");
+}
+__device__ __forceinline__ void store_tile_async(const CUtensorMap& map, int p, int h, int l, int b,
+                                                 unsigned shared, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group.L2::cache_hint [%0, {%1, %2, %3, %4}], [%5], "
+      "%6;\n"
+      "cp.async.bulk.commit_group;\n" ::"l"(&map),
+      "r"(p), "r"(h), "r"(l), "r"(b), "r"(shared), "l"(policy)
       : "memory");
 }
 __device__ __forceinline__ void wait_for_stored_tiles() {

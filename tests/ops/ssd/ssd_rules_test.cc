@@ -204,6 +204,42 @@ TEST(Ssd, StateInPlaceWithSeveralRuns) {
   }
 }
 
+// Blocks of a GPU share a long sequence: the last of them may replace the state that the first begins with.
+TEST(Ssd, StatesLieAnywhere) {
+  Context ctx({.threads = 2});
+  Rng rng(11);
+  for (const DType dtype : {DType::bf16, DType::f16}) {
+    for (const SsdPath path : fast_paths()) {
+      SsdArgs args = plain_case(
+          rng, {.rows = 1, .length = 6000, .heads = 5, .headdim = 64, .groups = 1, .d_state = 48}, dtype);
+      args.dt = random_tensor(rng, args.dt.shape(), DType::f32, 1e-4, 1e-3);
+      args.cu_seqlens = Tensor::from<std::int64_t>({0, 40, 40, 300, 5000, 6000});
+      args.initial_states = random_tensor(rng, {5, 5, 64, 48}, DType::bf16).to(DType::f32);
+      args.return_final_states = true;
+      args.path = path;
+      const SsdResult expected = run(ctx, ssd, args);
+      const auto expect_same = [&](const SsdArgs& given, const std::string& what) {
+        SCOPED_TRACE(concat(name_of(dtype), " ", what));
+        const SsdResult found = run(ctx, ssd, given);
+        expect_same_bits(found.out, expected.out, "out");
+        expect_same_bits(found.final_states, expected.final_states, "final_states");
+      };
+      SsdArgs in_place = args;
+      in_place.initial_states = in_place.final_states = args.initial_states.clone();
+      expect_same(in_place, "in place");
+      for (int layout = 1; layout < 4; ++layout) {
+        SsdArgs apart = args;
+        apart.initial_states = laid_out(args.initial_states, layout);
+        apart.final_states = laid_out(Tensor::zeros({5, 5, 64, 48}), layout);
+        expect_same(apart, concat("layout ", layout));
+      }
+      SsdArgs narrow = args;
+      narrow.initial_states = args.initial_states.to(DType::bf16);
+      expect_same(narrow, "initial states in bf16");
+    }
+  }
+}
+
 TEST(Ssd, ContextMayAskForTheReference) {
   if (on_gpu()) GTEST_SKIP();
   Rng rng(8);

@@ -1,5 +1,6 @@
 // The forward on a GPU: the cut and the kernels that it takes.
 #include <algorithm>
+#include <cstdint>
 
 #include "core/cuda/backend.h"
 #include "ops/ssd/cuda/inputs.cuh"
@@ -7,26 +8,41 @@
 
 namespace krait::ssd_detail {
 
+namespace {
+
+// Whether two columns of f32 states, absent or in rows, may be read and written at once.
+bool in_pairs(const Tensor& states) {
+  if (!states) return true;
+  const auto even = [&](int dim) { return states.size(dim) == 1 || states.stride(dim) % 2 == 0; };
+  return states.dtype() == DType::f32 && states.stride(3) == 1 && even(0) && even(1) && even(2) &&
+         reinterpret_cast<std::uintptr_t>(states.raw()) % 8 == 0;
+}
+
+// On products of warpgroups. `longest`: chunks of a run.
+void run_persistent(Context& ctx, const Problem& p, const Segments& chunks, std::int64_t longest) {
+  const std::int64_t pairs = pairs_of_tiles(p);
+  const std::int64_t blocks =
+      choose_blocks(chunks.count, longest, chunks.runs, pairs, cuda::limits_of(ctx).multiprocessors);
+  Problem own = p;
+  if (!in_pairs(p.initial_states)) {
+    own.initial_states = ctx.empty(p.initial_states.shape());
+    ctx.copy(p.initial_states, own.initial_states);
+  }
+  if (!in_pairs(p.final_states)) own.final_states = ctx.empty(p.final_states.shape());
+  persistent_outputs(ctx, Inputs(own), chunks, blocks, own);
+  if (!in_pairs(p.final_states)) ctx.copy(own.final_states, p.final_states);
+  clear_padding(ctx, chunks, p.out);
+}
+
+}  // namespace
+
 void run_cuda(Context& ctx, const Problem& p) {
   std::int64_t longest = 0;
   for (const TokenRun& run : p.runs->runs) longest = std::max(longest, run.count);
   if (cuda::has_warpgroup_products(ctx) && suits_warpgroups(p)) {
     Tensor lists;
     const Segments chunks = cut_into_segments(ctx, *p.runs, p.x.size(1), kChunk, lists);
-    longest = (longest + kChunk - 1) / kChunk;
-    const std::int64_t pairs = pairs_of_tiles(p);
-    const std::int64_t blocks =
-        choose_blocks(chunks.count, longest, chunks.runs, pairs, cuda::limits_of(ctx).multiprocessors);
-    Problem whole = p;
-    // Runs that are walked twice read their initial states twice, the second time perhaps when others have
-    // written final states.
-    if (p.initial_states && p.final_states && p.initial_states.raw() == p.final_states.raw() &&
-        longest * blocks > chunks.count * pairs) {
-      whole.initial_states = ctx.empty(p.initial_states.shape(), p.initial_states.dtype());
-      ctx.copy(p.initial_states, whole.initial_states);
-    }
-    persistent_outputs(ctx, Inputs(whole), chunks, blocks, whole);
-    clear_padding(ctx, chunks, p.out);
+    run_persistent(ctx, p, chunks, (longest + kChunk - 1) / kChunk);
     return;
   }
   const Inputs in(p);

@@ -107,8 +107,8 @@ void chunked_ends(Context& ctx, const Inputs& in, const Segments& segments, cons
 void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
                      const Problem& p);
 
-// Outputs and states by blocks that stay, for what suits_warpgroups. `chunks`: runs cut into pieces of
-// kChunk.
+// Outputs and states by blocks that stay, for what suits_warpgroups and has f32 states in pairs of columns.
+// `chunks`: runs cut into pieces of kChunk.
 void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, std::int64_t blocks,
                         const Problem& p);
 

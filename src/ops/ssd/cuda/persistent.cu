@@ -142,13 +142,15 @@ void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, 
   const std::int64_t columns = in.d_state <= 64 ? 64 : 128;
   const Tensor states = ctx.empty({blocks, 2, kChannels, columns});
   const Tensor decays = ctx.empty({blocks, 2});
-  const Tensor flags = ctx.empty({blocks * 2 + 1}, DType::i32);
+  const Tensor flags = ctx.empty({blocks * 4 + 1}, DType::i32);
   ctx.fill(flags, 0.0);
   auto* const words = static_cast<unsigned*>(flags.raw());
+  const bool replaces = p.initial_states && p.final_states && p.initial_states.raw() == p.final_states.raw();
   const Exchange exchange{.states = reinterpret_cast<float4*>(states.data<float>()),
                           .decays = decays.data<float>(),
-                          .flags = words,
-                          .ticket = words + blocks * 2};
+                          .there = words,
+                          .begun = replaces ? words + blocks * 2 : nullptr,
+                          .ticket = words + blocks * 4};
   const std::optional<Maps> maps = describe_tensors(chunks, p);
   cuda::dispatch_element(in.x.dtype, "[ssd] x", [&](auto element) {
     using T = decltype(element);

@@ -21,8 +21,6 @@ inline constexpr int kWarps = kWarpgroup / 32;
 inline constexpr int kThreads = 4 * kWarpgroup;
 inline constexpr int kStages = 4;
 inline constexpr int kTile = Panel::bytes(kChannels);
-inline constexpr int kStagedColumns = 16;  // of a state on its way from or to memory
-inline constexpr int kStagingBytes = kChannels * kStagedColumns * static_cast<int>(sizeof(float));
 
 // Of a chunk and a tile. A state is kept without the decay that it has had since it was last multiplied by
 // it: exp(pending) is that decay, whose exponent (in powers of two, as all) is -kMostPending at least.
@@ -51,9 +49,8 @@ struct Layout {
   static constexpr int C = B + kRowsOfN;
   static constexpr int stage = C + kRowsOfN;
 
-  static constexpr int pairs = kStages * stage;                // two: C B^T, 0 above the diagonal
-  static constexpr int staging = pairs + 2 * kTile;            // of each tile
-  static constexpr int factors = staging + 2 * kStagingBytes;  // of each stage and tile
+  static constexpr int pairs = kStages * stage;      // two: C B^T, 0 above the diagonal
+  static constexpr int factors = pairs + 2 * kTile;  // of each stage and tile
   static constexpr int barriers = factors + kStages * 2 * static_cast<int>(sizeof(Factors));
   static constexpr int number = barriers + 6 * kStages * 8;  // of the block
   static constexpr int total = number + 16;
@@ -65,12 +62,15 @@ struct Maps {
   CUtensorMap x, B, C, out;
 };
 
-// What blocks hand on: memory that is not read before it was written in the same launch, but for `flags` and
-// `ticket`, which begin as 0.
+// What blocks hand on: memory that is not read before it was written in the same launch, but for `there`,
+// `begun` and `ticket`, which begin as 0.
 struct Exchange {
-  float4* states = nullptr;  // (blocks, 2, elements of a thread, threads)
-  float* decays = nullptr;   // (blocks, 2)
-  unsigned* flags = nullptr;
+  float4* states = nullptr;   // (blocks, 2, elements of a thread, threads)
+  float* decays = nullptr;    // (blocks, 2)
+  unsigned* there = nullptr;  // (blocks, 2): the state is there
+  // (blocks, 2): nobody reads the initial state of the block's last unit again. Absent where final states do
+  // not replace initial ones.
+  unsigned* begun = nullptr;
   unsigned* ticket = nullptr;
 };
 

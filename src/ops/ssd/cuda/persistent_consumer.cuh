@@ -59,48 +59,47 @@ struct Consumer {
     }
   }
 
-  // Calls f(channel, column, value) for all elements of the state, through `tile` of 64 x 16 floats.
-  template <bool kRead, typename F>
-  __device__ __forceinline__ void each(float* tile, int warpgroup, std::int64_t d_state, const F& f) {
+  // Calls f(element, pair) for the pairs of columns that the thread has of the state, `element` in memory
+  // where a state with columns side by side has its channels `stride` apart; pairs beyond d_state are left
+  // out.
+  template <typename F>
+  __device__ __forceinline__ void for_pairs(std::int64_t stride, std::int64_t d_state, const F& f) {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    float* const own = tile + (thread / 32 * 16 + thread % 32 / 4) * kStagedColumns + thread % 4 * 2;
+    const std::int64_t first = (thread / 32 * 16 + thread % 32 / 4) * stride + thread % 4 * 2;
 #pragma unroll
-    for (int slice = 0; slice < kN / kStagedColumns; ++slice) {
-      sync_warpgroup(warpgroup);
-      const auto exchange = [&] {
-#pragma unroll 4
-        for (int i = thread; i < kChannels * kStagedColumns; i += kWarpgroup) {
-          const int n = slice * kStagedColumns + i % kStagedColumns;
-          if (n < d_state)
-            f(i / kStagedColumns, n, tile[i]);
-          else if (kRead)
-            tile[i] = 0.0F;
-        }
-      };
-      if (kRead) {
-        exchange();
-        sync_warpgroup(warpgroup);
-      }
+    for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
-      for (int n = 0; n < kStagedColumns / 8; ++n) {
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          float2& at = *reinterpret_cast<float2*>(own + k * 4 * kStagedColumns + n * 8);
-          float(&s)[4] = S[slice * (kStagedColumns / 8) + n];
-          if (kRead) {
-            s[k] = at.x;
-            s[k + 1] = at.y;
-          } else {
-            at = make_float2(s[k], s[k + 1]);
-          }
-        }
-      }
-      if (!kRead) {
-        sync_warpgroup(warpgroup);
-        exchange();
-      }
+      for (int k = 0; k < 4; k += 2)
+        if (n * 8 < d_state) f(first + k * 4 * stride + n * 8, *reinterpret_cast<float2*>(&S[n][k]));
     }
+  }
+  // The state before a sequence, from `given`.
+  __device__ __forceinline__ void load(const AnyView<4>& given, std::int64_t sequence, const TileOf& tile,
+                                       std::int64_t d_state) {
+    const auto* from =
+        static_cast<const float*>(given.data) + given.offset(sequence, tile.head, tile.channel0, 0);
+    for_pairs(given.stride[2], d_state,
+              [&](std::int64_t at, float2& v) { v = __ldcg(reinterpret_cast<const float2*>(from + at)); });
+  }
+  __device__ __forceinline__ void store(const AnyView<4>& wanted, std::int64_t sequence, const TileOf& tile,
+                                        std::int64_t d_state) {
+    auto* to = static_cast<float*>(wanted.data) + wanted.offset(sequence, tile.head, tile.channel0, 0);
+    for_pairs(wanted.stride[2], d_state,
+              [&](std::int64_t at, const float2& v) { *reinterpret_cast<float2*>(to + at) = v; });
+  }
+
+  static __device__ __forceinline__ void wait_for_flag(const unsigned* flag) {
+    unsigned raised = 0;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(raised) : "l"(flag) : "memory");
+    } while (raised == 0);
+  }
+  // What the warpgroup's threads have read and written so far comes before the flag.
+  static __device__ __forceinline__ void raise_flag(unsigned* flag, int warpgroup) {
+    __threadfence();
     sync_warpgroup(warpgroup);
+    if (threadIdx.x % kWarpgroup == 0)
+      asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(flag), "r"(1U) : "memory");
   }
 
   // The state before a part from what blocks [first, last) handed on.
@@ -110,13 +109,7 @@ struct Consumer {
 #pragma unroll 1
     for (int block = first; block < last; ++block) {
       const int slot = block * 2 + which;
-      unsigned ready = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n"
-                     : "=r"(ready)
-                     : "l"(exchange.flags + slot)
-                     : "memory");
-      } while (ready == 0);
+      wait_for_flag(exchange.there + slot);
       sync_warpgroup(warpgroup);
       const float decay = block == first ? 0.0F : __ldcg(exchange.decays + slot);
       const float4* from = exchange.states + slot * (kN / 8) * kWarpgroup + thread;
@@ -139,10 +132,7 @@ struct Consumer {
     for (int n = 0; n < kN / 8; ++n)
       __stcg(to + n * kWarpgroup, make_float4(S[n][0], S[n][1], S[n][2], S[n][3]));
     if (thread == 0) __stcg(exchange.decays + slot, decay);
-    __threadfence();
-    sync_warpgroup(warpgroup);
-    if (thread == 0)
-      asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(exchange.flags + slot), "r"(1U) : "memory");
+    raise_flag(exchange.there + slot, warpgroup);
   }
 
   // Where outputs of a part go that are not copied by tiles: 8 channels a thread of every 16th token.
@@ -446,7 +436,6 @@ struct Consumer {
     const int warpgroup = __shfl_sync(0xffffffffU, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
     const int which = warpgroup - 2;
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    float* const staging = reinterpret_cast<float*>(memory + At::staging + which * kStagingBytes);
 
     unsigned k = 0;
     Part part;
@@ -455,13 +444,12 @@ struct Consumer {
       const Segment segment = segment_of(chunks, part);
       if (part.waits) {
         receive(exchange, part.first_block, block, which, warpgroup);
-      } else if (segment.initial && in.initial) {
-        each<true>(staging, warpgroup, in.d_state, [&](int p, int n, float& v) {
-          v = in.initial.load(segment.sequence, tile.head, tile.channel0 + p, n);
-        });
       } else {
 #pragma unroll
         for (int n = 0; n < kN / 8; ++n) S[n][0] = S[n][1] = S[n][2] = S[n][3] = 0.0F;
+        if (segment.initial && in.initial) load(in.initial, segment.sequence, tile, in.d_state);
+        if (exchange.begun != nullptr && part.outputs && !segment.final)
+          raise_flag(exchange.begun + block * 2 + which, warpgroup);
       }
       float exponents = 0.0F;
       float rest = 1.0F;
@@ -494,10 +482,11 @@ struct Consumer {
 
       scale_state(rest);
       if (part.publishes) hand_on(exchange, block, which, warpgroup, exp2_fast(exponents));
-      if (part.outputs && segment.final && final_states)
-        each<false>(staging, warpgroup, in.d_state, [&](int p, int n, float v) {
-          if (tile.own) final_states.store(v, segment.sequence, tile.head, tile.channel0 + p, n);
-        });
+      if (part.outputs && segment.final && final_states && tile.own) {
+        if (exchange.begun != nullptr && part.waits)
+          wait_for_flag(exchange.begun + part.first_block * 2 + which);
+        store(final_states, segment.sequence, tile, in.d_state);
+      }
     }
   }
 };

@@ -40,11 +40,13 @@ __device__ __forceinline__ void wait_for_place(const Barriers& barriers, unsigne
   cuda::wait_for_phase(barriers.stored(stage_of(k)), phase_of(k) ^ 1U);
 }
 
-// By one thread.
+// By one thread. x and outputs pass by once and leave the second-level cache to B and C, which other blocks
+// read, too.
 template <int kN>
 __device__ __forceinline__ void copy_tiles(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
                                            const Maps& maps, unsigned shared, const Barriers& barriers) {
   using At = Layout<kN>;
+  const std::uint64_t policy = cuda::evict_first();
   unsigned k = 0;
   Part part;
   while (parts.next(part)) {
@@ -63,7 +65,7 @@ __device__ __forceinline__ void copy_tiles(const Inputs& in, const Segments& chu
       for (int which = 0; which < 2; ++which)
         cuda::copy_tile_async(at + static_cast<unsigned>(At::x + which * kTile), maps.x,
                               static_cast<int>(tiles[which].channel0), static_cast<int>(tiles[which].head),
-                              token, row, loaded);
+                              token, row, loaded, policy);
 #pragma unroll
       for (int panel = 0; panel < kN / 64; ++panel) {
         const auto to = at + static_cast<unsigned>(panel * Panel::kPanel);
@@ -81,6 +83,7 @@ template <int kN>
 __device__ __forceinline__ void store_tiles(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,
                                             const Maps& maps, unsigned shared, const Barriers& barriers) {
   using At = Layout<kN>;
+  const std::uint64_t policy = cuda::evict_first();
   unsigned k = 0;
   Part part;
   while (parts.next(part)) {
@@ -98,7 +101,7 @@ __device__ __forceinline__ void store_tiles(const Inputs& in, const Segments& ch
           if (tiles[which].own)
             cuda::store_tile_async(maps.out, static_cast<int>(tiles[which].channel0),
                                    static_cast<int>(tiles[which].head), token, row,
-                                   x + static_cast<unsigned>(which * kTile));
+                                   x + static_cast<unsigned>(which * kTile), policy);
         cuda::wait_for_stored_tiles();
       }
       cuda::arrive(barriers.stored(stage_of(k)));
