@@ -18,6 +18,13 @@ bool has_vectors(const Tensor& t) {
 
 }  // namespace
 
+bool in_pairs(const Tensor& t, DType dtype) {
+  if (!t) return true;
+  const auto even = [&](int dim) { return t.size(dim) <= 1 || t.stride(dim) % 2 == 0; };
+  return t.dtype() == dtype && t.stride(3) == 1 && even(0) && even(1) && even(2) &&
+         reinterpret_cast<std::uintptr_t>(t.raw()) % static_cast<std::uintptr_t>(2 * size_of(dtype)) == 0;
+}
+
 bool suits_tensor_cores(const Problem& p) {
   constexpr std::int64_t kShortest = 16;
   const DType dtype = p.x.dtype();

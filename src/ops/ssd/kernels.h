@@ -14,6 +14,9 @@ namespace krait::ssd_detail {
 void run_cuda(Context& ctx, const Problem& problem);
 void run_cuda_backward(Context& ctx, const BackwardProblem& problem);
 
+// Whether two neighbours in the last dimension of `t` (n, H, P, N), absent or of `dtype`, can be read and
+// written at once.
+[[nodiscard]] bool in_pairs(const Tensor& t, DType dtype);
 // Whether the kernels for tensor cores take a problem: x, B, C, z and out of one 16-bit dtype whose rows are
 // vectors of 16 bytes, headdim a multiple of 64, d_state one of 16 up to 128, and no states asked for on the
 // way.

@@ -150,13 +150,6 @@ void backward_of_warpgroups(Context& ctx, const BackwardProblem& b, const Inputs
   warpgroup_backward(ctx, in, chunks, b, at, to, sums);
 }
 
-// Whether blocks may write two neighbours of `t`, absent or in `dtype`, at once.
-bool in_pairs(const Tensor& t, DType dtype) {
-  if (!t) return true;
-  return t.dtype() == dtype && t.stride(3) == 1 && t.stride(0) % 2 == 0 && t.stride(1) % 2 == 0 &&
-         t.stride(2) % 2 == 0 && reinterpret_cast<std::uintptr_t>(t.raw()) % 4 == 0;
-}
-
 }  // namespace
 
 void run_cuda_backward(Context& ctx, const BackwardProblem& b) {

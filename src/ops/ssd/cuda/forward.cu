@@ -1,6 +1,5 @@
 // The forward on a GPU: the cut and the kernels that it takes.
 #include <algorithm>
-#include <cstdint>
 
 #include "core/cuda/backend.h"
 #include "ops/ssd/cuda/inputs.cuh"
@@ -10,31 +9,27 @@ namespace krait::ssd_detail {
 
 namespace {
 
-// Whether two columns of f32 states, absent or in rows, may be read and written at once.
-bool in_pairs(const Tensor& states) {
-  if (!states) return true;
-  const auto even = [&](int dim) { return states.size(dim) == 1 || states.stride(dim) % 2 == 0; };
-  return states.dtype() == DType::f32 && states.stride(3) == 1 && even(0) && even(1) && even(2) &&
-         reinterpret_cast<std::uintptr_t>(states.raw()) % 8 == 0;
-}
-
 // On products of warpgroups. `longest`: chunks of a run.
 void run_persistent(Context& ctx, const Problem& p, const Segments& chunks, std::int64_t longest) {
   const std::int64_t pairs = pairs_of_tiles(p);
   const std::int64_t blocks =
       choose_blocks(chunks.count, longest, chunks.runs, pairs, cuda::limits_of(ctx).multiprocessors);
   Problem own = p;
-  if (!in_pairs(p.initial_states)) {
-    own.initial_states = ctx.empty(p.initial_states.shape());
-    ctx.copy(p.initial_states, own.initial_states);
-  }
-  if (!in_pairs(p.final_states)) own.final_states = ctx.empty(p.final_states.shape());
+  own.initial_states = as_pairs(ctx, p.initial_states);
+  if (!in_pairs(p.final_states, DType::f32)) own.final_states = ctx.empty(p.final_states.shape());
   persistent_outputs(ctx, Inputs(own), chunks, blocks, own);
-  if (!in_pairs(p.final_states)) ctx.copy(own.final_states, p.final_states);
+  if (!in_pairs(p.final_states, DType::f32)) ctx.copy(own.final_states, p.final_states);
   clear_padding(ctx, chunks, p.out);
 }
 
 }  // namespace
+
+Tensor as_pairs(Context& ctx, const Tensor& states) {
+  if (in_pairs(states, DType::f32)) return states;
+  const Tensor copy = ctx.empty(states.shape());
+  ctx.copy(states, copy);
+  return copy;
+}
 
 void run_cuda(Context& ctx, const Problem& p) {
   std::int64_t longest = 0;

@@ -88,6 +88,9 @@ void pass_states(Context& ctx, const Inputs& in, const Segments& segments, const
 // gradient by the state after each. That by the state before a sequence is written to `initial` if present.
 void pass_gradients(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& decays,
                     const Tensor& final_gradient, const Tensor& initial_gradient, const Tensor& ends);
+// `states` where they are absent or in f32 and in pairs, else a copy that is.
+[[nodiscard]] Tensor as_pairs(Context& ctx, const Tensor& states);
+
 // Sets `t` (B, L, n, m) to 0 for padding tokens.
 void clear_padding(Context& ctx, const Segments& segments, const Tensor& t);
 

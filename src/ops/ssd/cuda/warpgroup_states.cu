@@ -37,7 +37,7 @@ struct Walk {
   const float* ends;    // walk begins with what is given, or 0. `ends`: the gradient after it.
   void* states;         // tiles of (chunks, H, P / 64)
   void* gradients;
-  AnyView<4> dfinal, dinitial;
+  AnyView<4> dfinal, dinitial;  // in pairs, as Inputs::initial
 };
 
 // Of a tile and chunk: what multiplies the rows of tokens, and the state.
@@ -232,26 +232,28 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::int64_t channel0 = tile % tiles * kChannels;
   const bool written = warpgroup == 0 || tile != tile_of(0);
   float S[kN / 8][4] = {};
-  // f(channel, column, element of S) for what the thread has.
-  const auto for_elements = [&](const auto& f) {
+  // Calls f(element, pair) for the pairs of columns that the thread has of S, `element` where a tile in f32
+  // with columns side by side has its channels `stride` apart.
+  const auto for_pairs = [&](std::int64_t stride, const auto& f) {
+    const std::int64_t first = (warp * 16 + lane / 4) * stride + lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < kN / 8; ++n) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const int column = n * 8 + lane % 4 * 2 + k % 2;
-        if (column < in.d_state) f(channel0 + warp * 16 + lane / 4 + k / 2 * 8, column, S[n][k]);
-      }
+      for (int k = 0; k < 4; k += 2)
+        if (n * 8 < in.d_state) f(first + k * 4 * stride + n * 8, *reinterpret_cast<float2*>(&S[n][k]));
     }
   };
   const float* from = backward ? walk.ends : walk.starts;
+  std::int64_t stride = in.d_state;
   if (from != nullptr) {
-    from += (s * in.heads + head) * in.headdim * in.d_state;
-    for_elements([&](std::int64_t p, int n, float& value) { value = from[p * in.d_state + n]; });
+    from += ((s * in.heads + head) * in.headdim + channel0) * in.d_state;
   } else if (backward ? segment.final && walk.dfinal : segment.initial && in.initial) {
     const AnyView<4>& given = backward ? walk.dfinal : in.initial;
-    for_elements(
-        [&](std::int64_t p, int n, float& value) { value = given.load(segment.sequence, head, p, n); });
+    from = static_cast<const float*>(given.data) + given.offset(segment.sequence, head, channel0, 0);
+    stride = given.stride[2];
   }
+  if (from != nullptr)
+    for_pairs(stride, [&](std::int64_t at, float2& v) { v = *reinterpret_cast<const float2*>(from + at); });
   const bool wants_end = backward && walk.ends == nullptr && segment.initial && walk.dinitial;
   // Of the warp's rows in the first panel of the tile of chunk 0.
   char* const images =
@@ -331,9 +333,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (!walk_chunk(i, left, other) || !walk_chunk(i + 1, other, left)) break;
   if (lane == 0) wait_for_copies_out();
   if (wants_end && written) {
+    auto* const to =
+        static_cast<float*>(walk.dinitial.data) + walk.dinitial.offset(segment.sequence, head, channel0, 0);
     // What nothing is left of is 0, not -0.
-    for_elements([&](std::int64_t p, int n, float& value) {
-      walk.dinitial.store(value + 0.0F, segment.sequence, head, p, n);
+    for_pairs(walk.dinitial.stride[2], [&](std::int64_t at, const float2& v) {
+      *reinterpret_cast<float2*>(to + at) = make_float2(v.x + 0.0F, v.y + 0.0F);
     });
   }
 #endif
@@ -359,20 +363,27 @@ void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, 
   const std::int64_t blocks = segments.count * pairs * 2;
   if (blocks == 0) return;
   const std::optional<Maps> maps = describe_inputs(segments, b);
+  const Tensor initial = as_pairs(ctx, b.forward.initial_states);
+  const Tensor dfinal = as_pairs(ctx, b.dfinal_states);
+  // Where runs are cut it has been written.
+  const bool copied = !at.ends && !in_pairs(b.dinitial_states, DType::f32);
+  const Tensor dinitial = copied ? ctx.empty(b.dinitial_states.shape()) : b.dinitial_states;
+  Inputs own = in;
+  own.initial = AnyView<4>(initial);
   cuda::dispatch_element(in.x.dtype, "[ssd_backward] x", [&](auto element) {
     using T = decltype(element);
     if constexpr (!std::is_same_v<T, float>) {
       const auto with = [&](auto kernel, int shared) {
         cuda::launch(ctx, "ssd_backward states", kernel, static_cast<unsigned>(blocks), kThreads,
-                     static_cast<std::size_t>(shared), in, AnyView<4>(b.dout),
+                     static_cast<std::size_t>(shared), own, AnyView<4>(b.dout),
                      Walk{.segments = segments,
                           .chunks = chunks,
                           .starts = at.starts ? at.starts.data<float>() : nullptr,
                           .ends = at.ends ? at.ends.data<float>() : nullptr,
                           .states = at.states.raw(),
                           .gradients = at.gradients.raw(),
-                          .dfinal = AnyView<4>(b.dfinal_states),
-                          .dinitial = AnyView<4>(b.dinitial_states)},
+                          .dfinal = AnyView<4>(dfinal),
+                          .dinitial = AnyView<4>(dinitial)},
                      maps.value_or(Maps{}));
       };
       const auto launch = [&](auto of_state) {
@@ -384,6 +395,7 @@ void warpgroup_states(Context& ctx, const Inputs& in, const Segments& segments, 
                        : launch(std::integral_constant<int, 128>());
     }
   });
+  if (copied) ctx.copy(dinitial, b.dinitial_states);
 }
 
 }  // namespace krait::ssd_detail
