@@ -5,6 +5,7 @@
 
 #include "ffi/model.h"
 #include "krait/core/error.h"
+#include "train/step_memory.h"
 
 namespace krait::ffi {
 namespace {
@@ -14,6 +15,11 @@ tvm::ffi::Array<StateRef> state_new(const ModelRef& model, std::int64_t count, c
   const DType kept_as = dtype_of(dtype).value_or(DType::f32);
   const Exclusive use(model);
   const std::shared_ptr<SharedStates> shared = model->states(kept_as);
+  // Memory comes state by state, and a system that has promised too much of it ends the process.
+  const std::size_t bytes = shared->pool->fixed_bytes();
+  if (!use.context().on_gpu() && static_cast<double>(count) * static_cast<double>(bytes) > machine_memory())
+    fail(ErrorKind::out_of_memory, "count of states is ", count, ": at ", bytes,
+         " bytes each they are more than the memory of this machine");
   tvm::ffi::Array<StateRef> states;
   for (std::int64_t i = 0; i < count; ++i)
     states.push_back(StateRef(tvm::ffi::make_object<StateObject>(model, shared, State(shared->pool))));

@@ -132,6 +132,9 @@ def test_refusals_leave_states_as_they_were(bundled: krait.LanguageModel, golden
         state.rollback(other.new_state())
     with pytest.raises(ValueError, match="count of states is -1"):
         bundled.new_states(-1)
+    if DEVICE == "cpu":
+        with pytest.raises(MemoryError, match="count of states is 1000000000000: at .* bytes each"):
+            bundled.new_states(10**12)
     assert state.to_bytes() == image
 
 
