@@ -21,7 +21,6 @@ constexpr std::int64_t kHeaddim = 64;
 constexpr std::int64_t kState = 128;
 
 struct Call {
-  std::int64_t batch = 1;
   std::int64_t length = 2048;
   DType dtype = DType::bf16;
   bool inside = false;     // inputs are columns of wider tensors
@@ -37,31 +36,23 @@ Tensor random(Context& ctx, Rng& rng, const Dims& shape, DType dtype, float low,
   const std::span<float> all = numbers.span<float>();
   for (std::size_t i = 0; i < all.size(); ++i)
     all[i] = i < kDrawn ? low + (high - low) * rng.uniform() : all[i - kDrawn];
-  const Tensor t = ctx.empty(shape, dtype);
-  ctx.copy(numbers.to(dtype), t);
-  return t;
+  return ctx.to_device(numbers.to(dtype));
 }
 
 void measure(Context& ctx, const Call& call) {
   Rng rng(1);
-  const std::int64_t B = call.batch;
   const std::int64_t L = call.length;
   const std::int64_t inner = kHeads * kHeaddim;
-  const Tensor convolved = random(ctx, rng, {B, L, inner + 2 * kState}, call.dtype, -1.0F, 1.0F);
-  const Tensor projected = random(ctx, rng, {B, L, call.inside ? 2 * inner + 2 * kState + kHeads : kHeads},
+  const Tensor convolved = random(ctx, rng, {1, L, inner + 2 * kState}, call.dtype, -1.0F, 1.0F);
+  const Tensor projected = random(ctx, rng, {1, L, call.inside ? 2 * inner + 2 * kState + kHeads : kHeads},
                                   call.dtype, -1.0F, 1.0F);
-  const auto own = [&](const Tensor& t) {
-    const Tensor copy = ctx.empty(t.shape(), t.dtype());
-    ctx.copy(t, copy);
-    return copy;
-  };
-  Tensor x = convolved.slice(2, 0, inner).view({B, L, kHeads, kHeaddim});
-  Tensor b = convolved.slice(2, inner, inner + kState).view({B, L, 1, kState});
-  Tensor c = convolved.slice(2, inner + kState, inner + 2 * kState).view({B, L, 1, kState});
+  Tensor x = convolved.slice(2, 0, inner).view({1, L, kHeads, kHeaddim});
+  Tensor b = convolved.slice(2, inner, inner + kState).view({1, L, 1, kState});
+  Tensor c = convolved.slice(2, inner + kState, inner + 2 * kState).view({1, L, 1, kState});
   if (!call.inside) {
-    x = own(x);
-    b = own(b);
-    c = own(c);
+    x = ctx.clone(x);
+    b = ctx.clone(b);
+    c = ctx.clone(c);
   }
   const Tensor dt = projected.slice(2, projected.size(2) - kHeads, projected.size(2));
   const Tensor bias = Tensor::empty({kHeads});
@@ -69,36 +60,33 @@ void measure(Context& ctx, const Call& call) {
     const float d = 0.001F * std::pow(100.0F, rng.uniform());
     v = call.slow ? d + std::log(-std::expm1(-d)) : 0.0F;
   }
-  const Tensor on_device = ctx.empty(bias.shape(), DType::f32);
-  ctx.copy(bias, on_device);
   SsdArgs args{.x = x,
                .dt = dt,
                .A = random(ctx, rng, {kHeads}, DType::f32, -16.0F, -1.0F),
                .B = b,
                .C = c,
                .D = random(ctx, rng, {kHeads}, DType::f32, 1.0F, 1.0F),
-               .dt_bias = on_device,
+               .dt_bias = ctx.to_device(bias),
                .dt_softplus = true};
   args.out = ctx.empty(x.shape(), call.dtype);
   if (call.states) {
-    args.initial_states = random(ctx, rng, {B, kHeads, kHeaddim, kState}, DType::f32, -1.0F, 1.0F);
+    args.initial_states = random(ctx, rng, {1, kHeads, kHeaddim, kState}, DType::f32, -1.0F, 1.0F);
     args.final_states = args.initial_states;
     args.return_final_states = true;
   }
   const Tensor other = ctx.empty({call.scattered ? 50'000'000 : 1});
   const auto once = [&] { ssd(ctx, args); };
-  double seconds = seconds_of_call(ctx, 5, 20, once);
-  if (call.scattered) {
-    const double both = seconds_of_call(ctx, 5, 20, [&] {
-      ctx.fill(other, 0.0);
-      once();
-    });
-    seconds = both - seconds_of_call(ctx, 5, 20, [&] { ctx.fill(other, 0.0); });
-  }
-  std::printf("ssd B%ld L%-6ld %-5s %s%s%s%s %8.1f us\n", static_cast<long>(B), static_cast<long>(L),
-              name_of(call.dtype).data(), call.inside ? "inside " : "own    ",
-              call.states ? "states " : "       ", call.slow ? "slow " : "fast ",
-              call.scattered ? "cold" : "warm", 1e6 * seconds);
+  const auto scatter = [&] {
+    if (call.scattered) ctx.fill(other, 0.0);
+  };
+  double seconds = seconds_of_call(ctx, 5, 20, [&] {
+    scatter();
+    once();
+  });
+  if (call.scattered) seconds -= seconds_of_call(ctx, 5, 20, scatter);
+  std::printf("ssd L%-6ld %-5s %s%s%s%s %8.1f us\n", static_cast<long>(L), name_of(call.dtype).data(),
+              call.inside ? "inside " : "own    ", call.states ? "states " : "       ",
+              call.slow ? "slow " : "fast ", call.scattered ? "cold" : "warm", 1e6 * seconds);
 }
 
 }  // namespace
