@@ -3,6 +3,8 @@
 // itself needs no barrier.
 #pragma once
 
+#include <cstdint>
+
 #include "core/cuda/gpu.h"
 
 namespace krait::cuda {
@@ -22,6 +24,15 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   else
     *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
 #endif
+}
+
+// A policy of the second-level cache, for what nobody will ask for again: it goes first.
+__device__ __forceinline__ std::uint64_t evict_first() {
+  std::uint64_t policy = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+#endif
+  return policy;
 }
 
 // Closes a group of copies, which may be empty.

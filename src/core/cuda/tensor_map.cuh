@@ -63,7 +63,7 @@ __device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorM
       "l"(&map), "r"(p), "r"(h), "r"(l), "r"(b), "r"(barrier)
       : "memory");
 }
-// The same with a policy of the second-level cache.
+// The same with a policy of the second-level cache (async_copy.cuh).
 __device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorMap& map, int p, int h, int l,
                                                 int b, unsigned barrier, std::uint64_t policy) {
   asm volatile(
@@ -71,12 +71,6 @@ __device__ __forceinline__ void copy_tile_async(unsigned shared, const CUtensorM
       "{%2, %3, %4, %5}], [%6], %7;\n" ::"r"(shared),
       "l"(&map), "r"(p), "r"(h), "r"(l), "r"(b), "r"(barrier), "l"(policy)
       : "memory");
-}
-// For what passes through the second-level cache once: it goes first.
-__device__ __forceinline__ std::uint64_t evict_first() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  return policy;
 }
 
 // Begins to write the tile at `shared` there; what lies outside of the tensor is left out. What threads have

@@ -8,6 +8,7 @@
 // (words.cuh) at the end of it.
 #pragma once
 
+#include "core/cuda/async_copy.cuh"
 #include "core/cuda/mbarrier.cuh"
 #include "core/cuda/overlap.cuh"
 #include "ops/decode_step/cuda/shared.cuh"
@@ -76,8 +77,7 @@ class Ring {
 class Producer {
  public:
   __device__ Producer(const Ring& ring, int in_flight)
-      : ring_(ring), in_flight_(static_cast<unsigned>(in_flight)) {
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(once_));
+      : ring_(ring), in_flight_(static_cast<unsigned>(in_flight)), once_(cuda::evict_first()) {
     asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;\n" : "=l"(plain_));
   }
 

@@ -35,13 +35,6 @@ __device__ __forceinline__ void copy_once(void* shared, const void* global, bool
                : "memory");
 #endif
 }
-__device__ __forceinline__ std::uint64_t evict_first() {
-  std::uint64_t policy = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-#endif
-  return policy;
-}
 
 // c (16 x 8) += x (16 x 16) weights^T (8 x 16).
 template <typename T>
@@ -77,7 +70,7 @@ __global__ void __launch_bounds__(kFewRowsThreads) few_rows(FewRowsWeights p, In
   const int groups = (count + kColumns - 1) / kColumns;
   const int mine = warp * p.steps * kFewRowsStep + t * 8;  // of `in`
 
-  const std::uint64_t policy = evict_first();
+  const std::uint64_t policy = cuda::evict_first();
   int next_step = 0;
   int next_row = g;
   const T* const from = static_cast<const T*>(p.data) + static_cast<std::int64_t>(first) * p.stride;
