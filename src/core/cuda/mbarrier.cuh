@@ -41,8 +41,14 @@ inline constexpr unsigned kArrivalsOfWarp = 32;
 #else
 inline constexpr unsigned kArrivalsOfWarp = 1;
 #endif
+constexpr unsigned arrivals_of(int warps) { return static_cast<unsigned>(warps) * kArrivalsOfWarp; }
 __device__ __forceinline__ bool arrives_for_warp(int lane) {
   return static_cast<unsigned>(lane) < kArrivalsOfWarp;
+}
+// The lanes come here, and the warp arrives.
+__device__ __forceinline__ void arrive_of_warp(unsigned barrier, int lane) {
+  __syncwarp();
+  arrive_if(arrives_for_warp(lane), barrier);
 }
 // Arrives, and announces bytes that copies will bring.
 __device__ __forceinline__ void arrive_expecting(unsigned barrier, unsigned bytes) {

@@ -13,32 +13,27 @@ namespace krait::scan {
 template <typename T>
 struct Raw {
   using Words = std::conditional_t<sizeof(T) == 4, uint4, uint2>;
-  alignas(16) std::uint32_t word[sizeof(T)];
+  alignas(16) std::conditional_t<sizeof(T) == 4, cuda::Bits<4>, cuda::NarrowBits<4>> bits;
 
   __device__ __forceinline__ void load(const char* from) {
-    *reinterpret_cast<Words*>(word) = *reinterpret_cast<const Words*>(from);
+    *reinterpret_cast<Words*>(bits.word) = *reinterpret_cast<const Words*>(from);
   }
   // Past the first-level cache.
   __device__ __forceinline__ void load_past_cache(const char* from) {
-    *reinterpret_cast<Words*>(word) = __ldcg(reinterpret_cast<const Words*>(from));
+    *reinterpret_cast<Words*>(bits.word) = __ldcg(reinterpret_cast<const Words*>(from));
   }
   __device__ __forceinline__ void store(char* to) const {
-    *reinterpret_cast<Words*>(to) = *reinterpret_cast<const Words*>(word);
+    *reinterpret_cast<Words*>(to) = *reinterpret_cast<const Words*>(bits.word);
   }
   __device__ __forceinline__ void to_floats(float (&to)[4]) const {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if constexpr (std::is_same_v<T, float>)
-        to[e] = __uint_as_float(word[e]);
-      else if constexpr (std::is_same_v<T, __nv_bfloat16>)
-        to[e] = __uint_as_float(e % 2 == 0 ? word[e / 2] << 16 : word[e / 2] & 0xffff0000U);
-      else
-        to[e] = cuda::float_of(word[e / 2] >> (e % 2 * 16) & 0xffffU, DType::f16);
-    }
+    if constexpr (sizeof(T) == 4)
+      bits.to_floats(DType::f32, to);
+    else
+      bits.template to_floats<T>(to);
   }
-  __device__ __forceinline__ void fill(std::uint32_t bits) {
+  __device__ __forceinline__ void fill(std::uint32_t value) {
 #pragma unroll
-    for (auto& w : word) w = bits;
+    for (auto& w : bits.word) w = value;
   }
 };
 

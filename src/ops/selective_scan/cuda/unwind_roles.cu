@@ -304,8 +304,7 @@ __global__ void __launch_bounds__(kThreads, 1) unwind_in_roles([[maybe_unused]] 
   auto* const ticket = reinterpret_cast<int*>(shared + kTicket);
   if (thread == 0) {
     const auto begin = [&](int barrier, int i, int warps) {
-      cuda::begin_barrier(address_of(shared + barrier + 8 * i),
-                          static_cast<unsigned>(warps) * cuda::kArrivalsOfWarp);
+      cuda::begin_barrier(address_of(shared + barrier + 8 * i), cuda::arrivals_of(warps));
     };
     for (int i = 0; i < kSubs * kGroups; ++i) {
       begin(kCellsThere, i, 1);

@@ -6,7 +6,6 @@
 #include "ops/ssd/kernels.h"
 
 namespace krait::ssd_detail {
-
 namespace {
 
 // On products of warpgroups. `longest`: chunks of a run.
@@ -16,9 +15,10 @@ void run_persistent(Context& ctx, const Problem& p, const Segments& chunks, std:
       choose_blocks(chunks.count, longest, chunks.runs, pairs, cuda::limits_of(ctx).multiprocessors);
   Problem own = p;
   own.initial_states = as_pairs(ctx, p.initial_states);
-  if (!in_pairs(p.final_states, DType::f32)) own.final_states = ctx.empty(p.final_states.shape());
+  const bool copied = !in_pairs(p.final_states, DType::f32);
+  if (copied) own.final_states = ctx.empty(p.final_states.shape());
   persistent_outputs(ctx, Inputs(own), chunks, blocks, own);
-  if (!in_pairs(p.final_states, DType::f32)) ctx.copy(own.final_states, p.final_states);
+  if (copied) ctx.copy(own.final_states, p.final_states);
   clear_padding(ctx, chunks, p.out);
 }
 

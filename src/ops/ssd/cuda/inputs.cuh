@@ -88,9 +88,6 @@ void pass_states(Context& ctx, const Inputs& in, const Segments& segments, const
 // gradient by the state after each. That by the state before a sequence is written to `initial` if present.
 void pass_gradients(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& decays,
                     const Tensor& final_gradient, const Tensor& initial_gradient, const Tensor& ends);
-// `states` where they are absent or in f32 and in pairs, else a copy that is.
-[[nodiscard]] Tensor as_pairs(Context& ctx, const Tensor& states);
-
 // Sets `t` (B, L, n, m) to 0 for padding tokens.
 void clear_padding(Context& ctx, const Segments& segments, const Tensor& t);
 
@@ -110,6 +107,8 @@ void chunked_ends(Context& ctx, const Inputs& in, const Segments& segments, cons
 void chunked_outputs(Context& ctx, const Inputs& in, const Segments& segments, const Tensor& starts,
                      const Problem& p);
 
+// `states` where they are absent or in f32 and in pairs, else a copy that is.
+[[nodiscard]] Tensor as_pairs(Context& ctx, const Tensor& states);
 // Outputs and states by blocks that stay, for what suits_warpgroups and has f32 states in pairs of columns.
 // `chunks`: runs cut into pieces of kChunk.
 void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, std::int64_t blocks,

@@ -15,6 +15,7 @@
 #include <optional>
 #include <type_traits>
 
+#include "ops/overlap.h"
 #include "ops/ssd/cuda/persistent_consumer.cuh"
 #include "ops/ssd/cuda/persistent_producer.cuh"
 
@@ -68,13 +69,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned* const number = reinterpret_cast<unsigned*>(memory + At::number);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
-      constexpr unsigned kOne = cuda::kArrivalsOfWarp;
-      cuda::begin_barrier(barriers.loaded(stage), kMaps ? 1 : kCopyingWarps * kOne);
-      cuda::begin_barrier(barriers.factored(stage), 2 * kOne);
-      cuda::begin_barrier(barriers.paired(stage), kWarps * kOne);
-      cuda::begin_barrier(barriers.empty(stage), 2 * kWarps * kOne);
-      cuda::begin_barrier(barriers.written(stage), 2 * kWarps * kOne);
-      cuda::begin_barrier(barriers.stored(stage), kMaps ? 1 : 2 * kWarps * kOne);
+      cuda::begin_barrier(barriers.loaded(stage), kMaps ? 1 : cuda::arrivals_of(kCopyingWarps));
+      cuda::begin_barrier(barriers.factored(stage), cuda::arrivals_of(2));
+      cuda::begin_barrier(barriers.paired(stage), cuda::arrivals_of(kWarps));
+      cuda::begin_barrier(barriers.empty(stage), cuda::arrivals_of(2 * kWarps));
+      cuda::begin_barrier(barriers.written(stage), cuda::arrivals_of(2 * kWarps));
+      cuda::begin_barrier(barriers.stored(stage), kMaps ? 1 : cuda::arrivals_of(2 * kWarps));
     }
     cuda::fence_barriers();
     // Blocks in the order in which they begin: those before one are running or done.
@@ -145,7 +145,7 @@ void persistent_outputs(Context& ctx, const Inputs& in, const Segments& chunks, 
   const Tensor flags = ctx.empty({blocks * 4 + 1}, DType::i32);
   ctx.fill(flags, 0.0);
   auto* const words = static_cast<unsigned*>(flags.raw());
-  const bool replaces = p.initial_states && p.final_states && p.initial_states.raw() == p.final_states.raw();
+  const bool replaces = same_view(p.final_states, p.initial_states);
   const Exchange exchange{.states = reinterpret_cast<float4*>(states.data<float>()),
                           .decays = decays.data<float>(),
                           .there = words,

@@ -155,12 +155,6 @@ struct TileOperand {
   }
 };
 
-// One arrival for a warp, whose threads have all come here.
-__device__ __forceinline__ void arrive_of_warp(unsigned barrier, int lane) {
-  __syncwarp();
-  cuda::arrive_if(cuda::arrives_for_warp(lane), barrier);
-}
-
 // Barriers, by address, of each stage: `loaded` by copies, `factored` and `paired` when factors and C B^T are
 // there (of C B^T there are two), `empty` when all that has been read, `written` when outputs are in the
 // place of x, and `stored` when they no longer are. Who waits for one does so in every chunk, or could not

@@ -204,11 +204,11 @@ struct Consumer {
   static __device__ __forceinline__ void write_outputs(const Place& at, Rows& rows) {
     cuda::fence_shared();  // what has been written is read by copies, or written by the next ones
     if constexpr (kMaps) {
-      arrive_of_warp(at.written, at.lane);
+      cuda::arrive_of_warp(at.written, at.lane);
     } else {
       sync_warpgroup(at.warpgroup);
       rows.write(at.x_tile, at.warp * 32 + at.lane);
-      arrive_of_warp(at.stored, at.lane);
+      cuda::arrive_of_warp(at.stored, at.lane);
     }
   }
 
@@ -422,11 +422,11 @@ struct Consumer {
       separate_chunk<kOutputs>(place, rows, skip, own, next);
     else
       masked_chunk<kOutputs>(place, rows, skip, own, next);
-    arrive_of_warp(barriers.empty(stage), place.lane);
+    cuda::arrive_of_warp(barriers.empty(stage), place.lane);
     if constexpr (kOutputs)
       round_state();
     else
-      arrive_of_warp(kMaps ? place.written : place.stored, place.lane);
+      cuda::arrive_of_warp(kMaps ? place.written : place.stored, place.lane);
   }
 
   __device__ __forceinline__ void run(const Inputs& in, const Segments& chunks, Parts<FirstChunk> parts,

@@ -150,7 +150,7 @@ __device__ __forceinline__ void copy_rows(const Inputs& in, const Segments& chun
       if (k >= kRunning) {
         cuda::wait_for_copies<kRunning>();
         cuda::fence_shared();
-        arrive_of_warp(barriers.loaded(stage_of(k - kRunning)), lane);
+        cuda::arrive_of_warp(barriers.loaded(stage_of(k - kRunning)), lane);
       }
       ++k;
     }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void copy_rows(const Inputs& in, const Segments& chun
   cuda::wait_for_copies<0>();
   cuda::fence_shared();
   for (unsigned last = k < kRunning ? 0 : k - kRunning; last < k; ++last)
-    arrive_of_warp(barriers.loaded(stage_of(last)), lane);
+    cuda::arrive_of_warp(barriers.loaded(stage_of(last)), lane);
 }
 
 // Sums over a chunk of what its tokens have: d and the exponent. `pending` as in Factors, before the chunk
@@ -311,7 +311,7 @@ __device__ __forceinline__ void prepare_factors(const Inputs& in, const Segments
     if (ahead[0].first) pending = 0.0F;
     if (k >= kStages) cuda::wait_for_phase(barriers.empty(stage_of(k)), phase_of(k) ^ 1U);
     compute_factors<T>(step, lane, pending, reinterpret_cast<Factors*>(factors)[stage_of(k) * 2 + which]);
-    arrive_of_warp(barriers.factored(stage_of(k)), lane);
+    cuda::arrive_of_warp(barriers.factored(stage_of(k)), lane);
   }
 }
 
@@ -331,7 +331,7 @@ __device__ __forceinline__ void multiply_pairs(Parts<FirstChunk> parts, unsigned
       const unsigned at = shared + static_cast<unsigned>(stage * At::stage);
       cuda::wait_for_phase(barriers.loaded(stage), phase_of(k));
       if (!part.outputs) {
-        arrive_of_warp(barriers.paired(stage), lane);
+        cuda::arrive_of_warp(barriers.paired(stage), lane);
         continue;
       }
       float pairs[kTokens / 8][4];
@@ -363,7 +363,7 @@ __device__ __forceinline__ void multiply_pairs(Parts<FirstChunk> parts, unsigned
         store_matrices<false>(to + Panel::offset(warp * 16 + lane % 16, 2 * j + lane / 16), v);
       }
       cuda::fence_shared();
-      arrive_of_warp(barriers.paired(stage), lane);
+      cuda::arrive_of_warp(barriers.paired(stage), lane);
     }
   }
 }

@@ -165,18 +165,18 @@ struct ChunkBarriers {
 
   // `copying`: threads that arrive when rows are there.
   __device__ void begin(unsigned copying) const {
-    constexpr unsigned kOne = cuda::kArrivalsOfWarp;
     cuda::begin_barrier(constants(), copying);
     for (int i = 0; i < kRowStages; ++i) {
       cuda::begin_barrier(rows_full(i), copying);
-      cuda::begin_barrier(rows_empty(i), 2 * kWarps * kOne);
+      cuda::begin_barrier(rows_empty(i), cuda::arrivals_of(2 * kWarps));
     }
     for (int i = 0; i < 2 * kStateStages; ++i) cuda::begin_barrier(states_full(i), 1);
-    for (int i = 0; i < kStateStages; ++i) cuda::begin_barrier(states_empty(i), (2 * kWarps + 1) * kOne);
+    for (int i = 0; i < kStateStages; ++i)
+      cuda::begin_barrier(states_empty(i), cuda::arrivals_of(2 * kWarps + 1));
     for (int i = 0; i < kHeadSlots; ++i) {
-      cuda::begin_barrier(steps(i), kOne);
-      cuda::begin_barrier(sums(i), 2 * kWarps * kOne);
-      cuda::begin_barrier(finished(i), kOne);
+      cuda::begin_barrier(steps(i), cuda::arrivals_of(1));
+      cuda::begin_barrier(sums(i), cuda::arrivals_of(2 * kWarps));
+      cuda::begin_barrier(finished(i), cuda::arrivals_of(1));
     }
     cuda::fence_barriers();
   }

@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int stage = 0; stage < kStages; ++stage) {
       cuda::begin_barrier(copied(stage), kMaps ? 1 : kCopying * 32);
       cuda::begin_barrier(used(stage), kSums);
-      cuda::begin_barrier(prepared(stage), 2 * cuda::kArrivalsOfWarp);
+      cuda::begin_barrier(prepared(stage), cuda::arrivals_of(2));
     }
     cuda::fence_barriers();
   }
